@@ -1,0 +1,14 @@
+"""forecache: skip network calls in diffusion and flow samplers by forecasting them from snapshots of earlier ones.
+
+Every forecast is a weighted sum of snapshots, ``v(t) = sum_j w_j(t) v_j`` with ``sum w = 1``; the weights are a pure
+function of the snapshot times and of the ``n x n`` Gram matrix of the snapshots.
+"""
+
+from .forecaster import Forecaster
+from .guidance import AdaptiveGuidance
+from .plan import Plan
+from .streams import Guided
+from .trace import Trace
+
+__version__ = "0.1.0"
+__all__ = ["AdaptiveGuidance", "Forecaster", "Guided", "Plan", "Trace", "__version__"]

@@ -1,0 +1,68 @@
+"""Forecast rules, one file each. A rule sees times and an ``n x n`` Gram matrix, never a tensor.
+
+To add one: subclass :class:`Rule`, define ``weights(times, target, gram)``, pass an instance as ``basis=``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..snapshots import Array
+from .chebyshev import Chebyshev
+from .dmd import DMD
+from .hermite import Hermite
+from .linear import Linear
+from .reuse import Reuse
+from .rule import Rule, Unfit
+from .taylor import Taylor
+
+NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev")
+
+
+def make_rule(basis: str | Any, span: tuple[float, float], order: int | None = None, sigma: float = 0.5) -> Rule:
+    """The rule behind a name (``auto``: guarded Lagrange of order <= 2), or any object with ``weights(...)``.
+
+    Args:
+        basis: one of :data:`NAMES` or an object.
+        span: time range of the sampler. order, sigma: of the polynomial rules (``None``: each rule's default).
+
+    Raises:
+        ValueError: an unknown name. TypeError: an object without ``weights``.
+    """
+    orders = {} if order is None else {"order": order}
+    makers: dict[str, Callable[[], Rule]] = {
+        "auto": lambda: Linear(2),
+        "reuse": Reuse,
+        "linear": lambda: Linear(**orders),
+        "taylor": lambda: Taylor(**orders),
+        "hermite": lambda: Hermite(**orders, sigma=sigma),
+        "dmd": DMD,
+        "chebyshev": lambda: Chebyshev(span=span),
+    }
+    if isinstance(basis, str):
+        if basis not in makers:
+            raise ValueError(f"basis must be one of {', '.join(NAMES)} or an object with weights(), got {basis!r}")
+        return makers[basis]()
+    if isinstance(basis, Rule):
+        return basis
+    if callable(getattr(basis, "weights", None)):
+        return _Foreign(basis)
+    raise TypeError(f"basis must be one of {', '.join(NAMES)} or an object with weights(), got {basis!r}")
+
+
+class _Foreign(Rule):
+    """An object that only has ``weights(times, target, gram)``, with this package's defaults around it."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.name = inner, type(inner).__name__
+
+    def weights(self, times: Array, target: float, gram: Array) -> Array:
+        w: Array = self.inner.weights(times, target, gram)
+        return w
+
+    def lower(self) -> Rule | None:
+        return Linear(1)
+
+
+__all__ = ["DMD", "NAMES", "Chebyshev", "Hermite", "Linear", "Reuse", "Rule", "Taylor", "Unfit", "make_rule"]

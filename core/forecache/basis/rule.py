@@ -1,0 +1,47 @@
+"""What a forecast rule is: a pure function of times and a Gram matrix that returns one weight per snapshot."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from ..snapshots import MAX_HISTORY, Array
+
+
+class Unfit(Exception):
+    """A rule has no forecast for this window; the message says why, and the trace keeps it."""
+
+
+class Rule:
+    """Base of the forecast rules. A subclass defines :meth:`weights` and overrides the defaults that do not fit."""
+
+    name: str = ""
+    window: int = MAX_HISTORY  #: most snapshots that it reads
+    floor: int = 1  #: fewest snapshots with which the rule is itself; a shorter ``history`` is refused
+    clock: ClassVar[Literal["time", "index"]] = "time"  #: "index" only for rules published on step indices
+    uses_gram: ClassVar[bool] = True  #: False: one weight vector serves every item of a batch
+
+    def weights(self, times: Array, target: float, gram: Array) -> Array:
+        """Weights ``w[n]`` of the forecast ``v(target) = sum_j w_j v_j``.
+
+        Args:
+            times: ``[n]``, strictly monotonic, oldest first, ``1 <= n <= window``.
+            target: time of the forecast, past ``times[-1]`` in the run's direction.
+            gram: ``G[j, k] = <v_j, v_k>``, float64 ``[n, n]``.
+
+        Raises:
+            Unfit: the window does not support this rule; :meth:`lower` is asked instead.
+        """
+        raise Unfit(f"{type(self).__name__} defines no weights()")
+
+    def lower(self) -> Rule | None:
+        """The rule to fall back to; ``None``: blend toward reuse until the guard is met."""
+        return None
+
+
+def newest(n: int) -> Array:
+    """Unit vector of the newest snapshot: the weights of reuse."""
+    e = np.zeros(n)
+    e[-1] = 1
+    return e

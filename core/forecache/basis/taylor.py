@@ -1,0 +1,58 @@
+"""TaylorSeer (arXiv:2503.06923): backward differences with Taylor weights, on the step index.
+
+Published recursion, reproduced on purpose: ``D_0 = v`` and, at each anchor, ``D_{i+1} = (D_i(new) - D_i(old)) / gap``
+with ``gap`` the newest anchor distance for every order. It is not Newton's form: on ``t^2`` with unit spacing it
+forecasts 35 for 36. :class:`~forecache.basis.linear.Linear` is the exact one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..snapshots import MAX_HISTORY, Array
+from .linear import Linear
+from .rule import Rule
+
+
+def backward_differences(times: Array, order: int) -> list[Array]:
+    """``[D_0, D_1, ...]`` of the published recursion at the newest anchor, each as weights on the snapshots."""
+    n = len(times)
+    previous: list[Array] = []
+    for m in range(n):
+        current: list[Array] = [np.eye(n)[m]]
+        for old in previous[:order]:
+            current.append((current[-1] - old) / (times[m] - times[m - 1]))
+        previous = current
+    return previous
+
+
+@dataclass(frozen=True)
+class Taylor(Rule):
+    """``v(k) = sum_{i <= order} D_i k^i / i!``, k steps after the newest anchor."""
+
+    order: int = 2
+    clock = "index"
+    uses_gram = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.order < MAX_HISTORY:
+            raise ValueError(f"order must be 1..{MAX_HISTORY - 1}, got {self.order}")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"taylor{self.order}"
+
+    @property
+    def window(self) -> int:  # type: ignore[override]
+        return self.order + 1
+
+    def weights(self, times: Array, target: float, gram: Array) -> Array:
+        k = target - times[-1]
+        terms = backward_differences(times, self.order)
+        return np.asarray(sum(d * k**i / math.factorial(i) for i, d in enumerate(terms)))
+
+    def lower(self) -> Rule | None:
+        return Taylor(self.order - 1) if self.order > 1 else Linear(1)

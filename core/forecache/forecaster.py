@@ -1,0 +1,230 @@
+"""The object that a sampler holds for one run: which steps call the network, and what serves the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import schedule, tree
+from .basis import Rule, make_rule
+from .plan import Plan
+from .select import GUARD
+from .snapshots import MAX_HISTORY, Array
+from .streams import Stream
+from .trace import Step, Trace
+
+
+class Forecaster:
+    """Skip network calls in one sampling run.
+
+    ::
+
+        cache = Forecaster(basis="dmd", times=grid, interval=5, warmup=4, history=6)
+        for i in range(len(grid) - 1):
+            v = cache.step(i, lambda: model(x, grid[i], cond))
+            x = scheduler.step(v, grid[i], x)
+
+    Args:
+        basis: "auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", or an object with
+            ``weights(times, target, gram)``. "auto": Lagrange of order <= 2 in true time under the guard, spread evenly.
+        times: the N + 1 times (t or sigma) that the sampler visits, in order. steps: short for ``range(N + 1)``.
+        interval, warmup, end: HiCache's schedule (compute the first ``warmup`` steps, every ``interval``-th, and all
+            from ``end`` on). With "auto" they set the budget only, which is then spread evenly.
+        calls: an exact number of network calls, spread evenly; instead of ``interval``.
+        computed: the computed steps themselves; instead of both. plan: a :class:`Plan` or its file; instead of all.
+        history: snapshots kept per stream, at most 8.
+        batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
+        order, sigma: of the polynomial rules. guard: largest ``||w||_1`` served (``math.inf``: none).
+        made_for: what this run is (model hash, guidance, ...), compared with a plan's key.
+
+    Raises:
+        ValueError: an argument out of its range or in conflict with another; a plan made for something else.
+    """
+
+    def __init__(
+        self,
+        basis: str | Any = "auto",
+        *,
+        times: Sequence[float] | None = None,
+        steps: int | None = None,
+        interval: int | None = None,
+        warmup: int | None = None,
+        end: int | None = None,
+        calls: int | None = None,
+        computed: Sequence[int] | None = None,
+        plan: Plan | str | Path | None = None,
+        history: int = 6,
+        batch_dim: int | None = 0,
+        order: int | None = None,
+        sigma: float = 0.5,
+        guard: float = GUARD,
+        made_for: Mapping[str, Any] | None = None,
+    ) -> None:
+        if (times is None) == (steps is None):
+            raise ValueError("give either times (N + 1 grid times) or steps (N), not both and not neither")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be >= 1, got {steps}")
+        self.times = tuple(float(t) for t in (times if times is not None else range((steps or 0) + 1)))
+        self.effective = schedule.effective_steps(self.times)
+        if not guard >= 1:
+            raise ValueError(f"guard must be >= 1 (the norm of reuse), got {guard}")
+        if not 1 <= history <= MAX_HISTORY:
+            raise ValueError(f"history must be 1..{MAX_HISTORY}, got {history}")
+        if isinstance(plan, (str, Path)):
+            plan = Plan.load(plan)
+        if plan is not None:
+            plan.check(self.times, dict(made_for or {}))
+        self.rule = make_rule(basis, (self.times[0], self.times[-1]), order, sigma)
+        if history < self.rule.floor:
+            raise ValueError(f"history must be >= {self.rule.floor} for basis {self.rule.name!r}, got {history}")
+        self.computed = _schedule(basis, self.effective, interval, warmup, end, calls, computed, plan)
+        rule = self.rule if plan is None else _Planned(plan, self.times, self.rule)
+        self._stream = lambda: Stream(rule, history, batch_dim, guard)
+        self.reset()
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+    def step(self, i: int, compute: Callable[[], Any]) -> Any:
+        """The value of step ``i``: ``compute()`` where the schedule asks for it, a forecast elsewhere.
+
+        ``compute`` returns a tensor, a structure of tensors, or ``Guided(cond, uncond)``; each leaf is a stream.
+        A computed value is handed back untouched.
+        """
+        if not self.needs_compute(i):
+            return self.forecast(i)
+        value = compute()
+        self.observe(i, value)
+        return value
+
+    def needs_compute(self, i: int) -> bool:
+        """Whether step ``i`` calls the network. The first step asked for always does: there is nothing to reuse."""
+        self._check(i)
+        return not self._streams or i in self._wanted
+
+    def observe(self, i: int, value: Any) -> None:
+        """Take the computed value of step ``i``.
+
+        Raises:
+            ValueError: steps out of order; another structure, shape, dtype or device than before; NaN or infinity.
+                Nothing of the run's state changes then.
+        """
+        self._check(i)
+        leaves, structure = tree.flatten(value)
+        if self._structure is not None and not tree.same(structure, self._structure):
+            raise ValueError(
+                f"value changed its structure within a run: {self._structure[1]} before, {structure[1]} now; call reset()"
+            )
+        streams = self._streams or {name: self._stream() for name in leaves}
+        rows = {name: streams[name].snapshots.products(leaf, name) for name, leaf in leaves.items()}
+        error, skill = {}, {}  # every leaf was checked above, before any is stored
+        for name, leaf in leaves.items():
+            audit = streams[name].observe(i, self.times[i], leaf, rows[name])
+            if audit is not None:
+                error[name], skill[name] = float(audit.error.max()), float(audit.skill.max())
+        self._streams, self._structure, self._last = streams, structure, i
+        self.trace.steps.append(Step(i, self.times[i], "computed", forward_error=error, skill=skill))
+
+    def forecast(self, i: int) -> Any:
+        """The forecast of step ``i``.
+
+        Raises:
+            RuntimeError: nothing was computed yet. ValueError: steps out of order.
+        """
+        self._check(i)
+        if not self._streams or self._structure is None:
+            raise RuntimeError(f"forecast of step {i} before any snapshot: observe() a computed value first")
+        if i not in self._moving:
+            leaves = {name: stream.reuse() for name, stream in self._streams.items()}
+            entry = Step(i, self.times[i], "still")
+        else:
+            leaves, rules, fallbacks = {}, {}, {}
+            for name, stream in self._streams.items():
+                leaves[name], served = stream.forecast(i, self.times[i])
+                rules[name] = "/".join(dict.fromkeys(s.rule for s in served))
+                reasons = list(dict.fromkeys(reason for s in served for reason in s.fallbacks))
+                if reasons:
+                    fallbacks[name] = reasons
+            entry = Step(i, self.times[i], "forecast", rules=rules, fallbacks=fallbacks)
+        self._last = i
+        self.trace.steps.append(entry)
+        return tree.unflatten(leaves, self._structure)
+
+    def _check(self, i: int) -> None:
+        if not 0 <= i < len(self.times) - 1:
+            raise ValueError(f"step must be 0..{len(self.times) - 2}, got {i}")
+        if self._last is not None and i != self._last + 1:
+            raise ValueError(f"steps out of order: step {i} after step {self._last}; call reset() to start a new run")
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+    def reset(self) -> None:
+        """Start a new run: no snapshot, an empty trace. The last run's trace object stays with whoever holds it."""
+        self.close()
+        self.trace = Trace()
+
+    def close(self) -> None:
+        """Free every snapshot. The trace stays."""
+        self._streams: dict[str, Stream] = {}
+        self._structure: tree.Structure | None = None
+        self._last: int | None = None
+        self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
+
+    def __enter__(self) -> Forecaster:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of snapshots held now."""
+        return sum(stream.snapshots.nbytes for stream in self._streams.values())
+
+
+class _Planned(Rule):
+    """A plan's weights where it has them, the calibration-free rule elsewhere."""
+
+    name = "plan"
+    uses_gram = True
+
+    def __init__(self, plan: Plan, times: Sequence[float], otherwise: Rule) -> None:
+        self._otherwise = otherwise
+        self._weights = {times[step]: np.array(w) for step, w in plan.weights.items()}
+
+    def weights(self, times: Array, target: float, gram: Array) -> Array:
+        w = self._weights.get(target)
+        if w is None:
+            return self._otherwise.weights(times, target, gram)
+        return np.concatenate([np.zeros(len(times) - len(w)), w])
+
+    def lower(self) -> Rule | None:
+        return self._otherwise.lower()
+
+
+def _schedule(
+    basis: str | Any,
+    effective: tuple[int, ...],
+    interval: int | None,
+    warmup: int | None,
+    end: int | None,
+    calls: int | None,
+    computed: Sequence[int] | None,
+    plan: Plan | None,
+) -> tuple[int, ...]:
+    given = {"interval": interval, "calls": calls, "computed": computed, "plan": plan}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise ValueError(f"give one of interval, calls, computed, plan; got {' and '.join(named)}")
+    if interval is None and (warmup is not None or end is not None) and named:
+        raise ValueError(f"warmup and end belong to interval, not to {named[0]}")
+    if plan is not None:
+        return schedule.check(plan.computed, effective)
+    if computed is not None:
+        return schedule.check(computed, effective)
+    if calls is not None:
+        return schedule.even(effective, calls)
+    fixed = schedule.fixed_interval(
+        effective, 4 if interval is None else interval, 2 if warmup is None else warmup, end
+    )
+    return schedule.even(effective, len(fixed)) if isinstance(basis, str) and basis == "auto" and effective else fixed

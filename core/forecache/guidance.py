@@ -1,0 +1,117 @@
+"""Adaptive guidance: drop the unconditional call while the guidance difference can be forecast (arXiv:2312.12487)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import tree
+from .basis import Linear
+from .schedule import effective_steps
+from .streams import Stream
+
+
+class AdaptiveGuidance:
+    """Decides per step whether the unconditional branch is called, and forecasts it where it is not.
+
+    With ``d = c - u`` and ``v = c + s d`` the unconditional call may be dropped once its own forward error is small,
+    ``s ||d - d^|| / ||v|| <= tolerance`` for every item and leaf at the last step where both branches ran. The
+    published test, ``cos(c, u) >= cosine``, ignores s (cos = .94 still allows ``||d|| = .34 ||c||``) and is used only if
+    asked for. The first ``warmup`` and the last effective step always call both branches; so does every
+    ``refresh``-th step after a full one, because an error test that is never repeated cannot fail.
+
+    ::
+
+        if guidance.needs_uncond(i):
+            c, u = model(x, cond), model(x, uncond)
+            guidance.observe(i, c, u)
+        else:
+            c = model(x, cond)
+            u = guidance.uncond(i, c)
+
+    Args:
+        times: the N + 1 grid times. scale: ``s`` in ``v = c + s (c - u)``.
+        tolerance: of the error test. cosine: threshold of the published test, replaces the error test.
+        batch_dim: axis of independent items; all must pass.
+
+    Raises:
+        ValueError: an argument out of range. RuntimeError: :meth:`uncond` before two full steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        times: Any,
+        scale: float,
+        tolerance: float = 0.02,
+        cosine: float | None = None,
+        warmup: int = 2,
+        refresh: int = 4,
+        batch_dim: int | None = 0,
+    ) -> None:
+        if not tolerance > 0:
+            raise ValueError(f"tolerance must be > 0, got {tolerance}")
+        if cosine is not None and not 0 <= cosine <= 1:
+            raise ValueError(f"cosine must lie in [0, 1], got {cosine}")
+        if warmup < 2 or refresh < 1:
+            raise ValueError(f"warmup must be >= 2 and refresh >= 1, got {warmup} and {refresh}")
+        self.times = tuple(float(t) for t in times)
+        self._last_effective = max(effective_steps(self.times), default=0)
+        self.scale, self.tolerance, self.cosine = float(scale), tolerance, cosine
+        self.warmup, self.refresh, self.batch_dim = warmup, refresh, batch_dim
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new run."""
+        self.saved = 0  #: unconditional calls dropped
+        self.errors: list[tuple[int, float]] = []  #: (step, largest relative forward error of the guidance term)
+        self._streams: dict[str, Stream] = {}
+        self._seen: list[int] = []
+        self._agrees = False
+
+    def needs_uncond(self, i: int) -> bool:
+        """Whether step ``i`` calls the unconditional branch."""
+        return (
+            len(self._seen) < self.warmup
+            or i >= self._last_effective
+            or i - self._seen[-1] > self.refresh
+            or not self._agrees
+        )
+
+    def observe(self, i: int, cond: Any, uncond: Any) -> None:
+        """Both branches of step ``i``: score the forecast of ``d``, then keep it."""
+        conds, structure = tree.flatten(cond)
+        unconds, other = tree.flatten(uncond)
+        if not tree.same(structure, other):
+            raise ValueError(f"branches differ in structure: cond {structure[1]}, uncond {other[1]}")
+        worst, lowest = 0.0, 1.0
+        for name, c in conds.items():
+            d = c - unconds[name]
+            stream = self._streams.setdefault(name, Stream(Linear(1), 2, self.batch_dim, 4.0))
+            row = stream.snapshots.products(d, name)
+            audit = stream.observe(i, self.times[i], d, row)
+            one = type(stream.snapshots)(2, self.batch_dim)  # products of c, u and v = c + s d, per item
+            one.push(0.0, c)
+            with_u = one.products(unconds[name])
+            cc, cu, uu = one.gram[:, 0, 0], with_u[:, 0], with_u[:, 1]
+            s = self.scale
+            size = np.sqrt(np.maximum((1 + s) ** 2 * cc - 2 * s * (1 + s) * cu + s * s * uu, 1e-300))
+            if audit is not None:
+                worst = max(worst, float((s * audit.error * np.sqrt(row[:, -1]) / size).max()))
+            else:
+                worst = float("inf")
+            lowest = min(lowest, float((cu / np.sqrt(np.maximum(cc * uu, 1e-300))).min()))
+        self._agrees = worst <= self.tolerance if self.cosine is None else lowest >= self.cosine
+        self._seen.append(i)
+        self.errors.append((i, worst))
+
+    def uncond(self, i: int, cond: Any) -> Any:
+        """``u^ = c - d^`` for step ``i``."""
+        if len(self._seen) < 2:
+            raise RuntimeError(f"uncond of step {i} before two full steps: observe() both branches first")
+        conds, structure = tree.flatten(cond)
+        self.saved += 1
+        return tree.unflatten(
+            {name: c - self._streams[name].forecast(i, self.times[i])[0] for name, c in conds.items()}, structure
+        )

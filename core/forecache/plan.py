@@ -1,0 +1,101 @@
+"""A plan: which steps compute, which weights serve the others, and what it was made for. A small JSON file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Schedule and weights for one model and grid.
+
+    Attributes:
+        times: the N + 1 times of the grid it belongs to.
+        computed: steps that call the network.
+        weights: per skipped step, the weights of the newest snapshots, oldest first; they sum to 1. A step without an
+            entry is served by the forecaster's calibration-free rule.
+        made_for: the key (model hash, guidance scale, stage, dtype, ...): every entry must match where it is used.
+
+    Raises:
+        ValueError: on creation, if the schedule is unsorted or outside the grid, or weights do not sum to 1.
+    """
+
+    times: tuple[float, ...]
+    computed: tuple[int, ...]
+    weights: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    made_for: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        steps = len(self.times) - 1
+        if steps < 1 or not all(math.isfinite(t) for t in self.times):
+            raise ValueError(f"plan: times must be at least two finite numbers, got {list(self.times)}")
+        if not self.computed or list(self.computed) != sorted(set(self.computed)):
+            raise ValueError(f"plan: computed must be strictly increasing steps, got {list(self.computed)}")
+        if self.computed[0] < 0 or self.computed[-1] >= steps:
+            raise ValueError(f"plan: computed must lie in 0..{steps - 1}, got {list(self.computed)}")
+        for step, w in self.weights.items():
+            if step in self.computed or not self.computed[0] < step < steps:
+                raise ValueError(f"plan: weights for step {step}, which is not a skipped step")
+            if not w or not all(map(math.isfinite, w)) or abs(sum(w) - 1) > 1e-6:
+                raise ValueError(f"plan: weights of step {step} must be finite and sum to 1, got {list(w)}")
+            if len(w) > sum(i < step for i in self.computed):
+                raise ValueError(f"plan: step {step} has {len(w)} weights but fewer snapshots before it")
+
+    def check(self, times: tuple[float, ...], made_for: Mapping[str, Any]) -> None:
+        """Refuse a run that the plan was not made for.
+
+        Raises:
+            ValueError: names every difference.
+        """
+        differences = []
+        if len(times) != len(self.times):
+            differences.append(f"steps: plan {len(self.times) - 1}, run {len(times) - 1}")
+        elif any(abs(a - b) > 1e-5 * abs(times[-1] - times[0]) for a, b in zip(times, self.times, strict=True)):
+            differences.append("times: another grid of as many steps (shift or rescale differs)")
+        for key in sorted({*self.made_for, *made_for}):
+            mine, theirs = self.made_for.get(key), made_for.get(key)
+            if mine != theirs:
+                differences.append(f"{key}: plan {mine!r}, run {theirs!r}")
+        if differences:
+            raise ValueError("plan was made for something else: " + "; ".join(differences))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON atomically: the file is either the old plan or the new one."""
+        target = Path(path)
+        body = {"forecache_plan": VERSION, **asdict(self)}
+        body["weights"] = {str(k): list(v) for k, v in self.weights.items()}
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".partial", delete=False) as handle:
+            json.dump(body, handle, indent=1)
+        os.replace(handle.name, target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan.
+
+        Raises:
+            ValueError: not a plan, another version, or contents that a plan cannot have. OSError: unreadable.
+        """
+        try:
+            body = json.loads(Path(path).read_text(encoding="utf-8"))
+            version = body.pop("forecache_plan")
+            if version != VERSION:
+                raise ValueError(f"version {version!r}, this release reads {VERSION}")
+            return cls(
+                times=tuple(map(float, body["times"])),
+                computed=tuple(map(int, body["computed"])),
+                weights={int(k): tuple(map(float, v)) for k, v in body["weights"].items()},
+                made_for=dict(body["made_for"]),
+                statistics=dict(body["statistics"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"plan: {path} is not a plan: {error}") from error

@@ -1,0 +1,100 @@
+"""Which steps call the network. Pure functions from a number of steps to a sorted tuple of computed steps.
+
+``effective`` are the steps that move the state (``t_{i+1} != t_i``), in order; the others are never computed. The last
+effective step is always computed: nothing after it can repair it, and on shifted grids it is the longest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def effective_steps(times: Sequence[float]) -> tuple[int, ...]:
+    """Steps i with ``times[i + 1] != times[i]``.
+
+    Raises:
+        ValueError: fewer than two times, a time that is not finite, or times that turn back.
+    """
+    values = [float(t) for t in times]
+    if len(values) < 2:
+        raise ValueError(f"times must hold the N + 1 >= 2 times of N steps, got {len(values)}")
+    moves = [b - a for a, b in zip(values, values[1:], strict=False)]
+    if not all(abs(t) < float("inf") for t in values):  # NaN fails the comparison too
+        raise ValueError(f"times must be finite, got {values}")
+    if min(moves) < 0 < max(moves):
+        raise ValueError(f"times must rise or fall, got {values}")
+    return tuple(i for i, move in enumerate(moves) if move != 0)
+
+
+def fixed_interval(effective: Sequence[int], interval: int, warmup: int = 2, end: int | None = None) -> tuple[int, ...]:
+    """HiCache's schedule: the first ``warmup`` steps, then every ``interval``-th, all from step ``end`` on, the last.
+
+    Raises:
+        ValueError: ``interval < 1`` or ``warmup < 0``.
+    """
+    if interval < 1:
+        raise ValueError(f"interval must be >= 1, got {interval}")
+    if warmup < 0:
+        raise ValueError(f"warmup must be >= 0, got {warmup}")
+    computed: list[int] = []
+    skipped = 0
+    for i in effective:
+        if not computed or i < warmup or skipped >= interval - 1 or (end is not None and i >= end) or i == effective[-1]:
+            computed.append(i)
+            skipped = 0
+        else:
+            skipped += 1
+    return tuple(computed)
+
+
+def even(effective: Sequence[int], calls: int) -> tuple[int, ...]:
+    """An exact budget spread evenly: first and last effective step computed, gaps differing by at most one.
+
+    Raises:
+        ValueError: ``calls`` outside ``1 .. len(effective)``. One call computes the first step alone.
+    """
+    n = len(effective)
+    if not 1 <= calls <= max(n, 1):
+        raise ValueError(f"calls must be 1..{n} (the steps that move the state), got {calls}")
+    if calls == 1 or n <= 1:
+        return tuple(effective[:1])
+    return tuple(effective[(k * (n - 1) * 2 + calls - 1) // (2 * (calls - 1))] for k in range(calls))
+
+
+def ramp(effective: Sequence[int], warmup: int = 5, start: float = 2.0, growth: float = 0.75) -> tuple[int, ...]:
+    """Spectrum's growing interval (arXiv:2603.01623): the first ``warmup`` steps, then a gap that grows by ``growth``
+    at every computation, and the last effective step.
+
+    Raises:
+        ValueError: ``warmup < 1``, ``start < 1`` or ``growth < 0``.
+    """
+    if warmup < 1 or start < 1 or growth < 0:
+        raise ValueError(f"ramp needs warmup >= 1, start >= 1, growth >= 0, got {warmup}, {start}, {growth}")
+    computed: list[int] = []
+    gap, skipped = start, 0
+    for k, i in enumerate(effective):
+        if k < warmup or (skipped + 1) % int(gap) == 0 or i == effective[-1]:
+            if k >= warmup:
+                gap += growth
+            computed.append(i)
+            skipped = 0
+        else:
+            skipped += 1
+    return tuple(computed)
+
+
+def check(computed: Sequence[int], effective: Sequence[int]) -> tuple[int, ...]:
+    """A given list of computed steps, checked against the grid.
+
+    Raises:
+        ValueError: not sorted, not among the effective steps, or without the first one.
+    """
+    steps = tuple(int(i) for i in computed)
+    if list(steps) != sorted(set(steps)):
+        raise ValueError(f"schedule must be strictly increasing steps, got {list(computed)}")
+    if not steps or not effective or steps[0] != effective[0]:
+        raise ValueError(f"schedule must compute the first effective step ({list(effective[:1])}), got {list(computed)}")
+    foreign = sorted(set(steps) - set(effective))
+    if foreign:
+        raise ValueError(f"schedule holds steps {foreign} that are not effective steps of the {len(effective)}-step grid")
+    return steps

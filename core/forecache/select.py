@@ -1,0 +1,66 @@
+"""Serving a forecast safely: the guard, the fall-back chain, and the blend toward reuse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .basis import Rule, Unfit
+from .basis.rule import newest
+from .snapshots import Array
+
+GUARD = 4.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """Weights ``[n]`` over the window, the rule that gave them and why better ones were passed over."""
+
+    weights: Array
+    rule: str
+    fallbacks: tuple[str, ...] = ()
+
+
+def serve(rule: Rule, times: Array, target: float, gram: Array, guard: float = GUARD) -> Served:
+    """Ask ``rule``, then its lower rules, for weights that are finite and meet ``||w||_1 <= guard``.
+
+    ``||w||_1`` is the Lebesgue constant: noise eps in the snapshots reaches the forecast as at most ``||w||_1 eps``.
+    At the end of the chain the weights are blended toward reuse, ``w <- e_n + s (w - e_n)`` with the largest s in
+    [0, 1] that meets the guard; the sum is preserved. Every step down is named in the result, none is silent.
+    """
+    fallbacks: list[str] = []
+    reuse = newest(len(times))
+    current: Rule | None = rule
+    while current is not None:
+        n = min(current.window, len(times))
+        w = np.zeros(len(times))
+        lower = current.lower()
+        try:
+            w[-n:] = current.weights(times[-n:], target, gram[-n:, -n:])
+        except (Unfit, np.linalg.LinAlgError) as error:
+            fallbacks.append(f"{current.name}: {error}")
+            current = lower
+            continue
+        size = float(np.abs(w).sum())
+        if not np.isfinite(w).all():
+            fallbacks.append(f"{current.name}: weights are not finite")
+        elif size <= guard:
+            return Served(w, current.name, tuple(fallbacks))
+        elif lower is None:
+            s = _blend(w, reuse, guard)
+            fallbacks.append(f"{current.name}: |w|_1 = {size:.3g} > {guard:g}, blended toward reuse by {1 - s:.3g}")
+            return Served(reuse + s * (w - reuse), current.name, tuple(fallbacks))
+        else:
+            fallbacks.append(f"{current.name}: |w|_1 = {size:.3g} > {guard:g}")
+        current = lower
+    return Served(reuse, "reuse", tuple(fallbacks))
+
+
+def _blend(w: Array, reuse: Array, guard: float) -> float:
+    """Largest ``s`` with ``||reuse + s (w - reuse)||_1 <= guard``; the norm is convex in s and 1 at s = 0."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        s = (low + high) / 2
+        low, high = (s, high) if float(np.abs(reuse + s * (w - reuse)).sum()) <= guard else (low, s)
+    return low

@@ -1,0 +1,191 @@
+"""The window of snapshots: one buffer, one Gram matrix, one weighted sum.
+
+This is the only module that touches large tensors: once when a snapshot arrives (its dot products with the window) and
+once when a forecast is served (the weighted sum). Everything else in the core is arithmetic on ``n <= 8`` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[np.float64]
+
+CHUNK = 1 << 16  # values per item and pass: the float64 copy of one chunk of the window stays in a CPU's cache
+MAX_HISTORY = 8
+
+
+def products(window: torch.Tensor, value: torch.Tensor) -> Array:
+    """Dot products of ``value`` with the rows of ``window``, and with itself last.
+
+    Args:
+        window: ``[items, n, d]``; value: ``[items, d]``, same dtype and device.
+
+    Returns:
+        float64 ``[items, n + 1]``. Products are accumulated in float64 (float32 on a device without it, MPS), since the
+        small differences between snapshots must survive the subtraction of large entries; chunked, so that no float64
+        copy of the window is made; one device-to-host copy.
+    """
+    exact = torch.float32 if value.device.type == "mps" else torch.float64
+    chunk = CHUNK if value.device.type == "cpu" else CHUNK * 16
+    parts = []
+    with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
+        for start in range(0, max(value.shape[1], 1), chunk):
+            new = value[:, start : start + chunk].to(exact)
+            old = window[:, :, start : start + chunk].to(exact)
+            against = torch.bmm(old, new[:, :, None])[:, :, 0]
+            parts.append(torch.cat((against, (new * new).sum(1, keepdim=True)), 1))
+        rows: Array = torch.stack(parts).cpu().double().sum(0).numpy()
+    return rows
+
+
+class Snapshots:
+    """Ring buffer of the last ``capacity`` values of one stream with their times and float64 Gram matrices.
+
+    A value is split into independent items along ``batch_dim`` (``None``, and every 0-d or 1-d tensor: one item); each
+    item has its own Gram matrix ``G[j, k] = <v_j, v_k>``, oldest snapshot first. Values are copied in their own dtype,
+    because compiled and graph-captured networks reuse their output buffers. State: ``capacity`` snapshots.
+
+    Raises:
+        ValueError: ``capacity`` outside 1..8; a value whose shape, dtype or device is not the first one's, that is
+            not a floating-point tensor, or that is not finite; a time that does not move on in the run's direction.
+        RuntimeError: :meth:`combine` on an empty window.
+    """
+
+    def __init__(self, capacity: int, batch_dim: int | None = 0) -> None:
+        if not 1 <= capacity <= MAX_HISTORY:
+            raise ValueError(f"history must be 1..{MAX_HISTORY} snapshots, got {capacity}")
+        self.capacity, self.batch_dim = capacity, batch_dim
+        self.clear()
+
+    def clear(self) -> None:
+        """Free every snapshot; the next value may have another shape."""
+        self.times: list[float] = []
+        self.gram: Array = np.zeros((1, 0, 0))
+        self._slots: list[int] = []  # buffer row of each snapshot, oldest first
+        self._buffer: torch.Tensor | None = None
+        self._like: tuple[torch.Size, torch.dtype, torch.device] | None = None
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def items(self) -> int:
+        return len(self.gram)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor state."""
+        return 0 if self._buffer is None else self._buffer.numel() * self._buffer.element_size()
+
+    def _rows(self, value: torch.Tensor) -> torch.Tensor:
+        """``value`` as ``[items, d]``, checked against the first value."""
+        self.accept(value)
+        value = value.detach()
+        if self.batch_dim is None or value.ndim <= 1:
+            return value.reshape(1, -1)
+        return value.movedim(self.batch_dim, 0).reshape(value.shape[self.batch_dim], -1)
+
+    def accept(self, value: torch.Tensor, name: str = "value") -> None:
+        """Refuse a value that :meth:`push` would refuse for its form, changing nothing."""
+        if self._like is None:
+            if not value.is_floating_point() or value.numel() == 0:
+                raise ValueError(
+                    f"{name} must be a non-empty floating-point tensor, got {value.dtype} {tuple(value.shape)}"
+                )
+            if value.ndim > 1 and self.batch_dim is not None and not -value.ndim <= self.batch_dim < value.ndim:
+                raise ValueError(f"batch_dim must be an axis of shape {tuple(value.shape)}, got {self.batch_dim}")
+            return
+        for what, was, now in zip(
+            ("shape", "dtype", "device"), self._like, (value.shape, value.dtype, value.device), strict=True
+        ):
+            if was != now:
+                raise ValueError(f"{name} changed its {what} within a run: {was} before, {now} now; call reset() first")
+
+    def products(self, value: torch.Tensor, name: str = "value") -> Array:
+        """Dot products ``[items, n + 1]`` of an arriving value with the window (oldest first) and with itself.
+
+        NaN and infinity show up in the product of the value with itself, so a finite value costs no pass of its own.
+        """
+        rows = self._rows(value)
+        window = rows[:, None, :][:, :0] if self._buffer is None else self._buffer
+        row = products(window, rows)[:, [*self._slots, -1]]
+        if not np.isfinite(row).all() and not bool(torch.isfinite(rows).all()):
+            raise ValueError(f"{name} holds NaN or infinity")
+        return row
+
+    def push(self, time: float, value: torch.Tensor, row: Array | None = None) -> None:
+        """Copy ``value`` in as the newest snapshot; ``row`` is :meth:`products` of it, if already known."""
+        if len(self) > 1 and (time - self.times[-1]) * (self.times[-1] - self.times[-2]) <= 0 or time in self.times[-1:]:
+            raise ValueError(f"time must move on from {self.times[-1]} in the run's direction, got {time}")
+        rows = self._rows(value)
+        row = self.products(value) if row is None else row
+        if self._buffer is None:
+            with torch.inference_mode(False):  # a buffer made in inference mode could not be written outside it
+                self._buffer = rows.new_zeros(rows.shape[0], self.capacity, rows.shape[1])
+            self.gram = np.zeros((rows.shape[0], 0, 0))
+            self._like = (value.shape, value.dtype, value.device)
+        gram, drop = self.gram, len(self) == self.capacity
+        if drop:
+            gram, row = gram[:, 1:, 1:], row[:, 1:]
+            slot = self._slots.pop(0)
+            self.times.pop(0)
+        else:
+            slot = len(self)
+        self._buffer[:, slot] = rows
+        self.gram = np.concatenate(
+            [np.concatenate([gram, row[:, :-1, None]], 2), row[:, None, :]], 1
+        )
+        self._slots.append(slot)
+        self.times.append(float(time))
+
+    def combine(self, weights: Sequence[float] | Array) -> torch.Tensor:
+        """``sum_j weights[j] * v_j`` (oldest first), in the snapshots' shape and dtype.
+
+        Args:
+            weights: ``[n]`` for all items, or ``[items, n]``.
+
+        One tensor is allocated. Half-precision windows are summed in float32: weights rounded to bfloat16 would no
+        longer sum to 1 (2^-9 relative).
+        """
+        if self._buffer is None or self._like is None:
+            raise RuntimeError("combine: no snapshot yet; observe a computed value first")
+        shape, dtype, device = self._like
+        ring = np.zeros((self.items, self.capacity))
+        ring[:, self._slots] = np.asarray(weights, dtype=np.float64)
+        accumulate = torch.promote_types(dtype, torch.float32)
+        w = torch.from_numpy(ring)[:, None].to(dtype=accumulate).to(device)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            if accumulate == dtype:
+                out = torch.bmm(w, self._buffer)[:, 0]
+            else:
+                out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
+                chunk = CHUNK if device.type == "cpu" else CHUNK * 16
+                for start in range(0, out.shape[1], chunk):
+                    part = self._buffer[:, :, start : start + chunk].to(accumulate)
+                    out[:, start : start + chunk] = torch.bmm(w, part)[:, 0]
+        if self.batch_dim is None or len(shape) <= 1:
+            return out.reshape(shape)
+        lead = torch.Size([shape[self.batch_dim]])
+        axis = self.batch_dim % len(shape)
+        return out.reshape(lead + shape[:axis] + shape[axis + 1 :]).movedim(0, axis)
+
+
+def residual(gram: Array, row: Array, weights: Array) -> Array:
+    """``||v - sum_j w_j v_j||`` per item from dot products alone: ``[1, -w] G [1, -w]^T``.
+
+    Args:
+        gram: ``[items, n, n]`` of the window; row: ``[items, n + 1]``, :func:`products` of ``v`` with it;
+        weights: ``[items, n]``.
+
+    Weights that sum to 1 make this the forward (prequential) error of a forecast of ``v``. Written in differences to
+    the newest snapshot, so that nearly equal snapshots do not cancel.
+    """
+    n = gram.shape[1]
+    full = np.empty((len(gram), n + 1, n + 1))
+    full[:, :n, :n], full[:, n, :], full[:, :n, n] = gram, row, row[:, :n]
+    signed = np.concatenate([-weights, np.ones((len(gram), 1))], 1)
+    return np.asarray(np.sqrt(np.maximum(np.einsum("bj,bjk,bk->b", signed, full, signed), 0)))

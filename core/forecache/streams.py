@@ -1,0 +1,84 @@
+"""One history per stream: a branch of the guidance, a leaf of a structured velocity. Streams never share one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .basis import Rule
+from .select import Served, serve
+from .snapshots import Array, Snapshots, residual
+
+
+class Guided(NamedTuple):
+    """The two branches of classifier-free guidance, apart: each is a stream. The guidance formula stays outside."""
+
+    cond: Any
+    uncond: Any
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Forward error of the forecast that a window would have made of an arriving value: per item, relative to it."""
+
+    error: Array
+    skill: Array  #: the error divided by that of reuse; below 1 the rule earns its place
+
+
+class Stream:
+    """Snapshots of one tensor, its rule, and both clocks (the sampler's time, the step index)."""
+
+    def __init__(self, rule: Rule, history: int, batch_dim: int | None, guard: float) -> None:
+        self.rule, self.guard = rule, guard
+        self.snapshots = Snapshots(min(history, rule.window), batch_dim)
+        self.indices: list[int] = []
+
+    def _served(self, index: int, time: float) -> list[Served]:
+        """Weights per item; one entry serves all items if the rule does not look at the Gram matrix."""
+        if self.rule.clock == "index":
+            times, target = np.array(self.indices, dtype=np.float64), float(index)
+        else:
+            times, target = np.array(self.snapshots.times), time
+        grams = self.snapshots.gram if self.rule.uses_gram else self.snapshots.gram[:1]
+        return [serve(self.rule, times, target, gram, self.guard) for gram in grams]
+
+    def observe(self, index: int, time: float, value: torch.Tensor, row: Array) -> Audit | None:
+        """Take a computed value as the newest snapshot, after scoring the forecast that it ends.
+
+        ``row`` is ``snapshots.products(value)``, taken first so that a bad value changes nothing.
+        """
+        audit = self._audit(index, time, row) if len(self.snapshots) else None
+        self.snapshots.push(time, value, row)
+        self.indices = [*self.indices, index][-self.snapshots.capacity :]
+        return audit
+
+    def _audit(self, index: int, time: float, row: Array) -> Audit:
+        gram = self.snapshots.gram
+        weights = np.stack([s.weights for s in self._served(index, time)])
+        error, reuse = (
+            residual(gram, row, np.broadcast_to(w, gram.shape[:2])) for w in (weights, np.eye(gram.shape[1])[-1:])
+        )
+        tiny = float(np.finfo(np.float64).tiny)
+        return Audit(error / np.maximum(np.sqrt(row[:, -1]), tiny), error / np.maximum(reuse, tiny))
+
+    def forecast(self, index: int, time: float) -> tuple[torch.Tensor, list[Served]]:
+        """The forecast value at ``time`` and how it was made.
+
+        Overflow of a half-precision result is excluded by ``max|v^| <= sum_j |w_j| ||v_j||`` without touching a tensor;
+        only where that bound fails is the value itself checked, and replaced by reuse.
+        """
+        served = self._served(index, time)
+        value = self.snapshots.combine(served[0].weights if len(served) == 1 else np.stack([s.weights for s in served]))
+        norms = np.sqrt(np.diagonal(self.snapshots.gram, axis1=1, axis2=2))
+        bound = max(float((np.abs(s.weights) * norms).sum(-1).max()) for s in served)
+        if bound > torch.finfo(value.dtype).max and not bool(torch.isfinite(value).all()):
+            served = [Served(s.weights, "reuse", (*s.fallbacks, f"{s.rule}: overflows {value.dtype}")) for s in served]
+            value = self.reuse()
+        return value, served
+
+    def reuse(self) -> torch.Tensor:
+        """The newest snapshot, exactly."""
+        return self.snapshots.combine(np.eye(len(self.snapshots))[-1])

@@ -1,0 +1,1 @@
+"""Measuring: procedural solids, trained reference networks, geometry metrics and drift tables."""
