@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import schedule, tree
-from .basis import Rule, make_rule
+from .basis import Rule, Unfit, make_rule
 from .plan import Plan
 from .select import GUARD
 from .snapshots import MAX_HISTORY, Array
@@ -29,7 +29,7 @@ class Forecaster:
 
     Args:
         basis: "auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", or an object with
-            ``weights(times, target, gram)``. "auto": Lagrange of order <= 2 in true time under the guard, spread evenly.
+            ``weights(times, target, gram)``. "auto": guarded Lagrange of order <= 2 in true time, spread evenly.
         times: the N + 1 times (t or sigma) that the sampler visits, in order. steps: short for ``range(N + 1)``.
         interval, warmup, end: HiCache's schedule (compute the first ``warmup`` steps, every ``interval``-th, and all
             from ``end`` on). With "auto" they set the budget only, which is then spread evenly.
@@ -37,7 +37,8 @@ class Forecaster:
         computed: the computed steps themselves; instead of both. plan: a :class:`Plan` or its file; instead of all.
         history: snapshots kept per stream, at most 8.
         batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
-        order, sigma: of the polynomial rules. guard: largest ``||w||_1`` served (``math.inf``: none).
+        order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).
+        guard: largest ``||w||_1`` served (``math.inf``: none).
         made_for: what this run is (model hash, guidance, ...), compared with a plan's key.
 
     Raises:
@@ -59,7 +60,7 @@ class Forecaster:
         history: int = 6,
         batch_dim: int | None = 0,
         order: int | None = None,
-        sigma: float = 0.5,
+        sigma: float | None = None,
         guard: float = GUARD,
         made_for: Mapping[str, Any] | None = None,
     ) -> None:
@@ -81,9 +82,16 @@ class Forecaster:
         if history < self.rule.floor:
             raise ValueError(f"history must be >= {self.rule.floor} for basis {self.rule.name!r}, got {history}")
         self.computed = _schedule(basis, self.effective, interval, warmup, end, calls, computed, plan)
-        rule = self.rule if plan is None else _Planned(plan, self.times, self.rule)
-        self._stream = lambda: Stream(rule, history, batch_dim, guard)
-        self.reset()
+        longest = max(map(len, plan.weights.values()), default=0) if plan is not None else 0
+        if history < longest:
+            raise ValueError(f"history must be >= {longest}, the longest weights of the plan, got {history}")
+        rule = _Planned(plan, self.times, self.rule) if plan is not None and plan.weights else self.rule
+        self._stream: Callable[[], Stream] = lambda: Stream(rule, history, batch_dim, guard)
+        self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
+        self._streams: dict[str, Stream] = {}
+        self._structure: tree.Structure | None = None
+        self._last: int | None = None
+        self.trace = Trace()
 
     # --- one step ---------------------------------------------------------------------------------------------------
     def step(self, i: int, compute: Callable[[], Any]) -> Any:
@@ -101,7 +109,7 @@ class Forecaster:
     def needs_compute(self, i: int) -> bool:
         """Whether step ``i`` calls the network. The first step asked for always does: there is nothing to reuse."""
         self._check(i)
-        return not self._streams or i in self._wanted
+        return not self._streams or (i in self._wanted and not self._still(i))
 
     def observe(self, i: int, value: Any) -> None:
         """Take the computed value of step ``i``.
@@ -113,16 +121,15 @@ class Forecaster:
         self._check(i)
         leaves, structure = tree.flatten(value)
         if self._structure is not None and not tree.same(structure, self._structure):
-            raise ValueError(
-                f"value changed its structure within a run: {self._structure[1]} before, {structure[1]} now; call reset()"
-            )
+            before, now = tree.describe(self._structure), tree.describe(structure)
+            raise ValueError(f"value changed its structure within a run: {before} before, {now} now; call reset()")
         streams = self._streams or {name: self._stream() for name in leaves}
         rows = {name: streams[name].snapshots.products(leaf, name) for name, leaf in leaves.items()}
-        error, skill = {}, {}  # every leaf was checked above, before any is stored
-        for name, leaf in leaves.items():
-            audit = streams[name].observe(i, self.times[i], leaf, rows[name])
-            if audit is not None:
-                error[name], skill[name] = float(audit.error.max()), float(audit.skill.max())
+        audits = {name: streams[name].audit(i, self.times[i], rows[name]) for name in leaves}
+        for name, leaf in leaves.items():  # whatever may raise was done above, for every leaf, before any is stored
+            streams[name].push(i, self.times[i], leaf, rows[name])
+        error = {name: float(audit.error.max()) for name, audit in audits.items() if audit is not None}
+        skill = {name: float(audit.skill.max()) for name, audit in audits.items() if audit is not None}
         self._streams, self._structure, self._last = streams, structure, i
         self.trace.steps.append(Step(i, self.times[i], "computed", forward_error=error, skill=skill))
 
@@ -135,7 +142,7 @@ class Forecaster:
         self._check(i)
         if not self._streams or self._structure is None:
             raise RuntimeError(f"forecast of step {i} before any snapshot: observe() a computed value first")
-        if i not in self._moving:
+        if self._still(i):
             leaves = {name: stream.reuse() for name, stream in self._streams.items()}
             entry = Step(i, self.times[i], "still")
         else:
@@ -151,6 +158,11 @@ class Forecaster:
         self.trace.steps.append(entry)
         return tree.unflatten(leaves, self._structure)
 
+    def _still(self, i: int) -> bool:
+        """Nothing moves in step ``i``, or nothing has moved since the newest snapshot: it is the value of the step."""
+        newest = next(iter(self._streams.values())).snapshots.times[-1]
+        return i not in self._moving or self.times[i] == newest
+
     def _check(self, i: int) -> None:
         if not 0 <= i < len(self.times) - 1:
             raise ValueError(f"step must be 0..{len(self.times) - 2}, got {i}")
@@ -165,10 +177,7 @@ class Forecaster:
 
     def close(self) -> None:
         """Free every snapshot. The trace stays."""
-        self._streams: dict[str, Stream] = {}
-        self._structure: tree.Structure | None = None
-        self._last: int | None = None
-        self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
+        self._streams, self._structure, self._last = {}, None, None
 
     def __enter__(self) -> Forecaster:
         return self
@@ -186,20 +195,23 @@ class _Planned(Rule):
     """A plan's weights where it has them, the calibration-free rule elsewhere."""
 
     name = "plan"
-    uses_gram = True
+    uses_gram = True  # for the rule below it
 
     def __init__(self, plan: Plan, times: Sequence[float], otherwise: Rule) -> None:
         self._otherwise = otherwise
-        self._weights = {times[step]: np.array(w) for step, w in plan.weights.items()}
+        moving = schedule.effective_steps(times)
+        self._weights = {times[step]: np.array(w) for step, w in plan.weights.items() if step in moving}
 
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         w = self._weights.get(target)
         if w is None:
-            return self._otherwise.weights(times, target, gram)
+            raise Unfit("no weights for this step")
+        if len(w) > len(times):
+            raise Unfit(f"{len(times)} of {len(w)} snapshots")
         return np.concatenate([np.zeros(len(times) - len(w)), w])
 
     def lower(self) -> Rule | None:
-        return self._otherwise.lower()
+        return self._otherwise
 
 
 def _schedule(

@@ -9,6 +9,7 @@ import numpy as np
 from . import tree
 from .basis import Linear
 from .schedule import effective_steps
+from .snapshots import Snapshots
 from .streams import Stream
 
 
@@ -17,8 +18,8 @@ class AdaptiveGuidance:
 
     With ``d = c - u`` and ``v = c + s d`` the unconditional call may be dropped once its own forward error is small,
     ``s ||d - d^|| / ||v|| <= tolerance`` for every item and leaf at the last step where both branches ran. The
-    published test, ``cos(c, u) >= cosine``, ignores s (cos = .94 still allows ``||d|| = .34 ||c||``) and is used only if
-    asked for. The first ``warmup`` and the last effective step always call both branches; so does every
+    published test, ``cos(c, u) >= cosine``, ignores s (cos = .94 still allows ``||d|| = .34 ||c||``) and is used only
+    if asked for. The first ``warmup`` and the last effective step always call both branches; so does every
     ``refresh``-th step after a full one, because an error test that is never repeated cannot fail.
 
     ::
@@ -75,7 +76,7 @@ class AdaptiveGuidance:
         return (
             len(self._seen) < self.warmup
             or i >= self._last_effective
-            or i - self._seen[-1] > self.refresh
+            or i - self._seen[-1] >= self.refresh
             or not self._agrees
         )
 
@@ -85,23 +86,26 @@ class AdaptiveGuidance:
         unconds, other = tree.flatten(uncond)
         if not tree.same(structure, other):
             raise ValueError(f"branches differ in structure: cond {structure[1]}, uncond {other[1]}")
-        worst, lowest = 0.0, 1.0
+        streams = self._streams or {name: Stream(Linear(1), 2, self.batch_dim, 4.0) for name in conds}
+        differences = {name: c - unconds[name] for name, c in conds.items()}
+        rows = {name: streams[name].snapshots.products(d, name) for name, d in differences.items()}
+        worst, lowest, s = 0.0, 1.0, self.scale
         for name, c in conds.items():
-            d = c - unconds[name]
-            stream = self._streams.setdefault(name, Stream(Linear(1), 2, self.batch_dim, 4.0))
-            row = stream.snapshots.products(d, name)
-            audit = stream.observe(i, self.times[i], d, row)
-            one = type(stream.snapshots)(2, self.batch_dim)  # products of c, u and v = c + s d, per item
+            row = rows[name]
+            audit = streams[name].audit(i, self.times[i], row)
+            one = Snapshots(1, self.batch_dim)  # products of c, u and v = c + s d, per item
             one.push(0.0, c)
             with_u = one.products(unconds[name])
             cc, cu, uu = one.gram[:, 0, 0], with_u[:, 0], with_u[:, 1]
-            s = self.scale
             size = np.sqrt(np.maximum((1 + s) ** 2 * cc - 2 * s * (1 + s) * cu + s * s * uu, 1e-300))
             if audit is not None:
                 worst = max(worst, float((s * audit.error * np.sqrt(row[:, -1]) / size).max()))
             else:
                 worst = float("inf")
             lowest = min(lowest, float((cu / np.sqrt(np.maximum(cc * uu, 1e-300))).min()))
+        for name, d in differences.items():
+            streams[name].push(i, self.times[i], d, rows[name])
+        self._streams = streams
         self._agrees = worst <= self.tolerance if self.cosine is None else lowest >= self.cosine
         self._seen.append(i)
         self.errors.append((i, worst))

@@ -6,8 +6,8 @@ Change the import line and nothing else::
     from forecache.hicache import dmd_update_snapshots, dmd_forecast_state
 
 Signatures, defaults, state keys (those without a leading underscore), schedule, fall-backs and telemetry are the
-published ones; DMD is fitted from the Gram matrix of the snapshots, kept row by row. As published, a value is always one
-item: :class:`forecache.Forecaster` is the interface with independent batch items, true time and a guard.
+published ones; DMD is fitted from the Gram matrix of the snapshots, kept row by row. As published, a value is always
+one item: :class:`forecache.Forecaster` is the interface with independent batch items, true time and a guard.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.utils import _pytree
 
 from .basis.dmd import dmd_weights
 from .basis.hermite import physicists_hermite, scaled_hermite
@@ -27,6 +28,8 @@ from .basis.rule import Unfit, newest
 from .snapshots import Array, products
 
 State = dict[str, Any]
+
+RIDGE = 1e-8  # published
 
 __all__ = [
     "auto_forecast_state", "dmd_forecast", "dmd_forecast_state", "dmd_update_snapshots", "hicache_decide",
@@ -51,8 +54,14 @@ def hicache_init(
     ``end_enhance`` (default ``num_steps``) on.
 
     Args:
-        max_order: highest difference of the Hermite forecast. sigma: its contraction, in (0, 1).
-        backend: "hermite", "dmd" or "auto". history: snapshots kept for DMD.
+        num_steps: steps of the run.
+        interval: distance of computed steps.
+        max_order: highest difference of the Hermite forecast.
+        first_enhance: computed steps at the start.
+        end_enhance: first of the computed steps at the end.
+        sigma: contraction of the Hermite forecast, in (0, 1).
+        backend: "hermite", "dmd" or "auto".
+        history: snapshots kept for DMD.
         holdout: how "auto" chooses, "1step" or "horizon".
 
     Raises:
@@ -114,7 +123,7 @@ def hicache_telemetry(state: State) -> dict[str, Any]:
 
 
 def hicache_decide(state: State) -> str:
-    """ "full" or "forecast" for ``state["step"]``; "full" as long as there is no anchor."""
+    """Returns "full" or "forecast" for ``state["step"]``; "full" as long as there is no anchor."""
     step = state["step"]
     full = (
         step < state["first_enhance"]
@@ -201,7 +210,7 @@ def combine(tensors: Sequence[torch.Tensor], weights: Array) -> torch.Tensor:
     return value.to(tensors[0].dtype)
 
 
-def dmd_forecast(snapshots: Sequence[torch.Tensor], k: float, rank: int = 0, ridge: float = 1e-8) -> torch.Tensor:
+def dmd_forecast(snapshots: Sequence[torch.Tensor], k: float, rank: int = 0, ridge: float = RIDGE) -> torch.Tensor:
     """DMD forecast ``k`` gaps past the newest of >= 3 evenly spaced snapshots, oldest first; reuse if it has no fit.
 
     ``rank``: modes kept (0: singular values above 1e-4 of the largest). ``ridge``: added to the singular values.
@@ -223,7 +232,13 @@ def remember(state: State, value: Any, history: int) -> None:
     """Append ``(step, value)`` and drop what is older than the history."""
     snapshots = state.setdefault("dmd_snapshots", [])
     snapshots.append((int(state["activated_steps"][-1]), value))
-    del snapshots[: max(len(snapshots) - int(state.get("history", history)), 0)]
+    dropped = snapshots[: max(len(snapshots) - int(state.get("history", history)), 0)]
+    del snapshots[: len(dropped)]
+    if dropped and "_gram" in state:  # its rows hold their tensors, so that an id names one tensor; let go of these
+        gone = {id(leaf) for _, old in dropped for leaf in _pytree.tree_leaves(old)}
+        leaves, gram = state["_gram"]
+        kept = [j for j, row in enumerate(leaves) if gone.isdisjoint(map(id, row))]
+        state["_gram"] = ([leaves[j] for j in kept], gram[np.ix_(kept, kept)])
 
 
 def even_tail(state: State) -> tuple[int, list[Any]]:
@@ -240,19 +255,18 @@ def even_tail(state: State) -> tuple[int, list[Any]]:
 
 def tail_gram(state: State, flat: Sequence[Sequence[torch.Tensor]]) -> Array:
     """Gram matrix of the tail; only the rows of snapshots that arrived since the last call are computed."""
-    keys = [tuple(map(id, leaves)) for leaves in flat]
-    known_keys, known = state.get("_gram", ([], None))
+    remembered, known = state.get("_gram", ([], None))
     n = len(flat)
     gram = np.full((n, n), np.nan)
-    where = {key: j for j, key in enumerate(known_keys)}
-    old = [(j, where[key]) for j, key in enumerate(keys) if key in where]
+    where = {tuple(map(id, leaves)): j for j, leaves in enumerate(remembered)}
+    old = [(j, where[key]) for j, key in enumerate(tuple(map(id, leaves)) for leaves in flat) if key in where]
     for j, a in old:
         for k, b in old:
             gram[j, k] = known[a, b]
     for j in range(n):
         if np.isnan(gram[j, j]) or np.isnan(gram[j, :j]).any():
             gram[j, : j + 1] = gram[: j + 1, j] = gram_row(flat[: j + 1])
-    state["_gram"] = (keys, gram)
+    state["_gram"] = ([list(leaves) for leaves in flat], gram)
     return gram
 
 
@@ -261,7 +275,7 @@ def dmd_serve(state: State, values: list[Any], spacing: int) -> list[torch.Tenso
     flat = [[value] if isinstance(value, torch.Tensor) else value for value in values]
     horizon = (state["step"] - state["dmd_snapshots"][-1][0]) / spacing
     try:
-        weights = dmd_weights(tail_gram(state, flat), horizon)
+        weights = dmd_weights(tail_gram(state, flat), horizon, ridge=RIDGE)
     except Unfit:
         count(state, "fallbacks", "dmd_fit_failed")
         count(state, "method_counts", "reuse")
@@ -310,7 +324,8 @@ def _dmd_wins(state: State, gram: Array, spacing: int) -> bool:
     distance = 1
     if state.get("holdout", "1step") == "horizon":
         interval = int(state.get("interval", 0))
-        served = (interval - 1.0) / spacing if interval > 1 else (state["step"] - state["dmd_snapshots"][-1][0]) / spacing
+        ahead = interval - 1.0 if interval > 1 else state["step"] - state["dmd_snapshots"][-1][0]
+        served = ahead / spacing
         distance = max(1, min(math.ceil(served), n - 1))
         if distance < 4 and n - distance < 4:
             distance = max(1, n - 4)
@@ -320,7 +335,7 @@ def _dmd_wins(state: State, gram: Array, spacing: int) -> bool:
         fitted, held, horizon = range(n - distance), n - 1, float(distance)
     window = gram[np.ix_(fitted, fitted)]
     try:
-        dmd = dmd_weights(window, horizon)
+        dmd = dmd_weights(window, horizon, ridge=RIDGE)
     except Unfit:
         dmd = newest(len(fitted))
     if state.get("holdout", "1step") == "horizon":

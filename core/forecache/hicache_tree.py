@@ -67,7 +67,7 @@ def hicache_init(
     backend: str = "hermite",
     history: int = 5,
 ) -> State:
-    """As :func:`forecache.hicache.hicache_init`, without ``holdout``: the published tree module has no choice to make."""
+    """As :func:`forecache.hicache.hicache_init` without ``holdout``, which the published tree module does not have."""
     state = flat.hicache_init(num_steps, interval, max_order, first_enhance, end_enhance, sigma, backend, history)
     del state["holdout"]
     return state
@@ -154,7 +154,11 @@ def forecast_guidance_tree(anchors: list[tuple[int, Any]], step: int, max_order:
     used = anchors[-(max(max_order, 0) + 1) :]
     times = np.array([float(s) for s, _ in used])
     weights = lagrange(times, float(step), len(used) - 1)
-    return _pytree.tree_map(lambda *leaves: sum(float(w) * x for w, x in zip(weights, leaves, strict=True)), *(g for _, g in used))
+
+    def combined(*leaves: Any) -> Any:
+        return sum(float(w) * x for w, x in zip(weights, leaves, strict=True))
+
+    return _pytree.tree_map(combined, *(g for _, g in used))
 
 
 def reconstruct_cfg_tree(y_cond: Any, g: Any) -> Any:

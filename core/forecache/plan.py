@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,7 +62,7 @@ class Plan:
         elif any(abs(a - b) > 1e-5 * abs(times[-1] - times[0]) for a, b in zip(times, self.times, strict=True)):
             differences.append("times: another grid of as many steps (shift or rescale differs)")
         for key in sorted({*self.made_for, *made_for}):
-            mine, theirs = self.made_for.get(key), made_for.get(key)
+            mine, theirs = _plain(self.made_for.get(key)), _plain(made_for.get(key))
             if mine != theirs:
                 differences.append(f"{key}: plan {mine!r}, run {theirs!r}")
         if differences:
@@ -74,9 +73,10 @@ class Plan:
         target = Path(path)
         body = {"forecache_plan": VERSION, **asdict(self)}
         body["weights"] = {str(k): list(v) for k, v in self.weights.items()}
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".partial", delete=False) as handle:
-            json.dump(body, handle, indent=1)
-        os.replace(handle.name, target)
+        text = json.dumps(body, indent=1)
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -99,3 +99,8 @@ class Plan:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"plan: {path} is not a plan: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """As JSON hands it back: a tuple in a key is the list that the file holds."""
+    return json.loads(json.dumps(value))

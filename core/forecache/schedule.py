@@ -7,6 +7,7 @@ effective step is always computed: nothing after it can repair it, and on shifte
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def effective_steps(times: Sequence[float]) -> tuple[int, ...]:
@@ -18,7 +19,7 @@ def effective_steps(times: Sequence[float]) -> tuple[int, ...]:
     values = [float(t) for t in times]
     if len(values) < 2:
         raise ValueError(f"times must hold the N + 1 >= 2 times of N steps, got {len(values)}")
-    moves = [b - a for a, b in zip(values, values[1:], strict=False)]
+    moves = [b - a for a, b in pairwise(values)]
     if not all(abs(t) < float("inf") for t in values):  # NaN fails the comparison too
         raise ValueError(f"times must be finite, got {values}")
     if min(moves) < 0 < max(moves):
@@ -39,7 +40,8 @@ def fixed_interval(effective: Sequence[int], interval: int, warmup: int = 2, end
     computed: list[int] = []
     skipped = 0
     for i in effective:
-        if not computed or i < warmup or skipped >= interval - 1 or (end is not None and i >= end) or i == effective[-1]:
+        wanted = i < warmup or skipped >= interval - 1 or (end is not None and i >= end)
+        if not computed or wanted or i == effective[-1]:
             computed.append(i)
             skipped = 0
         else:
@@ -93,8 +95,8 @@ def check(computed: Sequence[int], effective: Sequence[int]) -> tuple[int, ...]:
     if list(steps) != sorted(set(steps)):
         raise ValueError(f"schedule must be strictly increasing steps, got {list(computed)}")
     if not steps or not effective or steps[0] != effective[0]:
-        raise ValueError(f"schedule must compute the first effective step ({list(effective[:1])}), got {list(computed)}")
+        raise ValueError(f"schedule must compute the first effective step {list(effective[:1])}, got {list(computed)}")
     foreign = sorted(set(steps) - set(effective))
     if foreign:
-        raise ValueError(f"schedule holds steps {foreign} that are not effective steps of the {len(effective)}-step grid")
+        raise ValueError(f"schedule holds steps {foreign} that are not among the {len(effective)} effective steps")
     return steps

@@ -22,8 +22,18 @@ class Served:
     fallbacks: tuple[str, ...] = ()
 
 
-def serve(rule: Rule, times: Array, target: float, gram: Array, guard: float = GUARD) -> Served:
+def serve(
+    rule: Rule,
+    times: Array,
+    target: float,
+    gram: Array,
+    guard: float = GUARD,
+    steps: tuple[Array, float] | None = None,
+) -> Served:
     """Ask ``rule``, then its lower rules, for weights that are finite and meet ``||w||_1 <= guard``.
+
+    ``steps``: the same anchors and target as step indices, for the rules of the chain whose clock that is (``None``:
+    ``times`` are indices).
 
     ``||w||_1`` is the Lebesgue constant: noise eps in the snapshots reaches the forecast as at most ``||w||_1 eps``.
     At the end of the chain the weights are blended toward reuse, ``w <- e_n + s (w - e_n)`` with the largest s in
@@ -36,8 +46,9 @@ def serve(rule: Rule, times: Array, target: float, gram: Array, guard: float = G
         n = min(current.window, len(times))
         w = np.zeros(len(times))
         lower = current.lower()
+        clock, goal = steps if steps is not None and current.clock == "index" else (times, target)
         try:
-            w[-n:] = current.weights(times[-n:], target, gram[-n:, -n:])
+            w[-n:] = current.weights(clock[-n:], goal, gram[-n:, -n:])
         except (Unfit, np.linalg.LinAlgError) as error:
             fallbacks.append(f"{current.name}: {error}")
             current = lower

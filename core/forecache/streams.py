@@ -12,6 +12,9 @@ from .basis import Rule
 from .select import Served, serve
 from .snapshots import Array, Snapshots, residual
 
+TINY = 1e-100  # denominator of a zero value: the ratio is huge and finite
+ROUNDOFF = 1e-7  # of the norm: residuals below it are noise of the Gram matrix, and reuse is exact
+
 
 class Guided(NamedTuple):
     """The two branches of classifier-free guidance, apart: each is a stream. The guidance formula stays outside."""
@@ -38,31 +41,27 @@ class Stream:
 
     def _served(self, index: int, time: float) -> list[Served]:
         """Weights per item; one entry serves all items if the rule does not look at the Gram matrix."""
-        if self.rule.clock == "index":
-            times, target = np.array(self.indices, dtype=np.float64), float(index)
-        else:
-            times, target = np.array(self.snapshots.times), time
+        steps = np.array(self.indices, dtype=np.float64), float(index)
+        times = np.array(self.snapshots.times)
         grams = self.snapshots.gram if self.rule.uses_gram else self.snapshots.gram[:1]
-        return [serve(self.rule, times, target, gram, self.guard) for gram in grams]
+        return [serve(self.rule, times, time, gram, self.guard, steps) for gram in grams]
 
-    def observe(self, index: int, time: float, value: torch.Tensor, row: Array) -> Audit | None:
-        """Take a computed value as the newest snapshot, after scoring the forecast that it ends.
-
-        ``row`` is ``snapshots.products(value)``, taken first so that a bad value changes nothing.
-        """
-        audit = self._audit(index, time, row) if len(self.snapshots) else None
+    def push(self, index: int, time: float, value: torch.Tensor, row: Array) -> None:
+        """Take a computed value as the newest snapshot; ``row`` is ``snapshots.products(value)``."""
         self.snapshots.push(time, value, row)
         self.indices = [*self.indices, index][-self.snapshots.capacity :]
-        return audit
 
-    def _audit(self, index: int, time: float, row: Array) -> Audit:
+    def audit(self, index: int, time: float, row: Array) -> Audit | None:
+        """Score the forecast of a computed value, given by its products, before it is pushed; changes nothing."""
+        if not len(self.snapshots):
+            return None
         gram = self.snapshots.gram
         weights = np.stack([s.weights for s in self._served(index, time)])
         error, reuse = (
             residual(gram, row, np.broadcast_to(w, gram.shape[:2])) for w in (weights, np.eye(gram.shape[1])[-1:])
         )
-        tiny = float(np.finfo(np.float64).tiny)
-        return Audit(error / np.maximum(np.sqrt(row[:, -1]), tiny), error / np.maximum(reuse, tiny))
+        norm = np.maximum(np.sqrt(row[:, -1]), TINY)
+        return Audit(error / norm, error / np.maximum(reuse, ROUNDOFF * norm))
 
     def forecast(self, index: int, time: float) -> tuple[torch.Tensor, list[Served]]:
         """The forecast value at ``time`` and how it was made.

@@ -13,6 +13,8 @@ from torch.utils import _pytree
 
 Structure = tuple[_pytree.TreeSpec, tuple[str, ...], list[Any]]
 
+_TENSOR = object()  # stands for a tensor among the leaves
+
 
 def flatten(value: Any) -> tuple[dict[str, torch.Tensor], Structure]:
     """Tensor leaves by name (``"v"`` for a bare tensor, else their path) and what :func:`unflatten` needs.
@@ -25,7 +27,7 @@ def flatten(value: Any) -> tuple[dict[str, torch.Tensor], Structure]:
     leaves = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True) if isinstance(leaf, torch.Tensor)}
     if not leaves:
         raise TypeError(f"value must be a tensor or a structure of tensors, got {type(value).__name__}")
-    others = [None if isinstance(leaf, torch.Tensor) else leaf for _, leaf in paths]
+    others = [_TENSOR if isinstance(leaf, torch.Tensor) else leaf for _, leaf in paths]
     return leaves, (spec, names, others)
 
 
@@ -36,5 +38,36 @@ def unflatten(leaves: dict[str, torch.Tensor], structure: Structure) -> Any:
 
 
 def same(a: Structure, b: Structure) -> bool:
-    """Whether two values have the same containers and leaf names."""
-    return a[1] == b[1] and a[0] == b[0]
+    """Whether two values have the same containers, with equal contexts, and the same tensor leaves."""
+    return a[1] == b[1] and [x is _TENSOR for x in a[2]] == [x is _TENSOR for x in b[2]] and _same_spec(a[0], b[0])
+
+
+def _same_spec(a: _pytree.TreeSpec, b: _pytree.TreeSpec) -> bool:
+    if a.type is not b.type or not _equal(a.context, b.context):
+        return False
+    mine, theirs = _children(a), _children(b)
+    return len(mine) == len(theirs) and all(map(_same_spec, mine, theirs))
+
+
+def _children(spec: _pytree.TreeSpec) -> list[_pytree.TreeSpec]:
+    children = getattr(spec, "children", None)  # torch >= 2.9; an attribute before
+    return list(children() if callable(children) else spec.children_specs)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """``a == b`` for contexts that may hold tensors, such as the coordinates of a sparse tensor."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a is b or (a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
+    if isinstance(a, (tuple, list)) and type(a) is type(b):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return bool(a == b)
+
+
+def describe(structure: Structure) -> str:
+    """Container and leaf names, for a message."""
+    spec, names, others = structure
+    kinds = ["" if other is _TENSOR else f": {type(other).__name__}" for other in others]
+    leaves = [name + kind for name, kind in zip(names, kinds, strict=True)]
+    return f"{getattr(spec.type, '__name__', 'tensor')}({', '.join(leaves)})"

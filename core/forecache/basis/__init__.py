@@ -20,30 +20,43 @@ from .taylor import Taylor
 NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev")
 
 
-def make_rule(basis: str | Any, span: tuple[float, float], order: int | None = None, sigma: float = 0.5) -> Rule:
+def make_rule(
+    basis: str | Any, span: tuple[float, float], order: int | None = None, sigma: float | None = None
+) -> Rule:
     """The rule behind a name (``auto``: guarded Lagrange of order <= 2), or any object with ``weights(...)``.
 
     Args:
         basis: one of :data:`NAMES` or an object.
-        span: time range of the sampler. order, sigma: of the polynomial rules (``None``: each rule's default).
+        span: time range of the sampler.
+        order: of "linear", "taylor", "hermite"; with "dmd", a Hermite rule of that order serves its warm-up, as in
+            HiCache++ (else a guarded line does).
+        sigma: of "hermite" and of that warm-up.
 
     Raises:
-        ValueError: an unknown name. TypeError: an object without ``weights``.
+        ValueError: an unknown name, or an order or sigma for a rule that has none.
+        TypeError: an object without ``weights``.
     """
-    orders = {} if order is None else {"order": order}
-    makers: dict[str, Callable[[], Rule]] = {
+    makers: dict[str, Callable[..., Rule]] = {
         "auto": lambda: Linear(2),
         "reuse": Reuse,
-        "linear": lambda: Linear(**orders),
-        "taylor": lambda: Taylor(**orders),
-        "hermite": lambda: Hermite(**orders, sigma=sigma),
-        "dmd": DMD,
+        "linear": Linear,
+        "taylor": Taylor,
+        "hermite": Hermite,
+        "dmd": lambda **fallback: DMD(fallback=Hermite(**fallback)) if "order" in fallback else DMD(),
         "chebyshev": lambda: Chebyshev(span=span),
     }
+    given: dict[str, Any] = {}
+    takes_order, takes_sigma = ("linear", "taylor", "hermite", "dmd"), ("hermite", "dmd")
+    for name, value, takers in (("order", order, takes_order), ("sigma", sigma, takes_sigma)):
+        if value is None:
+            continue
+        if basis not in takers:
+            raise ValueError(f"{name}={value!r} belongs to basis {' or '.join(takers)}, not to {basis!r}")
+        given[name] = value
     if isinstance(basis, str):
         if basis not in makers:
             raise ValueError(f"basis must be one of {', '.join(NAMES)} or an object with weights(), got {basis!r}")
-        return makers[basis]()
+        return makers[basis](**given)
     if isinstance(basis, Rule):
         return basis
     if callable(getattr(basis, "weights", None)):

@@ -20,10 +20,11 @@ from .rule import Rule, Unfit, newest
 
 Complex = npt.NDArray[np.complex128]
 
-UNIFORM = 1e-3  # relative spread of gaps that still counts as even: float32 grids carry 1e-5, shifted grids 1e-2 and more
-CLEAN = 1e-3  # innovation below which the window is treated as noise-free linear dynamics of its full rank
-NOISY_RANK = 2
+UNIFORM = 1e-3  # relative spread of gaps that still counts as even: float32 grids carry 1e-5, shifted ones 1e-2 or more
+CLEAN = 1e-3  # innovation of the differences below which a window counts as noise-free linear dynamics
+RTOL = 1e-6  # of singular values of differences: float64 products, float32 snapshots
 GROWTH = 1.25  # largest pole modulus per gap
+UNEVEN_FLOOR, UNEVEN_GAPS, UNEVEN_RECENCY = 5, 3.0, 0.15  # measured on a trained network, see docs/results.md
 
 
 def propagator(gram: Array, rtol: float, rank: int = 0, ridge: float = 0.0) -> tuple[Complex, Complex]:
@@ -33,7 +34,8 @@ def propagator(gram: Array, rtol: float, rank: int = 0, ridge: float = 0.0) -> t
     operator is ``A~ = S^-1 Q^T (X^T X') Q S^-1 = W diag(lambda) W^-1`` and the modes are ``X' Q S^-1 W``.
 
     Args:
-        gram: ``[m, m]`` of the columns; rtol: singular values below ``rtol`` times the largest are noise;
+        gram: ``[m, m]`` of the columns.
+        rtol: singular values below ``rtol`` times the largest are noise.
         rank: keep exactly so many, noise or not, as far as there are columns (0: all above the cut).
         ridge: added to the singular values that map the modes back, as published.
 
@@ -70,15 +72,13 @@ def amplitudes(gram: Array, poles: Complex, modes: Complex, recency: float) -> C
     powers = poles[:, None] ** np.arange(m)  # T[k, j] = lambda_k^(j-1)
     system = (modes.conj().T @ gram @ modes) * ((powers.conj() * om) @ powers.T)
     right = ((powers.conj() * om) * (modes.conj().T @ gram)).sum(1)
-    b: Complex = np.linalg.lstsq(system, right, rcond=1e-14)[0]
-    return b
+    return np.asarray(np.linalg.lstsq(system, right, rcond=1e-14)[0], dtype=np.complex128)
 
 
-def dmd_weights(gram: Array, horizon: float, rank: int = 0, ridge: float = 1e-8, rtol: float = 1e-4) -> Array:
+def dmd_weights(gram: Array, horizon: float, rank: int = 0, ridge: float = 0.0, rtol: float = 1e-4) -> Array:
     """Plain DMD of the snapshots themselves, as published: ``w = Re(C diag(lambda^h) b)``, b fitted to the newest one.
 
-    For :mod:`forecache.hicache`. The weights need not sum to 1, so a constant costs a pole; the :class:`DMD` rule uses
-    the difference form. ``horizon`` in snapshot gaps, may be fractional or negative.
+    The weights need not sum to 1, and a constant costs a pole. ``horizon`` in snapshot gaps, may be fractional or negative.
 
     Raises:
         Unfit: fewer than 3 snapshots, or no finite fit.
@@ -87,7 +87,7 @@ def dmd_weights(gram: Array, horizon: float, rank: int = 0, ridge: float = 1e-8,
         raise Unfit(f"{len(gram)} of 3 snapshots")
     poles, modes = propagator(gram, rtol, rank, ridge)
     project = modes.conj().T @ gram
-    b: Complex = np.linalg.lstsq(project @ modes, project[:, -1], rcond=1e-14)[0]
+    b = np.linalg.lstsq(project @ modes, project[:, -1], rcond=1e-14)[0]
     with np.errstate(all="ignore"):
         w = np.real(modes @ (poles ** complex(horizon) * b))
     if not np.isfinite(w).all():
@@ -99,18 +99,14 @@ def difference_dmd(gram: Array, horizon: float, rtol: float, recency: float) -> 
     """DMD of successive differences ``d_j = v_{j+1} - v_j``: exact on constant + exponentials and on a line.
 
     ``w = e_n + E Re(C diag(lambda^m g) b)``, ``g = (lambda^h - 1)/(lambda - 1)`` (``h`` where lambda = 1), where E
-    takes the m = n - 1 differences. Sums to 1 by construction.
-
-    The rank is capped at 2 unless the newest difference lies in the span of the earlier ones (innovation below
-    ``CLEAN``): only then is a higher rank the dynamics and not the noise. For fractional horizons poles with
-    ``Re(lambda) <= 0`` are removed, since their powers alias; moduli are clipped at ``GROWTH``.
+    takes the m = n - 1 differences. Sums to 1 by construction. Differences amplify noise, so this form is for windows
+    that carry none. For fractional horizons poles with ``Re(lambda) <= 0`` are removed, since their powers alias;
+    moduli are clipped at ``GROWTH``.
     """
     n = len(gram)
-    e = np.diff(np.eye(n), axis=0).T  # [n, m]: column j is e_{j+1} - e_j
+    e = differences(n)
     g = e.T @ gram @ e
-    poles, modes = propagator(g, rtol, 0)
-    if len(poles) > NOISY_RANK and innovation(g, rtol) > CLEAN:
-        poles, modes = propagator(g, rtol, NOISY_RANK)
+    poles, modes = propagator(g, rtol)
     if horizon != round(horizon):
         keep = poles.real > 0
         if not keep.any():
@@ -119,12 +115,29 @@ def difference_dmd(gram: Array, horizon: float, rtol: float, recency: float) -> 
     modulus = np.abs(poles)
     poles = np.where(modulus > GROWTH, poles * (GROWTH / np.maximum(modulus, GROWTH)), poles)
     b = amplitudes(g, poles, modes, recency)
-    # expm1 and log1p keep (lambda^h - 1) / (lambda - 1) accurate next to lambda = 1
     small = np.abs(poles - 1) < 1e-9
     with np.errstate(divide="ignore", invalid="ignore"):
         advance = np.where(small, horizon, (poles ** complex(horizon) - 1) / np.where(small, 1, poles - 1))
         forecast = np.real(modes @ (poles ** (n - 1) * advance * b))
     return np.asarray(newest(n) + e @ forecast)
+
+
+def differences(n: int) -> Array:
+    """``E [n, n - 1]``, column j is ``e_{j+1} - e_j``."""
+    return np.asarray(np.diff(np.eye(n), axis=0).T)
+
+
+def sum_to_one(w: Array, gram: Array) -> Array:
+    """The weights nearest to ``w`` that sum to 1, in the metric of the forecast they make.
+
+    ``min ||V (w' - w)||^2 + eps ||w' - w||^2`` subject to ``1^T w' = 1``: the correction is ``(G + eps I)^-1 1``, scaled.
+    eps is the squared innovation of the newest snapshot, in mean diagonals: with clean snapshots the correction lies in
+    the null space and leaves the forecast as it is, with noisy ones it stays small.
+    """
+    n = len(w)
+    eps = max(innovation(gram, 1e-6) ** 2, 1e-11) * float(np.trace(gram)) / n
+    z = np.linalg.solve(gram + eps * np.eye(n), np.ones(n))
+    return np.asarray(w + z * ((1 - w.sum()) / z.sum()))
 
 
 def innovation(gram: Array, rtol: float) -> float:
@@ -136,60 +149,61 @@ def innovation(gram: Array, rtol: float) -> float:
 
 
 @cache
-def _exponents(terms: int) -> tuple[tuple[float, ...], ...]:
-    """Grid of decay rates per mean gap: 16 values, their 120 pairs."""
-    rates = tuple(-float(r) for r in np.geomspace(0.02, 2.0, 16))
-    return tuple(combinations(rates, terms))
+def _rates(terms: int) -> Array:
+    """Grid ``[g, terms]`` of exponents per mean gap: 16 values, decaying and growing, or their 120 pairs."""
+    one = np.geomspace(0.02, 0.6, 8)
+    return np.array(list(combinations(np.concatenate((-one, one)), terms)))
 
 
 def exponential_weights(times: Array, target: float, gram: Array, recency: float, ridge: float = 1e-6) -> Array:
-    """Constant + one or two decaying exponentials at irregular times, by variable projection (arXiv:1704.02343).
+    """Constant + one or two real exponentials at irregular times, by variable projection (arXiv:1704.02343).
 
-    ``b(t) = [1, exp(om_k (t - t_n))]``; the exponents minimise ``tr(Om (I - H)^T G (I - H))`` over a grid, with
-    ``H = Om B (B^T Om B + R)^-1 B^T`` and the constant unpenalised, so that the weights sum to 1. A second exponential
-    is kept only if it halves the residual. Times are measured in mean gaps along the trajectory.
+    Anchored at the newest snapshot: ``v_j - v_n`` is regressed on ``b_j = exp(om (t_j - t_n)) - 1`` with weights
+    ``Om``, so the weights sum to 1. The exponents minimise ``tr(Om (I - H)^T D (I - H))`` over a grid, with
+    ``H = Om B (B^T Om B + R)^-1 B^T`` and D the Gram matrix of the ``v_j - v_n``. A second exponential must cut the
+    residual to a quarter. Times are measured in mean gaps along the trajectory.
     """
     n = len(times)
     tau = (np.append(times, target) - times[-1]) * ((n - 1) / (times[-1] - times[0]))
-    om = recency ** -tau[:-1]
-    best: tuple[float, Array] | None = None
-    for terms in (1, 2) if n >= 5 else (1,):
-        rates = np.array(_exponents(terms))  # [grid, terms]
-        b = np.exp(rates[:, None, :] * np.maximum(tau, -60)[None, :, None])
-        b = np.concatenate([np.ones((*b.shape[:2], 1)), b], 2)
-        design, wanted = b[:, :-1], b[:, -1]
+    om = recency ** -tau[: n - 1]
+    anchored = np.eye(n)[:-1] - newest(n)
+    d = anchored @ gram @ anchored.T
+    best, chosen = np.inf, np.zeros(n - 1)
+    for terms in (1, 2):
+        b = np.expm1(_rates(terms)[:, None, :] * tau[None, :, None])
+        b = b / np.abs(b).max(1, keepdims=True)
+        design, wanted = b[:, : n - 1], b[:, -1]
         scaled = design * om[None, :, None]
-        penalty = np.eye(terms + 1) * ridge
-        penalty[0, 0] = 0
-        system = np.swapaxes(scaled, 1, 2) @ design + penalty
-        hat = scaled @ np.linalg.solve(system, np.swapaxes(design, 1, 2))  # [grid, n, n]
-        miss = np.eye(n) - hat
-        cost = np.einsum("j,gkj,kl,glj->g", om, miss, gram, miss)
+        system = np.swapaxes(scaled, 1, 2) @ design + ridge * np.eye(terms)
+        miss = np.eye(n - 1) - scaled @ np.linalg.solve(system, np.swapaxes(design, 1, 2))
+        cost = np.einsum("j,gkj,kl,glj->g", om, miss, d, miss)
         k = int(cost.argmin())
-        w = scaled[k] @ np.linalg.solve(system[k], wanted[k])
-        if best is None or cost[k] < best[0] / 4:
-            best = (float(cost[k]), w)
-    assert best is not None
-    return best[1]
+        if cost[k] < best / 4:
+            best, chosen = float(cost[k]), scaled[k] @ np.linalg.solve(system[k], wanted[k])
+    return np.asarray(newest(n) + anchored.T @ chosen)
 
 
 @dataclass(frozen=True)
 class DMD(Rule):
-    """Exponential forecast: difference-form DMD on an evenly spaced tail, variable projection otherwise.
+    """Exponential forecast of the evenly spaced tail of the window; of the whole window where there is none.
+
+    - A tail of >= 4 snapshots without noise (the newest difference lies in the span of the earlier ones):
+      :func:`difference_dmd`, exact on constant + exponentials.
+    - A tail with noise: DMD of the snapshots themselves (:func:`dmd_weights`), made to sum to 1.
+    - >= 5 unevenly spaced snapshots whose gaps differ by at most a factor 3: :func:`exponential_weights`.
+    - Otherwise, as at the edge of a dense warm-up: ``fallback``.
 
     Attributes:
-        rtol: singular values of the differences below ``rtol`` times the largest are noise (float64 products).
-        recency: weight of a snapshot per anchor of age, in (0, 1].
+        recency: weight of a snapshot per anchor of age in the clean fit, in (0, 1].
+        fallback: rule of the warm-up and of windows without a fit.
     """
 
-    rtol: float = 1e-6
     recency: float = 0.6
+    fallback: Rule = Linear(2)  # noqa: RUF009  frozen
     name = "dmd"
     floor = 4
 
     def __post_init__(self) -> None:
-        if not 0 < self.rtol < 1:
-            raise ValueError(f"rtol must lie in (0, 1), got {self.rtol}")
         if not 0 < self.recency <= 1:
             raise ValueError(f"recency must lie in (0, 1], got {self.recency}")
 
@@ -197,17 +211,22 @@ class DMD(Rule):
         n = len(times)
         if n < self.floor:
             raise Unfit(f"{n} of {self.floor} snapshots")
-        gaps = np.diff(times)
-        uneven = np.nonzero(np.abs(gaps - gaps[-1]) > UNIFORM * abs(gaps[-1]))[0]
+        gaps = np.abs(np.diff(times))
+        uneven = np.nonzero(np.abs(gaps - gaps[-1]) > UNIFORM * gaps[-1])[0]
         first = int(uneven[-1]) + 1 if len(uneven) else 0  # start of the evenly spaced tail
         if n - first < self.floor:
-            return exponential_weights(times, target, gram, self.recency)
-        horizon = (target - times[-1]) / gaps[-1]
-        nearest = round(horizon)
-        horizon = float(nearest) if abs(horizon - nearest) < UNIFORM else float(horizon)
-        w = np.zeros(n)
-        w[first:] = difference_dmd(gram[first:, first:], horizon, self.rtol, self.recency)
-        return w
+            if n < UNEVEN_FLOOR or gaps.max() > UNEVEN_GAPS * gaps.min():
+                raise Unfit("no evenly spaced tail, and gaps too few or too different")
+            return exponential_weights(times, target, gram, UNEVEN_RECENCY)
+        horizon = float(abs(target - times[-1]) / gaps[-1])
+        horizon = float(round(horizon)) if abs(horizon - round(horizon)) < UNIFORM else horizon
+        tail = gram[first:, first:]
+        e = differences(n - first)
+        if innovation(e.T @ tail @ e, RTOL) < CLEAN:
+            served = difference_dmd(tail, horizon, RTOL, self.recency)
+        else:
+            served = sum_to_one(dmd_weights(tail, horizon), tail)
+        return np.concatenate([np.zeros(first), served])
 
     def lower(self) -> Rule | None:
-        return Linear(1)
+        return self.fallback

@@ -22,6 +22,7 @@ RESOLUTION, PATCH = 16, 4
 TOKENS, CHANNELS = (RESOLUTION // PATCH) ** 3, PATCH**3
 CLIP, OFFSET, SCALE = 0.3, 0.2, 8.0  # latent = (clip(distance) - OFFSET) * SCALE, about zero mean and unit variance
 PICTURE = 32
+GUIDANCE = 3.0
 NETWORK = dict(
     input_size=TOKENS, in_channels=CHANNELS, hidden_size=160, context_dim=64, depth=5, num_heads=5, qk_norm=True,
     qkv_bias=False, text_len=16, use_pos_emb=True, use_attention_pooling=False, num_moe_layers=2, num_experts=4,
@@ -100,7 +101,7 @@ def make_autoencoder(upstream: SimpleNamespace) -> nn.Module:
     """The upstream's autoencoder base (volume decoder and surface extraction are its own) with the analytic decoder."""
 
     class GridAutoencoder(upstream.Autoencoder):  # type: ignore[misc]
-        scale_factor = 1.0
+        scale_factor, latent_shape = 1.0, (TOKENS, CHANNELS)
 
         def forward(self, latents: torch.Tensor) -> torch.Tensor:
             return to_distance(latents)

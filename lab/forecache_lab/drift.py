@@ -1,0 +1,198 @@
+"""Paired runs with and without forecasting, and the table that they make.
+
+Every cached run has an uncached partner with the same noise, condition and number of steps; drift is the distance
+between the two. Medians, 95th percentiles and n are over the seeds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forecache.basis import Rule, make_rule
+from forecache.basis.rule import newest
+from forecache.snapshots import Array
+
+from . import geometry
+from .geometry import Geometry
+from .subjects import Sample, Subject
+
+
+class WrongSign(Rule):
+    """Control: a rule's step away from the newest snapshot, taken backwards. A bound that it meets is worthless."""
+
+    uses_gram = True
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule, self.name, self.window, self.floor = rule, f"wrong sign of {rule.name}", rule.window, rule.floor
+        self.clock = rule.clock  # type: ignore[misc]
+
+    def weights(self, times: Array, target: float, gram: Array) -> Array:
+        return np.asarray(2 * newest(len(times)) - self.rule.weights(times, target, gram))
+
+    def lower(self) -> Rule | None:
+        lower = self.rule.lower()
+        return None if lower is None else WrongSign(lower)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: ``settings`` for the adapter, or ``steps`` for the plain sampler with fewer steps."""
+
+    label: str
+    basis: str
+    interval: int | None = None
+    settings: Mapping[str, Any] | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cached run against its uncached partner."""
+
+    method: str
+    basis: str
+    interval: int | None
+    seed: int
+    calls: int
+    fallbacks: int
+    denoise_seconds: float
+    total_seconds: float
+    denoise_speedup: float
+    total_speedup: float
+    latent_drift: float
+    geometry: Geometry
+
+
+def latent_drift(sample: Sample, reference: Sample) -> float:
+    """``||x - x_ref|| / ||x_ref||`` of the final latents."""
+    return float((sample.latent - reference.latent).norm() / reference.latent.norm())
+
+
+def methods(basis: str, intervals: Sequence[int], warmup: int) -> list[Method]:
+    """Rows for one basis: each interval, and the wrong-sign control at the middle one."""
+    rows = [
+        Method(f"{basis}, interval {k}", basis, k, {"basis": basis, "interval": k, "warmup": warmup}) for k in intervals
+    ]
+    middle = intervals[len(intervals) // 2]
+    wrong = {"basis": WrongSign(make_rule(basis, (0.0, 1.0))), "interval": middle, "warmup": warmup}
+    rows.append(Method(f"control: {basis} with the wrong sign, interval {middle}", "control", middle, wrong))
+    return rows
+
+
+def measure(
+    subject: Subject, rows: Sequence[Method], seeds: Sequence[int], progress: Callable[[str], None]
+) -> tuple[list[Run], list[Sample], dict[str, Sample]]:
+    """All rows on all seeds; also the uncached samples, and the first seed's sample of each row.
+
+    After each cached row the plain Euler sampler with exactly as many network calls is measured too.
+    """
+    subject.sample(seeds[0], None)  # warm-up: first-call costs belong to no method
+    references = []
+    for seed in seeds:
+        references.append(subject.sample(seed, None))
+        progress(f"uncached, seed {seed}")
+    runs, shown = [], {}
+    todo = list(rows)
+    done: set[int] = set()
+    while todo:
+        method = todo.pop(0)
+        for seed, reference in zip(seeds, references, strict=True):
+            sample = subject.sample(seed, method.settings, method.steps)
+            runs.append(
+                Run(
+                    method.label, method.basis, method.interval, seed, sample.calls, sample.trace.fallbacks,
+                    sample.denoise, sample.total, reference.denoise / sample.denoise, reference.total / sample.total,
+                    latent_drift(sample, reference), geometry.compare(sample.mesh, reference.mesh),
+                )  # fmt: skip
+            )
+            shown.setdefault(method.label, sample)
+            progress(f"{method.label}, seed {seed}")
+        calls = runs[-1].calls
+        if method.basis not in ("euler", "control") and calls not in done:
+            done.add(calls)
+            # K calls that move the state: K + 1 steps, of which the last (dt = 0) is skipped exactly
+            plain = {"basis": "reuse", "interval": 1, "few_steps": True}
+            todo.append(Method(f"Euler, {calls} steps", "euler", None, plain, steps=calls + 1))
+    return runs, references, shown
+
+
+def floors(references: Sequence[Sample]) -> list[Geometry]:
+    """The noise floor of the geometry columns: each uncached mesh against another sampling of itself."""
+    return [geometry.floor(reference.mesh) for reference in references]
+
+
+COLUMNS: dict[str, Callable[[Run], float]] = {
+    "denoise speed-up": lambda r: r.denoise_speedup,
+    "total speed-up": lambda r: r.total_speedup,
+    "latent drift": lambda r: r.latent_drift,
+    "Chamfer": lambda r: r.geometry.chamfer,
+    **{f"F@{t}": (lambda r, k=k: r.geometry.fscore[k]) for k, t in enumerate(geometry.THRESHOLDS)},  # type: ignore[misc]
+    "volume IoU": lambda r: r.geometry.volume_iou,
+}
+HIGHER_IS_BETTER = {"denoise speed-up", "total speed-up", "volume IoU", *(f"F@{t}" for t in geometry.THRESHOLDS)}
+
+
+def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Per method: calls, n and, per column, ``[median, p95]``. p95 is the bad tail: the 5th percentile where more is better."""
+    rows = []
+    for label in dict.fromkeys(run.method for run in runs):
+        mine = [run for run in runs if run.method == label]
+        row: dict[str, Any] = {
+            "method": label,
+            "basis": mine[0].basis,
+            "interval": mine[0].interval,
+            "calls": float(np.median([run.calls for run in mine])),
+            "n": len(mine),
+        }
+        for name, value in COLUMNS.items():
+            values = [value(run) for run in mine]
+            tail = 5 if name in HIGHER_IS_BETTER else 95
+            row[name] = [float(np.median(values)), float(np.percentile(values, tail))]
+        rows.append(row)
+    return rows
+
+
+def to_json(path: Path, subject: Subject, seeds: Sequence[int], runs: Sequence[Run], floor: Sequence[Geometry]) -> None:
+    """Conditions, summary and every single run."""
+    body = {
+        "subject": subject.title,
+        "conditions": subject.conditions,
+        "steps": subject.steps,
+        "seeds": list(seeds),
+        "units": "lengths in longest box sides of the uncached mesh; drift relative; speed-up against the uncached run",
+        "noise_floor_median": {
+            "Chamfer": float(np.median([g.chamfer for g in floor])),
+            **{f"F@{t}": float(np.median([g.fscore[k] for g in floor])) for k, t in enumerate(geometry.THRESHOLDS)},
+            "volume IoU": float(np.median([g.volume_iou for g in floor])),
+        },
+        "rows": summary(runs),
+        "runs": [asdict(run) for run in runs],
+    }
+    path.write_text(json.dumps(body, indent=1), encoding="utf-8")
+
+
+def to_markdown(subject: Subject, runs: Sequence[Run], floor: Sequence[Geometry], uncached: Sequence[Sample]) -> str:
+    """The table; cells are ``median / p95``."""
+    names = list(COLUMNS)
+    head = ["method", "calls", *names]
+    calls = int(np.median([sample.calls for sample in uncached]))
+    lines = [
+        f"{subject.title}: {subject.steps} steps, {subject.conditions}, n = {len(uncached)} test conditions; "
+        "median / p95 against the uncached run with the same noise.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        f"| uncached | {calls} | " + " | ".join(["1", "1", "0", *["-"] * (len(names) - 3)]) + " |",
+    ]
+    for row in summary(runs):
+        cells = [f"{row[name][0]:.3g} / {row[name][1]:.3g}" for name in names]
+        lines.append(f"| {row['method']} | {row['calls']:.0f} | " + " | ".join(cells) + " |")
+    medians = [np.median([g.chamfer for g in floor]), *np.median([g.fscore for g in floor], 0), 1.0]
+    lines.append("| noise floor: uncached mesh, sampled again | - | - | - | - | " + " | ".join(f"{m:.3g}" for m in medians) + " |")
+    return "\n".join(lines)

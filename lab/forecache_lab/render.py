@@ -1,0 +1,56 @@
+"""Meshes as pictures: one fixed view, flat shading, no screen needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import trimesh
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection  # noqa: E402
+
+VIEW = dict(elev=24, azim=-55)
+
+
+def _draw(axes: Any, mesh: trimesh.Trimesh, colour: Sequence[float]) -> None:
+    corners = np.asarray(mesh.triangles)[:, :, [0, 2, 1]] * [1, -1, 1]  # y is up; matplotlib's z is
+    normals = np.asarray(mesh.face_normals)[:, [0, 2, 1]] * [1, -1, 1]
+    light = np.array([0.45, -0.5, 0.75])
+    shade = 0.35 + 0.65 * np.clip(normals @ (light / np.linalg.norm(light)), 0, 1)
+    collection = Poly3DCollection(corners, facecolors=np.clip(shade[:, None] * np.asarray(colour), 0, 1), linewidths=0)
+    axes.add_collection3d(collection)
+    axes.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75), zlim=(-0.75, 0.75))
+    axes.set_box_aspect((1, 1, 1), zoom=1.15)
+    axes.view_init(**VIEW)
+    axes.set_axis_off()
+
+
+def sheet(
+    path: Path, rows: Sequence[Sequence[trimesh.Trimesh | np.ndarray[Any, Any]]], titles: Sequence[str], names: Sequence[str]
+) -> None:
+    """A grid of meshes (or grey pictures ``[h, w]``), one column a title, one row a name."""
+    figure = plt.figure(figsize=(1.9 * len(titles), 1.9 * len(rows) + 0.4), dpi=110)
+    for r, row in enumerate(rows):
+        for c, what in enumerate(row):
+            index = r * len(titles) + c + 1
+            if isinstance(what, np.ndarray):
+                axes = figure.add_subplot(len(rows), len(titles), index)
+                axes.imshow(what, cmap="gray", vmin=-1, vmax=1)
+                axes.set_axis_off()
+            else:
+                axes = figure.add_subplot(len(rows), len(titles), index, projection="3d")
+                _draw(axes, what, (0.45, 0.62, 0.85) if c % 2 else (0.85, 0.8, 0.7))
+            if r == 0:
+                axes.set_title(titles[c], fontsize=8)
+            if c == 0 and names[r]:
+                axes.text2D(-0.02, 0.5, names[r], transform=axes.transAxes, rotation=90, va="center", fontsize=8) if hasattr(
+                    axes, "text2D"
+                ) else axes.text(-0.06, 0.5, names[r], transform=axes.transAxes, rotation=90, va="center", fontsize=8)
+    figure.subplots_adjust(0.03, 0.01, 0.99, 0.94, 0.02, 0.02)
+    figure.savefig(path)
+    plt.close(figure)

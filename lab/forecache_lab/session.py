@@ -1,0 +1,99 @@
+"""One drift session: ``python -m forecache_lab.session hunyuan21 CHECKOUT --basis dmd --out DIR``.
+
+Smoke (off and full schedule are bit-identical, dt = 0 is saved), then drift; writes ``drift.json``, ``drift.md``,
+``comparison.png`` and ``.glb`` meshes. Exits 1 if the smoke fails or the wrong-sign control is not told from the rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import drift, render
+from .subjects import Subject
+from .subjects.hunyuan21 import Hunyuan21
+
+SUBJECTS: dict[str, Callable[..., Subject]] = {"hunyuan21": Hunyuan21}
+WARMUP = {"dmd": 4}  # the published quick start's; the polynomial rules need two anchors
+
+
+def smoke(subject: Subject) -> None:
+    """Off is off: uncached twice, and a full schedule, give one latent, bit for bit.
+
+    Raises:
+        RuntimeError: names what differs.
+    """
+    first, again = subject.sample(0, None), subject.sample(0, None)
+    full = subject.sample(0, {"basis": "reuse", "interval": 1})
+    if not torch.equal(first.latent, again.latent):
+        raise RuntimeError("smoke: two uncached runs differ")
+    if not torch.equal(first.latent, full.latent):
+        raise RuntimeError("smoke: a full schedule changes the latent")
+    if first.calls != subject.steps or full.calls != subject.steps - 1:
+        raise RuntimeError(f"smoke: {first.calls} uncached and {full.calls} full calls for {subject.steps} steps")
+    print(f"smoke: off is bit-identical; full schedule too, with {full.calls} of {first.calls} calls (dt = 0 is skipped)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=sorted(SUBJECTS))
+    parser.add_argument("checkout", type=Path, help="patched checkout of the upstream")
+    parser.add_argument("--basis", default="dmd")
+    parser.add_argument("--intervals", type=int, nargs="+", default=[3, 4, 5, 6])
+    parser.add_argument("--warmup", type=int, help="first steps computed (default: 4 for dmd, else 2)")
+    parser.add_argument("--seeds", type=int, default=8, help="test conditions")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", help="real weights, e.g. tencent/Hunyuan3D-2.1 (needs a CUDA device and --image)")
+    parser.add_argument("--image", type=Path)
+    a = parser.parse_args(argv)
+    options = {}
+    if a.weights is None:
+        print("left out: the real weights (pass -- --weights NAME --image FILE on a machine with a CUDA device)")
+    elif not torch.cuda.is_available():
+        print(f"left out: the real weights {a.weights}, because this machine has no CUDA device")
+    else:
+        options = {"weights": a.weights, "image": a.image}
+    subject = SUBJECTS[a.subject](a.checkout, **options)
+    a.out.mkdir(parents=True, exist_ok=True)
+    print(f"{subject.title}\n{subject.conditions}")
+    smoke(subject)
+    warmup = WARMUP.get(a.basis, 2) if a.warmup is None else a.warmup
+    rows = drift.methods(a.basis, a.intervals, warmup)
+    seeds = range(a.seeds)
+    with tqdm(total=a.seeds * (2 * len(a.intervals) + 2), unit="run", file=sys.stdout, mininterval=2) as bar:
+
+        def progress(what: str) -> None:
+            bar.set_description(what, refresh=False)
+            bar.update()
+
+        runs, references, shown = drift.measure(subject, rows, seeds, progress)
+    floor = drift.floors(references)
+    table = drift.to_markdown(subject, runs, floor, references)
+    (a.out / "drift.md").write_text(table + "\n", encoding="utf-8")
+    drift.to_json(a.out / "drift.json", subject, seeds, runs, floor)
+    meshes = {"uncached": references[0].mesh, **{label: sample.mesh for label, sample in shown.items()}}
+    for label, mesh in meshes.items():
+        mesh.export(a.out / f"{label.replace(', ', '-').replace(' ', '_').replace(':', '')}.glb")
+    render.sheet(a.out / "comparison.png", [list(meshes.values())], list(meshes), [""])
+    print(f"\n{table}\n\nwritten to {a.out}: drift.md, drift.json, comparison.png, {len(meshes)} .glb meshes")
+    return verdict(runs, a.basis)
+
+
+def verdict(runs: list[drift.Run], basis: str) -> int:
+    """1 if the wrong-sign control drifts no more than the rule at the same interval."""
+    by_label = {row["method"]: row for row in drift.summary(runs)}
+    control = next(row for label, row in by_label.items() if row["basis"] == "control")
+    rule = by_label[f"{basis}, interval {control['interval']}"]
+    if control["latent drift"][0] <= rule["latent drift"][0]:
+        print("FAILED: the wrong-sign control drifts no more than the rule: this measurement tells nothing")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
