@@ -43,6 +43,7 @@ def trajectory(name: str, seed: int, steps: int = 20, channels: int = 64) -> tor
         for t in range(steps):
             frac = t / steps
             phase += 2.2 * (1 + 0.5 * frac)
-            rows.append(a * 2 * math.tanh(2.5 * (frac - 0.45)) + b * 1.5 * frac**2 + c * 0.8 * 0.85**t * math.cos(phase))
+            trend = a * 2 * math.tanh(2.5 * (frac - 0.45)) + b * 1.5 * frac**2
+            rows.append(trend + c * 0.8 * 0.85**t * math.cos(phase))
         return torch.stack(rows) + noise
     raise ValueError(f"name must be one of {NAMES}, got {name!r}")
