@@ -1,0 +1,5 @@
+"""``python -m forecache_cli``."""
+
+from .main import app
+
+app(prog_name="forecache")

@@ -1,0 +1,33 @@
+"""Git blob ids, computed without git, and the reading of hooked files."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path
+
+from .errors import TreeError
+
+
+def blob_id(content: bytes) -> str:
+    """The id that git gives to a file, 40 hex digits: sha1 of "blob", the length in bytes, a NUL, and the content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def git_mode(path: Path) -> str:
+    """``"100755"`` for a file that its owner may execute, else ``"100644"``."""
+    return "100755" if path.stat().st_mode & stat.S_IXUSR else "100644"
+
+
+def read_hooked(root: Path, path: str) -> bytes:
+    """Content of ``root/path``.
+
+    Raises:
+        TreeError: the file is missing, is a link, or lies outside ``root`` (through a linked folder).
+    """
+    file = root / path
+    if file.is_symlink() or not file.resolve().is_relative_to(root.resolve()):
+        raise TreeError(f"{path} is a link or lies behind one; patches go to plain files inside {root} only")
+    if not file.is_file():
+        raise TreeError(f"{path} is not in {root}; is this the root folder of the checkout?")
+    return file.read_bytes()

@@ -1,0 +1,91 @@
+"""Upstream files out of a wheel: download, hash, and extraction of nothing but what the lock names."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from .errors import CheckoutError
+from .lock import Upstream, Wheel
+
+Download = Callable[[Wheel, Path], Path]
+
+
+def download(wheel: Wheel, folder: Path) -> Path:
+    """Download the wheel from the Python index with pip into ``folder`` (pip's own settings apply).
+
+    Raises:
+        CheckoutError: pip is missing, the index is not reachable, or has no such wheel.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    # Never a source archive: pip would run its build. The Python version does not matter, only text is read.
+    command += ["--no-binary", ":none:", "--only-binary", ":all:", "--ignore-requires-python", "--dest", str(folder)]
+    result = subprocess.run([*command, f"{wheel.package}=={wheel.version}"], capture_output=True, text=True)
+    files = sorted(folder.glob("*.whl"))
+    if result.returncode or len(files) != 1:
+        lines = [line for line in result.stderr.splitlines() if line.strip() and "WARNING" not in line]
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no wheel")
+        raise CheckoutError(f"cannot download {wheel.package}=={wheel.version} from the Python index: {reason.strip()}")
+    return files[0]
+
+
+def check_hash(file: Path, wheel: Wheel) -> None:
+    """Compare the sha256 of ``file`` with the lock.
+
+    Raises:
+        CheckoutError: they differ.
+    """
+    actual = hashlib.sha256(file.read_bytes()).hexdigest()
+    if actual != wheel.sha256:
+        raise CheckoutError(f"{file.name} has sha256 {actual}, the lock says {wheel.sha256}")
+
+
+def extract(file: Path, upstream: Upstream, wheel: Wheel, root: Path) -> None:
+    """Write the sparse paths and licence files that lie below the prefix into ``root``, with the modes of the lock.
+
+    Every member of the archive is examined before the first file is written.
+
+    Raises:
+        CheckoutError: not a wheel; a member is absolute, holds ``..`` or is a link; nothing lies below the prefix.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for path, member in _plan(archive, upstream, wheel):
+                target = root / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(member))
+                blob = upstream.blobs.get(path)
+                if blob is not None and blob.mode == "100755":
+                    target.chmod(target.stat().st_mode | 0o111)
+    except zipfile.BadZipFile as error:
+        raise CheckoutError(f"{file.name} is not a wheel: {error}") from None
+
+
+def _plan(archive: zipfile.ZipFile, upstream: Upstream, wheel: Wheel) -> list[tuple[str, zipfile.ZipInfo]]:
+    """Pairs (path in the checkout, member), after every member has been found harmless."""
+    wanted = (*wheel.licence_files, *upstream.sparse)
+    plan = []
+    for member in archive.infolist():
+        # The name as stored: zipfile cuts at NUL and, on Windows, turns backslashes round, for `filename`.
+        name = member.orig_filename
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if name.startswith(("/", "\\")) or ".." in parts or ":" in name or "\0" in name:
+            raise CheckoutError(f"{_name(archive)} holds a member that points outside, {name!r}; nothing was extracted")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise CheckoutError(f"{_name(archive)} holds a link, {name!r}; nothing was extracted")
+        path = name.removeprefix(f"{wheel.prefix}/")
+        inside = path != name and any(path == one or path.startswith(f"{one}/") for one in wanted)
+        if inside and not member.is_dir():
+            plan.append((path, member))
+    if not plan:
+        raise CheckoutError(f"{_name(archive)} holds nothing below {wheel.prefix}")
+    return plan
+
+
+def _name(archive: zipfile.ZipFile) -> str:
+    return Path(archive.filename or "the wheel").name

@@ -1,0 +1,89 @@
+"""Writing several files so that either all are new or all are old."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import mkstemp
+
+from .errors import PatchError
+
+
+def write_all(root: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace ``root/path`` by its new content, for every path, keeping the file modes.
+
+    Each file is written beside the old one and renamed over it. If a rename fails, those already done are undone.
+
+    Raises:
+        PatchError: a file cannot be written; all files hold what they held before.
+    """
+    ready: list[tuple[Path, Path]] = []
+    undo: list[tuple[Path, Path]] = []
+    try:
+        for path, content in contents.items():
+            target = root / path
+            undo.append((_beside(target, target.read_bytes()), target))
+            ready.append((_beside(target, content), target))
+        for number, (new, target) in enumerate(ready):
+            try:
+                new.replace(target)
+            except OSError:
+                _restore(undo, number)
+                raise
+    except OSError as error:
+        raise PatchError(
+            f"cannot write {error.filename or root}: {error.strerror or error}; nothing was changed"
+        ) from None
+    finally:
+        for temporary, _ in (*ready, *undo):
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _restore(undo: list[tuple[Path, Path]], count: int) -> None:
+    """Undo the first ``count`` replacements.
+
+    Raises:
+        PatchError: one cannot be undone; its old content stays beside it.
+    """
+    for old, target in undo[:count]:
+        try:
+            old.replace(target)
+        except OSError as error:
+            undo.remove((old, target))  # so that it is not cleaned up
+            raise PatchError(f"cannot restore {target} ({error.strerror}); its old content is in {old}") from None
+
+
+def _beside(target: Path, content: bytes) -> Path:
+    """A temporary file in the folder of ``target``, with its mode and this content, on disk."""
+    handle, name = mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(target.stat().st_mode & 0o7777)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def write_new(file: Path, content: bytes) -> None:
+    """Write one file that may not exist yet, folders included: complete, or not at all.
+
+    Raises:
+        PatchError: it cannot be written.
+    """
+    temporary = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    except OSError as error:
+        raise PatchError(f"cannot write {file}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
