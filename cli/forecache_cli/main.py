@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from . import patch, upstream
+from . import demo, patch, upstream
 from .console import ErrorsAsLines
 
 app = typer.Typer(
@@ -20,3 +20,4 @@ app = typer.Typer(
 )
 app.add_typer(upstream.app, name="upstream")
 app.add_typer(patch.app, name="patch")
+app.command("demo")(demo.demo)

@@ -47,7 +47,7 @@ def checkout(
     say(f"{folder} holds {name} at {upstream.pin} {origin}; hooked files verified")
     if result.marker.source == "wheel" and upstream.wheel and upstream.wheel.differs:
         say(f"not those of the commit, and not hooked: {', '.join(upstream.wheel.differs)}")
-    tell_licence(upstream)
+    tell_licence(upstream, result.marker.source)
 
 
 @app.command()
@@ -84,7 +84,8 @@ def bump(
     say(patches.lock_lines(result.upstream))
 
 
-def tell_licence(upstream: patches.Upstream) -> None:
-    """Say under which licence the files are."""
+def tell_licence(upstream: patches.Upstream, source: str = "git") -> None:
+    """Say under which licence the files are, and where its text is."""
     limit = f" ({upstream.restriction})" if upstream.restriction else ""
-    say(f"licence: {upstream.licence}{limit}; read {', '.join(upstream.licence_files)} there")
+    files = upstream.wheel.licence_files if source == "wheel" and upstream.wheel else upstream.licence_files
+    say(f"licence: {upstream.licence}{limit}; read {', '.join(files)} there")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from .errors import CheckoutError, PatchError
@@ -79,9 +79,8 @@ def blob_content(root: Path, blob: str) -> bytes | None:
 
 
 def is_dirty(root: Path, path: str) -> bool:
-    """Whether ``path`` has changes, staged or not, that are not committed."""
-    status, stdout, _ = run(["status", "--porcelain", "--ignored", "--", path], root)
-    return status != 0 or bool(stdout.strip())
+    """Whether ``path`` differs, staged or not, from what is committed, or is not committed at all."""
+    return not blob_at(root, "HEAD", path) or run(["diff", "--quiet", "HEAD", "--", path], root)[0] != 0
 
 
 def fetch_commit(root: Path, commit: str, remote: str = "origin") -> None:
@@ -121,7 +120,7 @@ def checkout_commit(upstream: Upstream, root: Path) -> None:
         status, _, reason = run(arguments, root)
         if status:
             raise CheckoutError(f"cannot set up a repository in {root}: {reason}")
-    wanted = "".join(f"/{path}\n" for path in (*upstream.licence_files, *upstream.sparse))
+    wanted = "".join(f"/{path}\n" for path in (*upstream.licence_files, *upstream.sparse, *_attributes(upstream)))
     info = root / ".git" / "info"
     info.mkdir(exist_ok=True)
     (info / "sparse-checkout").write_text(wanted, encoding="utf-8")
@@ -129,6 +128,12 @@ def checkout_commit(upstream: Upstream, root: Path) -> None:
     status, _, reason = run(["checkout", "--quiet", "--detach", upstream.commit], root)
     if status:
         raise CheckoutError(f"cannot check out {upstream.commit} of {upstream.url}: {reason}")
+
+
+def _attributes(upstream: Upstream) -> list[str]:
+    """Files that git itself reads on the way to the sparse paths: without them ``git status`` would need the network."""
+    folders = sorted({str(parent) for path in upstream.sparse for parent in PurePosixPath(path).parents})
+    return [str(PurePosixPath(folder, name)) for folder in folders for name in (".gitattributes", ".gitignore")]
 
 
 def diff(path: str, old: bytes, new: bytes, *, context: int, executable: bool = False) -> bytes:
