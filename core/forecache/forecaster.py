@@ -32,8 +32,8 @@ class Forecaster:
             ``weights(times, target, gram)``. "auto": guarded Lagrange of order <= 2 in true time, spread evenly.
         times: the N + 1 times (t or sigma) that the sampler visits, in order. steps: short for ``range(N + 1)``.
         interval, warmup, end: HiCache's schedule (compute the first ``warmup`` steps, every ``interval``-th, and all
-            from ``end`` on). With "auto" they set the budget only, which is then spread evenly.
-        calls: an exact number of network calls, spread evenly; instead of ``interval``.
+            from ``end`` on). With "auto" they set the budget only.
+        calls: an exact number of network calls, spread evenly ("auto": graded); instead of ``interval``.
         computed: the computed steps themselves; instead of both. plan: a :class:`Plan` or its file; instead of all.
         history: snapshots kept per stream, at most 8.
         batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
@@ -234,9 +234,10 @@ def _schedule(
         return schedule.check(plan.computed, effective)
     if computed is not None:
         return schedule.check(computed, effective)
+    spread = schedule.graded if basis == "auto" else schedule.even
     if calls is not None:
-        return schedule.even(effective, calls)
+        return spread(effective, calls)
     fixed = schedule.fixed_interval(
         effective, 4 if interval is None else interval, 2 if warmup is None else warmup, end
     )
-    return schedule.even(effective, len(fixed)) if isinstance(basis, str) and basis == "auto" and effective else fixed
+    return spread(effective, len(fixed)) if basis == "auto" and effective else fixed

@@ -63,6 +63,25 @@ def even(effective: Sequence[int], calls: int) -> tuple[int, ...]:
     return tuple(effective[(k * (n - 1) * 2 + calls - 1) // (2 * (calls - 1))] for k in range(calls))
 
 
+def graded(effective: Sequence[int], calls: int, power: float = 1.3) -> tuple[int, ...]:
+    """An exact budget with gaps that grow along the run: call k near ``(k / (calls - 1))^power`` of the way.
+
+    ``power = 1`` is :func:`even`. Denser at the start, where some flows decide what they make: on two of ours an even
+    spread of 10-16 calls of 50 had a 95th percentile 1.5 to 50 times that of ``power = 1.3`` (see docs/results.md).
+
+    Raises:
+        ValueError: ``calls`` outside ``1 .. len(effective)``, or ``power < 1``.
+    """
+    if power < 1:
+        raise ValueError(f"power must be >= 1, got {power}")
+    spread = even(effective, calls)
+    where: list[int] = []
+    for k in range(len(spread)):
+        wanted = round((len(effective) - 1) * (k / max(len(spread) - 1, 1)) ** power)
+        where.append(max(wanted, where[-1] + 1) if where else wanted)
+    return tuple(effective[k] for k in where)
+
+
 def ramp(effective: Sequence[int], warmup: int = 5, start: float = 2.0, growth: float = 0.75) -> tuple[int, ...]:
     """Spectrum's growing interval (arXiv:2603.01623): the first ``warmup`` steps, then a gap that grows by ``growth``
     at every computation, and the last effective step.

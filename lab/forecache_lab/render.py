@@ -22,7 +22,7 @@ def _draw(axes: Any, mesh: trimesh.Trimesh, colour: Sequence[float]) -> None:
     normals = np.asarray(mesh.face_normals)[:, [0, 2, 1]] * [1, -1, 1]
     light = np.array([0.45, -0.5, 0.75])
     shade = 0.35 + 0.65 * np.clip(normals @ (light / np.linalg.norm(light)), 0, 1)
-    collection = Poly3DCollection(corners, facecolors=np.clip(shade[:, None] * np.asarray(colour), 0, 1), linewidths=0)
+    collection = Poly3DCollection(corners, facecolors=np.clip(shade[:, None] * np.asarray(colour), 0, 1), antialiased=False)
     axes.add_collection3d(collection)
     axes.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75), zlim=(-0.75, 0.75))
     axes.set_box_aspect((1, 1, 1), zoom=1.15)
@@ -47,10 +47,7 @@ def sheet(
                 _draw(axes, what, (0.45, 0.62, 0.85) if c % 2 else (0.85, 0.8, 0.7))
             if r == 0:
                 axes.set_title(titles[c], fontsize=8)
-            if c == 0 and names[r]:
-                axes.text2D(-0.02, 0.5, names[r], transform=axes.transAxes, rotation=90, va="center", fontsize=8) if hasattr(
-                    axes, "text2D"
-                ) else axes.text(-0.06, 0.5, names[r], transform=axes.transAxes, rotation=90, va="center", fontsize=8)
-    figure.subplots_adjust(0.03, 0.01, 0.99, 0.94, 0.02, 0.02)
+        figure.text(0.008, 1 - (r + 0.5) / len(rows), names[r], rotation=90, va="center", fontsize=8)
+    figure.subplots_adjust(0.03, 0.005, 0.995, 1 - 0.25 / (1.9 * len(rows) + 0.4), 0.02, 0.02)
     figure.savefig(path)
     plt.close(figure)

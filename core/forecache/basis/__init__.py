@@ -42,7 +42,7 @@ def make_rule(
         "linear": Linear,
         "taylor": Taylor,
         "hermite": Hermite,
-        "dmd": lambda **fallback: DMD(fallback=Hermite(**fallback)) if "order" in fallback else DMD(),
+        "dmd": lambda **fallback: DMD(fallback=Hermite(**fallback)) if fallback else DMD(),
         "chebyshev": lambda: Chebyshev(span=span),
     }
     given: dict[str, Any] = {}

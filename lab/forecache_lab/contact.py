@@ -1,0 +1,47 @@
+"""The contact sheet of a reference network: ``python -m forecache_lab.contact hunyuan21 CHECKOUT OUT.png``.
+
+Per family two test solids: the picture that the network sees, its uncached mesh, and a cached one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from . import render
+from .reference import TEST_SEED, hunyuan21, solids
+
+
+def main(upstream: str, checkout: str, out: str) -> None:
+    if upstream != "hunyuan21":
+        raise SystemExit(f"upstream must be hunyuan21, got {upstream!r}")
+    from forecache_adapters import hunyuan21 as adapter
+
+    torch.set_num_threads(1)
+    pipe = hunyuan21.build(hunyuan21.load(checkout))
+
+    def sample(seed: int, image: torch.Tensor) -> object:
+        (mesh,) = pipe(
+            image=[image], guidance_scale=hunyuan21.GUIDANCE, octree_resolution=64, enable_pbar=False,
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        return mesh
+
+    rows = []
+    for pair in range(2):
+        pictures, uncached, cached = [], [], []
+        for family in solids.FAMILIES:
+            seed = TEST_SEED + pair
+            image = solids.picture(solids.solid(seed, family)[1], hunyuan21.PICTURE)[None]
+            pictures.append(image[0, 0].numpy())
+            uncached.append(sample(pair, image))
+            with adapter.enabled(pipe, basis="dmd", interval=5, warmup=4):
+                cached.append(sample(pair, image))
+        rows += [pictures, uncached, cached]
+    render.sheet(Path(out), rows, solids.FAMILIES, ["condition", "uncached, 50 calls", "dmd, 13 calls"] * 2)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

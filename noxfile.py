@@ -1,0 +1,101 @@
+"""Every job of the project. ``nox -l`` is the table of contents; ``nox -s NAME -- ARGUMENTS`` passes arguments on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "tests"]
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_existing_virtualenvs = True
+
+PACKAGES = ("core", "adapters", "patches", "lab", "cli")
+
+# Upstream -> bases measured on it. A generator joins by a line here, a lock entry, an adapter and a subject in the lab.
+GENERATORS = {
+    "hunyuan21": ("dmd", "hermite", "taylor", "auto"),
+}
+
+
+def install(session: nox.Session, extras: str) -> None:
+    """This checkout with ``extras``, at the versions of constraints.txt."""
+    # the index would offer torch with several GB of CUDA libraries; the constraint admits a CPU build where there is one
+    session.install("-c", "constraints.txt", f".[{extras}]")
+
+
+def drift(session: nox.Session, upstream: str, basis: str) -> None:
+    """Check out, patch, smoke, drift: -- [--source git|wheel|auto] [--weights NAME --image FILE] [--seeds N] ..."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--source", default="auto", choices=("git", "wheel", "auto"))
+    own, rest = parser.parse_known_args(session.posargs)
+    install(session, upstream)
+    checkout = Path(session.cache_dir, "upstreams", upstream)
+    checkout.parent.mkdir(parents=True, exist_ok=True)
+    session.run("forecache", "upstream", "checkout", upstream, str(checkout), "--source", own.source)
+    session.run("forecache", "patch", "apply", upstream, str(checkout))
+    session.run("forecache", "upstream", "status", str(checkout))
+    out = Path("out", f"{upstream}_{basis}")
+    command = ("-m", "forecache_lab.session", upstream, str(checkout), "--basis", basis, "--out", str(out))
+    session.run("python", *command, *rest, env={"PYTHONWARNINGS": "ignore::FutureWarning"})
+
+
+for _upstream, _bases in GENERATORS.items():
+    for _basis in _bases:
+
+        def _session(session: nox.Session, upstream: str = _upstream, basis: str = _basis) -> None:
+            drift(session, upstream, basis)
+
+        _session.__doc__ = f"{_upstream} end to end with basis {_basis}: checkout, patch, smoke, drift table, meshes."
+        nox.session(name=f"{_upstream}_{_basis}")(_session)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, against the installed wheel. -- ARGUMENTS go to pytest."""
+    install(session, "test")
+    session.run("pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def core_alone(session: nox.Session) -> None:
+    """The core imports and forecasts with torch and numpy alone."""
+    session.install("-c", "constraints.txt", ".")
+    session.run("python", "tests/core_alone.py")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff and mypy --strict."""
+    install(session, "hunyuan21")
+    session.install("-c", "constraints.txt", "ruff", "mypy", "types-PyYAML")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    for package in ("forecache", "forecache_patches", "forecache_adapters", "forecache_lab", "forecache_cli"):
+        session.run("mypy", "-p", package)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Cost of a fit, a forecast and the state beside hicache-pp 1.3.0, in one run. -- --quick for small sizes only."""
+    install(session, "test")
+    session.run("python", "-m", "forecache_lab.cost", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """A flow with a known velocity, no upstream and no weights: a table and out/demo/demo.png in seconds."""
+    install(session, "report")
+    session.run("forecache", "demo", "--out", os.path.join("out", "demo"))
+
+
+@nox.session
+def train_hunyuan21(session: nox.Session) -> None:
+    """Train the reference network again (about an hour on two cores). -- --out FILE --iterations N"""
+    install(session, "hunyuan21")
+    checkout = Path(session.cache_dir, "upstreams", "hunyuan21")
+    checkout.parent.mkdir(parents=True, exist_ok=True)
+    session.run("forecache", "upstream", "checkout", "hunyuan21", str(checkout))
+    session.run("python", "-m", "forecache_lab.reference.train_hunyuan21", str(checkout), *session.posargs)
