@@ -1,0 +1,90 @@
+"""Why "auto" grades its schedule: ``python -m forecache_lab.spread [CHECKOUT]``.
+
+Lagrange of order 2 under the guard on schedules with the same number of calls: HiCache's (4 warm-up steps, fixed
+interval) and ``graded`` of several powers (1 is the even spread). On the demonstration's closed-form flow and, with a
+patched checkout, on the reference network of Hunyuan3D-2.1 over *calibration* conditions; cells are median / p95.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from forecache import Forecaster, schedule
+from forecache.basis import Linear
+
+from . import demo
+from .reference import CALIBRATION_SEED, hunyuan21, solids
+
+INTERVALS, POWERS, SEEDS = (4, 5, 6, 8), (1.0, 1.15, 1.3, 1.6, 2.0), 16
+Drift = Callable[[tuple[int, ...]], list[float]]
+
+
+def schedules(effective: range) -> dict[str, list[tuple[int, ...]]]:
+    """Per row, one schedule for each interval's number of calls."""
+    fixed = [schedule.fixed_interval(effective, interval, 4) for interval in INTERVALS]
+    rows = {"4 warm-up steps, fixed interval": fixed}
+    for power in POWERS:
+        rows[f"graded, power {power:g}"] = [schedule.graded(effective, len(each), power) for each in fixed]
+    return rows
+
+
+def closed_form() -> tuple[str, range, Drift]:
+    mu = demo.centres()
+    exact, _ = demo.sample(range(SEEDS), mu, None)
+
+    def drift(computed: tuple[int, ...]) -> list[float]:
+        latents, _ = demo.sample(range(SEEDS), mu, {"basis": Linear(2), "computed": computed})
+        return [float(d) for d in (latents - exact).norm(dim=1) / exact.norm(dim=1)]
+
+    return f"closed-form flow, {SEEDS} noises", range(demo.STEPS), drift
+
+
+def reference_network(checkout: str) -> tuple[str, range, Drift]:
+    torch.set_num_threads(1)
+    pipe = hunyuan21.build(hunyuan21.load(checkout))
+    images = [solids.picture(solids.solid(CALIBRATION_SEED + k)[1], hunyuan21.PICTURE)[None] for k in range(SEEDS)]
+
+    def sample(k: int) -> torch.Tensor:
+        latent: torch.Tensor = pipe(
+            image=[images[k]], guidance_scale=hunyuan21.GUIDANCE, output_type="latent", enable_pbar=False,
+            generator=torch.Generator().manual_seed(k),
+        )  # fmt: skip
+        return latent
+
+    uncached = [sample(k) for k in range(SEEDS)]
+
+    class Fixed:
+        def __init__(self, computed: tuple[int, ...]) -> None:
+            self.computed = computed
+
+        def begin(self, scheduler: object, guidance_scale: float) -> Forecaster:
+            return Forecaster(Linear(2), times=scheduler.sigmas.tolist(), computed=self.computed)  # type: ignore[attr-defined]
+
+    def drift(computed: tuple[int, ...]) -> list[float]:
+        pipe.forecache = Fixed(computed)
+        values = [float((sample(k) - each).norm() / each.norm()) for k, each in enumerate(uncached)]
+        del pipe.forecache
+        return values
+
+    return f"Hunyuan3D-2.1 reference network, {SEEDS} calibration conditions", range(49), drift
+
+
+def table(title: str, effective: range, drift: Drift) -> str:
+    rows = schedules(effective)
+    calls = [len(each) for each in next(iter(rows.values()))]
+    lines = [f"{title}: latent drift x 1000, median / p95", ""]
+    lines += ["| schedule | " + " | ".join(f"{k} calls" for k in calls) + " |", "|---" * (len(calls) + 1) + "|"]
+    for name, each in rows.items():
+        cells = [drift(computed) for computed in each]
+        lines.append(f"| {name} | " + " | ".join(f"{1e3 * np.median(c):.1f} / {1e3 * np.percentile(c, 95):.0f}" for c in cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table(*closed_form()))
+    if len(sys.argv) > 1:
+        print("\n" + table(*reference_network(sys.argv[1])))
