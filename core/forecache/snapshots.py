@@ -14,7 +14,7 @@ import torch
 
 Array = npt.NDArray[np.float64]
 
-CHUNK = 1 << 15  # values per item and pass: the float64 copy of one chunk of the window stays in a CPU's cache
+CHUNK = 1 << 15  # the float64 copy of so many values of the window stays in a CPU's cache
 MAX_HISTORY = 8
 
 
@@ -31,16 +31,23 @@ def products(window: torch.Tensor, value: torch.Tensor) -> Array:
         copy of the window is made; one device-to-host copy.
     """
     exact = torch.float32 if value.device.type == "mps" else torch.float64
-    chunk = CHUNK if value.device.type == "cpu" else CHUNK * 16
-    parts = []
+    (items, n, d), parts = window.shape, []
+    wide = min(d, chunk(value.device))
     with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
-        for start in range(0, max(value.shape[1], 1), chunk):
-            new = value[:, start : start + chunk].to(exact)
-            old = window[:, :, start : start + chunk].to(exact)
-            against = torch.bmm(old, new[:, :, None])[:, :, 0]
-            parts.append(torch.cat((against, (new * new).sum(1, keepdim=True)), 1))
-        rows: Array = torch.stack(parts).cpu().double().sum(0).numpy()
+        work = torch.empty((n + 1, wide), dtype=exact, device=value.device)
+        for old, new in zip(window, value, strict=True):
+            for start in range(0, d, wide):
+                part = work[:, : d - start]
+                part[:n] = old[:, start : start + wide]
+                part[n] = new[start : start + wide]
+                parts.append(torch.mv(part, part[n]))
+        rows: Array = torch.stack(parts).cpu().double().reshape(items, -1, n + 1).sum(1).numpy()
     return rows
+
+
+def chunk(device: torch.device) -> int:
+    """Values of a snapshot that are converted at a time, into one work buffer."""
+    return CHUNK if device.type == "cpu" else CHUNK * 16
 
 
 class Snapshots:
@@ -148,7 +155,7 @@ class Snapshots:
         Args:
             weights: ``[n]`` for all items, or ``[items, n]``.
 
-        One tensor is allocated. Half-precision windows are summed in float32: weights rounded to bfloat16 would no
+        One tensor is allocated, and a work buffer of fixed size for half precision. Half-precision windows are summed in float32: weights rounded to bfloat16 would no
         longer sum to 1 (2^-9 relative). For the same reason each item is a matrix-vector product: a matrix-matrix
         product of float32 may run in TF32.
         """
@@ -161,14 +168,14 @@ class Snapshots:
         w = torch.from_numpy(ring).to(dtype=accumulate).to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
-            chunk = CHUNK if device.type == "cpu" else CHUNK * 16
+            wide = min(out.shape[1], 2 * chunk(device)) if accumulate != dtype else 0
+            work = torch.empty((self.capacity, wide), dtype=accumulate, device=device)
             for row, window, weight in zip(out, self._buffer, w, strict=True):
                 if accumulate == dtype:
                     torch.mv(window.T, weight, out=row)
                     continue
-                for start in range(0, len(row), chunk):  # converted piecewise: no float32 copy of the window
-                    part = window[:, start : start + chunk].to(accumulate)
-                    row[start : start + chunk] = torch.mv(part.T, weight)
+                for part, sums in zip(window.split(wide, 1), row.split(wide), strict=True):
+                    sums.copy_(torch.mv(work[:, : len(sums)].copy_(part).T, weight))
         if self.batch_dim is None or len(shape) <= 1:
             return out.reshape(shape)
         lead = torch.Size([shape[self.batch_dim]])

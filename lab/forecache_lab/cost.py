@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,12 +61,16 @@ class Row:
 
 
 def medians(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each function, called in turn after one call to warm up."""
-    for function in functions.values():
-        function()
+    """Median milliseconds of each function.
+
+    The order changes with every repeat and an untimed call goes before each timed one, so that none is measured in the
+    caches and the heap that a certain other one leaves.
+    """
     taken: dict[str, list[float]] = {name: [] for name in functions}
+    shuffled = random.Random(0)
     for _ in range(repeats):
-        for name, function in functions.items():
+        for name, function in shuffled.sample(list(functions.items()), len(functions)):
+            function()
             begin = time.perf_counter()
             function()
             taken[name].append((time.perf_counter() - begin) * 1e3)

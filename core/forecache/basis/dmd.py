@@ -7,9 +7,11 @@ the forecast is a weighted sum of the snapshots like any other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, wraps
 from itertools import combinations
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +21,30 @@ from .linear import Linear
 from .rule import Rule, Unfit, newest
 
 Complex = npt.NDArray[np.complex128]
+Fit = TypeVar("Fit", bound=Callable[..., Any])
 
 UNIFORM = 1e-3  # relative spread of gaps that still counts as even: float32 grids carry 1e-5, shifted ones 1e-2 or more
 CLEAN = 1e-3  # innovation of the differences below which a window counts as noise-free linear dynamics
 RTOL = 1e-6  # of singular values of differences: float64 products, float32 snapshots
 GROWTH = 1.25  # largest pole modulus per gap
 UNEVEN_FLOOR, UNEVEN_GAPS, UNEVEN_RECENCY = 5, 3.0, 0.15  # measured on a trained network, see docs/results.md
+
+
+def remembered(fit: Fit) -> Fit:
+    """Keep the latest results of a function of a Gram matrix and numbers.
+
+    Between two anchors the window is asked for a forecast at every skipped step, and its fit is the same.
+    """
+
+    @lru_cache(maxsize=64)
+    def of_bytes(data: bytes, n: int, *rest: Any) -> Any:
+        return fit(np.frombuffer(data).reshape(n, n), *rest)
+
+    @wraps(fit)
+    def of_array(gram: Array, *rest: Any) -> Any:
+        return of_bytes(gram.tobytes(), len(gram), *rest)
+
+    return cast(Fit, of_array)
 
 
 def propagator(gram: Array, rtol: float, rank: int = 0, ridge: float = 0.0) -> tuple[Complex, Complex]:
@@ -78,21 +98,28 @@ def amplitudes(gram: Array, poles: Complex, modes: Complex, recency: float) -> C
 def dmd_weights(gram: Array, horizon: float, rank: int = 0, ridge: float = 0.0, rtol: float = 1e-4) -> Array:
     """Plain DMD of the snapshots themselves, as published: ``w = Re(C diag(lambda^h) b)``, b fitted to the newest one.
 
-    The weights need not sum to 1, and a constant costs a pole. ``horizon`` in snapshot gaps, may be fractional or negative.
+    The weights need not sum to 1, and a constant costs a pole. ``horizon`` in snapshot gaps, fractional or negative.
 
     Raises:
         Unfit: fewer than 3 snapshots, or no finite fit.
     """
     if len(gram) < 3:
         raise Unfit(f"{len(gram)} of 3 snapshots")
-    poles, modes = propagator(gram, rtol, rank, ridge)
-    project = modes.conj().T @ gram
-    b = np.linalg.lstsq(project @ modes, project[:, -1], rcond=1e-14)[0]
+    poles, modes, b = plain_fit(gram, rtol, rank, ridge)
     with np.errstate(all="ignore"):
         w = np.real(modes @ (poles ** complex(horizon) * b))
     if not np.isfinite(w).all():
         raise Unfit("the fit is not finite")
     return np.asarray(w)
+
+
+@remembered
+def plain_fit(gram: Array, rtol: float, rank: int, ridge: float) -> tuple[Complex, Complex, Complex]:
+    """Poles, modes and the amplitudes that fit the newest snapshot."""
+    poles, modes = propagator(gram, rtol, rank, ridge)
+    project = modes.conj().T @ gram
+    b = np.linalg.lstsq(project @ modes, project[:, -1], rcond=1e-14)[0]
+    return poles, modes, np.asarray(b, dtype=np.complex128)
 
 
 def difference_dmd(gram: Array, horizon: float, rtol: float, recency: float) -> Array:
@@ -105,21 +132,26 @@ def difference_dmd(gram: Array, horizon: float, rtol: float, recency: float) -> 
     """
     n = len(gram)
     e = differences(n)
-    g = e.T @ gram @ e
-    poles, modes = propagator(g, rtol)
-    if horizon != round(horizon):
+    poles, modes, b = difference_fit(e.T @ gram @ e, rtol, recency, horizon == round(horizon))
+    small = np.abs(poles - 1) < 1e-9
+    with np.errstate(divide="ignore", invalid="ignore"):
+        advance = np.where(small, horizon, (poles ** complex(horizon) - 1) / np.where(small, 1, poles - 1))
+        forecast = np.real(modes @ (poles ** (n - 1) * advance * b))
+    return np.asarray(newest(n) + e @ forecast)
+
+
+@remembered
+def difference_fit(gram: Array, rtol: float, recency: float, whole: bool) -> tuple[Complex, Complex, Complex]:
+    """Poles, modes and amplitudes of the differences, for horizons of ``whole`` gaps or any."""
+    poles, modes = propagator(gram, rtol)
+    if not whole:
         keep = poles.real > 0
         if not keep.any():
             raise Unfit("every pole aliases at a fractional horizon")
         poles, modes = poles[keep], modes[:, keep]
     modulus = np.abs(poles)
     poles = np.where(modulus > GROWTH, poles * (GROWTH / np.maximum(modulus, GROWTH)), poles)
-    b = amplitudes(g, poles, modes, recency)
-    small = np.abs(poles - 1) < 1e-9
-    with np.errstate(divide="ignore", invalid="ignore"):
-        advance = np.where(small, horizon, (poles ** complex(horizon) - 1) / np.where(small, 1, poles - 1))
-        forecast = np.real(modes @ (poles ** (n - 1) * advance * b))
-    return np.asarray(newest(n) + e @ forecast)
+    return poles, modes, amplitudes(gram, poles, modes, recency)
 
 
 def differences(n: int) -> Array:
@@ -140,6 +172,7 @@ def sum_to_one(w: Array, gram: Array) -> Array:
     return np.asarray(w + z * ((1 - w.sum()) / z.sum()))
 
 
+@remembered
 def innovation(gram: Array, rtol: float) -> float:
     """Relative distance of the newest column from the span of the earlier ones, from the Gram matrix."""
     square, q = np.linalg.eigh(gram[:-1, :-1])
