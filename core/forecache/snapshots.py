@@ -155,9 +155,9 @@ class Snapshots:
         Args:
             weights: ``[n]`` for all items, or ``[items, n]``.
 
-        One tensor is allocated, and a work buffer of fixed size for half precision. Half-precision windows are summed in float32: weights rounded to bfloat16 would no
-        longer sum to 1 (2^-9 relative). For the same reason each item is a matrix-vector product: a matrix-matrix
-        product of float32 may run in TF32.
+        One tensor is allocated. Half-precision windows are summed in float32 (through a work buffer of fixed size):
+        weights rounded to bfloat16 would no longer sum to 1 (2^-9 relative). For the same reason each item is a
+        matrix-vector product: a matrix-matrix product of float32 may run in TF32.
         """
         if self._buffer is None or self._like is None:
             raise RuntimeError("combine: no snapshot yet; observe a computed value first")

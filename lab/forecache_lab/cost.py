@@ -168,8 +168,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         fit, gain, over, state = row.ratios.values()
         cells.append([
             row.size, f"{row.fit_theirs:.1f} ms", f"{row.fit_ours:.2f} ms", f"{fit:.0f}x",
-            f"{row.forecast_theirs:.2f} ms", f"{row.forecast_ours:.2f} ms", f"{row.bare_sum:.2f} ms", f"{gain:.1f}x", f"{over:.2f}x", f"{state:.1f}x",
-            str(row.large),
+            f"{row.forecast_theirs:.2f} ms", f"{row.forecast_ours:.2f} ms", f"{row.bare_sum:.2f} ms",
+            f"{gain:.1f}x", f"{over:.2f}x", f"{state:.1f}x", str(row.large),
         ])  # fmt: skip
     return head, cells
 

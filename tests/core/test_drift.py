@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from core_helpers import mixture_velocity
 from forecache import Forecaster
 from forecache.basis import Hermite, Linear, Taylor

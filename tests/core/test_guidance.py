@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from forecache import AdaptiveGuidance
 
 Tensor = torch.Tensor
@@ -88,7 +89,11 @@ def test_warmup_refresh_and_last_step(warmup: int, refresh: int) -> None:
 
 def test_the_last_step_that_moves() -> None:
     guidance = AdaptiveGuidance(times=[*GRID[:20], GRID[19]], scale=1.0, refresh=100)
-    full = [i for i in range(19) if guidance.needs_uncond(i) and (guidance.observe(i, c_of(GRID[i]), c_of(GRID[i]) - small(0)) is None)]
+    full = [
+        i
+        for i in range(19)
+        if guidance.needs_uncond(i) and (guidance.observe(i, c_of(GRID[i]), c_of(GRID[i]) - small(0)) is None)
+    ]
     assert full == [0, 1, 18]
 
 
@@ -109,7 +114,9 @@ def test_one_item_that_disagrees_keeps_the_call() -> None:
 def test_cosine_is_the_published_test() -> None:
     c = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     for angle, expected in ((0.1, False), (0.5, True)):  # cos .995 and .88
-        u = torch.tensor([[1.0, 0.0], [torch.cos(torch.tensor(angle)), torch.sin(torch.tensor(angle))]], dtype=torch.float64)
+        u = torch.tensor(
+            [[1.0, 0.0], [torch.cos(torch.tensor(angle)), torch.sin(torch.tensor(angle))]], dtype=torch.float64
+        )
         guidance = AdaptiveGuidance(times=GRID, scale=100.0, cosine=0.94)
         for i in (0, 1):
             assert guidance.needs_uncond(i)

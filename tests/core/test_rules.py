@@ -6,15 +6,15 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
 from core_helpers import NAMES, RULES, gram, windows
-from forecache.basis import DMD, Chebyshev, Hermite, Linear, Reuse, Rule, Taylor, Unfit, make_rule
-from forecache.basis import dmd
+from forecache.basis import DMD, Chebyshev, Hermite, Linear, Reuse, Rule, Taylor, Unfit, dmd, make_rule
 from forecache.basis.dmd import GROWTH, difference_dmd, exponential_weights
 from forecache.basis.hermite import physicists_hermite, scaled_hermite
 from forecache.basis.taylor import backward_differences
 from forecache.select import GUARD, serve
-from hypothesis import given, reject, settings
-from hypothesis import strategies as st
 from scenarios import exponentials
 
 TIME_RULES = tuple(rule for rule in RULES if rule.clock == "time")
@@ -49,7 +49,9 @@ def test_sum_control() -> None:
 @pytest.mark.parametrize("rule", TIME_RULES, ids=repr)
 @quick
 @given(window=windows(least=4), scale=st.floats(0.05, 20), shift=st.floats(-5, 5), reverse=st.booleans())
-def test_affine_maps_of_time_change_nothing(rule: Rule, window: tuple, scale: float, shift: float, reverse: bool) -> None:
+def test_affine_maps_of_time_change_nothing(
+    rule: Rule, window: tuple, scale: float, shift: float, reverse: bool
+) -> None:
     times, target, g = window
     a = -scale if reverse else scale
     before = weights(rule, times, target, g)
@@ -132,7 +134,9 @@ def test_hermite_polynomials() -> None:
     x = np.linspace(-2, 2, 7)
     for n in range(6):
         assert physicists_hermite(n, 0.3) == pytest.approx(np.polynomial.hermite.Hermite.basis(n)(0.3))
-        assert [scaled_hermite(n, t, 0.5) for t in x] == pytest.approx(0.5**n * np.polynomial.hermite.Hermite.basis(n)(x / 2))
+        assert [scaled_hermite(n, t, 0.5) for t in x] == pytest.approx(
+            0.5**n * np.polynomial.hermite.Hermite.basis(n)(x / 2)
+        )
     with pytest.raises(ValueError, match="order"):
         physicists_hermite(-1, 1.0)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from forecache import schedule
-from forecache.schedule import effective_steps, even, fixed_interval, ramp
 from hicache_pp.hermite import hicache_decide, hicache_init
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from forecache import schedule
+from forecache.schedule import effective_steps, even, fixed_interval, ramp
 
 
 def published(steps: int, interval: int, warmup: int, end: int | None) -> list[int]:
@@ -23,13 +24,17 @@ def published(steps: int, interval: int, warmup: int, end: int | None) -> list[i
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 10), st.none() | st.integers(0, 60))
-def test_fixed_interval_is_the_published_schedule_and_the_last_step(n: int, interval: int, warmup: int, end: int | None) -> None:
+def test_fixed_interval_is_the_published_schedule_and_the_last_step(
+    n: int, interval: int, warmup: int, end: int | None
+) -> None:
     theirs = published(n, interval, warmup, end)
     assert list(fixed_interval(range(n), interval, warmup, end)) == sorted({*theirs, n - 1})
 
 
 def test_fixed_interval_control() -> None:
-    assert published(10, 4, 2, None)[-1] == 9 and published(11, 4, 2, None)[-1] == 9  # theirs leaves step 10 to a forecast
+    assert (
+        published(10, 4, 2, None)[-1] == 9 and published(11, 4, 2, None)[-1] == 9
+    )  # theirs leaves step 10 to a forecast
     assert fixed_interval(range(11), 4, 2)[-2:] == (9, 10)
 
 

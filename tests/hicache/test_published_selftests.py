@@ -17,8 +17,9 @@ import hicache_pp.hermite
 import hicache_pp.tree
 import pytest
 import torch
-from forecache import hicache, hicache_tree
 from torch.utils import _pytree
+
+from forecache import hicache, hicache_tree
 
 Results = list[tuple[str, bool]]
 
@@ -91,7 +92,7 @@ def test_published_selftest_passes(module: ModuleType, names: dict[str, Any], le
 
 
 def test_the_selftests_can_fail() -> None:
-    """Control: the same runs with a forecast in the wrong direction, with DMD replaced by reuse, and with a wrong tree."""
+    """Control: the same runs with a forecast in the wrong direction, and with DMD and trees replaced by reuse."""
 
     def backwards(state: dict[str, Any]) -> torch.Tensor:
         k = state["step"] - state["activated_steps"][-1]

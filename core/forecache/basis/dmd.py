@@ -162,9 +162,9 @@ def differences(n: int) -> Array:
 def sum_to_one(w: Array, gram: Array) -> Array:
     """The weights nearest to ``w`` that sum to 1, in the metric of the forecast they make.
 
-    ``min ||V (w' - w)||^2 + eps ||w' - w||^2`` subject to ``1^T w' = 1``: the correction is ``(G + eps I)^-1 1``, scaled.
-    eps is the squared innovation of the newest snapshot, in mean diagonals: with clean snapshots the correction lies in
-    the null space and leaves the forecast as it is, with noisy ones it stays small.
+    ``min ||V (w' - w)||^2 + eps ||w' - w||^2`` subject to ``1^T w' = 1``: the correction is ``(G + eps I)^-1 1``,
+    scaled. eps is the squared innovation of the newest snapshot, in mean diagonals: with clean snapshots the correction
+    lies in the null space and leaves the forecast as it is, with noisy ones it stays small.
     """
     n = len(w)
     eps = max(innovation(gram, 1e-6) ** 2, 1e-11) * float(np.trace(gram)) / n
