@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import nox
@@ -22,7 +21,7 @@ GENERATORS = {
 
 def install(session: nox.Session, extras: str) -> None:
     """This checkout with ``extras``, at the versions of constraints.txt."""
-    # the index would offer torch with several GB of CUDA libraries; the constraint admits a CPU build where there is one
+    # unconstrained, the index offers torch with several GB of CUDA libraries; the pin admits a CPU build on disk
     session.install("-c", "constraints.txt", f".[{extras}]")
 
 
@@ -68,9 +67,9 @@ def core_alone(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff and mypy --strict."""
+    """Ruff and mypy --strict."""
     install(session, "hunyuan21")
-    session.install("-c", "constraints.txt", "ruff", "mypy", "types-PyYAML")
+    session.install("-c", "constraints.txt", "ruff", "mypy")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     for package in ("forecache", "forecache_patches", "forecache_adapters", "forecache_lab", "forecache_cli"):
@@ -88,7 +87,7 @@ def bench(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """A flow with a known velocity, no upstream and no weights: a table and out/demo/demo.png in seconds."""
     install(session, "report")
-    session.run("forecache", "demo", "--out", os.path.join("out", "demo"))
+    session.run("forecache", "demo", "--out", str(Path("out", "demo")))
 
 
 @nox.session

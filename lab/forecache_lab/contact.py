@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+import trimesh
 
 from . import render
 from .reference import TEST_SEED, hunyuan21, solids
@@ -22,14 +24,14 @@ def main(upstream: str, checkout: str, out: str) -> None:
     torch.set_num_threads(1)
     pipe = hunyuan21.build(hunyuan21.load(checkout))
 
-    def sample(seed: int, image: torch.Tensor) -> object:
-        (mesh,) = pipe(
+    def sample(seed: int, image: torch.Tensor) -> trimesh.Trimesh:
+        meshes: list[trimesh.Trimesh] = pipe(
             image=[image], guidance_scale=hunyuan21.GUIDANCE, octree_resolution=64, enable_pbar=False,
             generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
-        return mesh
+        return meshes[0]
 
-    rows = []
+    rows: list[list[Any]] = []
     for pair in range(2):
         pictures, uncached, cached = [], [], []
         for family in solids.FAMILIES:

@@ -8,6 +8,7 @@ The data are a Gaussian mixture around the signed-distance grids of procedural s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def sample(seeds: Sequence[int], mu: torch.Tensor, settings: dict[str, Any] | No
     x = torch.stack([torch.randn(mu.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     cache = None if settings is None else Forecaster(times=grid.tolist(), **settings)
     for i in range(STEPS):
-        now, t = x, float(grid[i])
-        v = velocity(now, t, mu) if cache is None else cache.step(i, lambda now=now, t=t: velocity(now, t, mu))
+        network = partial(velocity, x, float(grid[i]), mu)
+        v = network() if cache is None else cache.step(i, network)
         x = x + float(grid[i + 1] - grid[i]) * v
     return x, STEPS if cache is None else cache.trace.computed
 
@@ -55,7 +56,9 @@ def mesh(latent: torch.Tensor) -> trimesh.Trimesh:
     """Surface of one latent."""
     field = to_distance(latent[None])[0].numpy()
     spacing = 2 / (RESOLUTION - 1)
-    vertices, faces, _, _ = measure.marching_cubes(np.pad(field, 1, constant_values=0.3), 0.0, spacing=(spacing,) * 3)
+    vertices, faces, _, _ = measure.marching_cubes(  # type: ignore[no-untyped-call]
+        np.pad(field, 1, constant_values=0.3), 0.0, spacing=(spacing,) * 3
+    )
     return trimesh.Trimesh(vertices - 1 - spacing, faces)
 
 

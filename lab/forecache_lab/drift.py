@@ -22,6 +22,8 @@ from . import geometry
 from .geometry import Geometry
 from .subjects import Sample, Subject
 
+SHOWN = 3  # conditions in the picture and among the meshes
+
 
 class WrongSign(Rule):
     """Control: a rule's step away from the newest snapshot, taken backwards. A bound that it meets is worthless."""
@@ -42,13 +44,13 @@ class WrongSign(Rule):
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: ``settings`` for the adapter, or ``steps`` for the plain sampler with fewer steps."""
+    """A row of the table: ``settings`` for the adapter, or ``calls`` of the plain sampler."""
 
     label: str
     basis: str
     interval: int | None = None
     settings: Mapping[str, Any] | None = None
-    steps: int | None = None
+    calls: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def methods(basis: str, intervals: Sequence[int], warmup: int) -> list[Method]:
 
 def measure(
     subject: Subject, rows: Sequence[Method], seeds: Sequence[int], progress: Callable[[str], None]
-) -> tuple[list[Run], list[Sample], dict[str, Sample]]:
-    """All rows on all seeds; also the uncached samples, and the first seed's sample of each row.
+) -> tuple[list[Run], list[Sample], dict[str, list[Sample]]]:
+    """All rows on all seeds; also the uncached samples, and each row's samples of the first ``SHOWN`` seeds.
 
     After each cached row the plain Euler sampler with exactly as many network calls is measured too.
     """
@@ -97,28 +99,40 @@ def measure(
     for seed in seeds:
         references.append(subject.sample(seed, None))
         progress(f"uncached, seed {seed}")
-    runs, shown = [], {}
+    runs: list[Run] = []
+    shown: dict[str, list[Sample]] = {}
     todo = list(rows)
     done: set[int] = set()
     while todo:
         method = todo.pop(0)
         for seed, reference in zip(seeds, references, strict=True):
-            sample = subject.sample(seed, method.settings, method.steps)
+            if method.calls is None:
+                sample = subject.sample(seed, method.settings)
+            else:
+                sample = subject.plain(seed, method.calls)
             runs.append(
                 Run(
-                    method.label, method.basis, method.interval, seed, sample.calls, sample.trace.fallbacks,
-                    sample.denoise, sample.total, reference.denoise / sample.denoise, reference.total / sample.total,
-                    latent_drift(sample, reference), geometry.compare(sample.mesh, reference.mesh),
-                )  # fmt: skip
+                    method.label,
+                    method.basis,
+                    method.interval,
+                    seed,
+                    sample.calls,
+                    sample.trace.fallbacks,
+                    sample.denoise,
+                    sample.total,
+                    reference.denoise / sample.denoise,
+                    reference.total / sample.total,
+                    latent_drift(sample, reference),
+                    geometry.compare(sample.mesh, reference.mesh),
+                )
             )
-            shown.setdefault(method.label, sample)
+            if len(shown.setdefault(method.label, [])) < SHOWN:
+                shown[method.label].append(sample)
             progress(f"{method.label}, seed {seed}")
         calls = runs[-1].calls
         if method.basis not in ("euler", "control") and calls not in done:
             done.add(calls)
-            # K calls that move the state: K + 1 steps, of which the last (dt = 0) is skipped exactly
-            plain = {"basis": "reuse", "interval": 1, "few_steps": True}
-            todo.append(Method(f"Euler, {calls} steps", "euler", None, plain, steps=calls + 1))
+            todo.append(Method(f"Euler, {calls} steps", "euler", calls=calls))
     return runs, references, shown
 
 
@@ -139,7 +153,9 @@ HIGHER_IS_BETTER = {"denoise speed-up", "total speed-up", "volume IoU", *(f"F@{t
 
 
 def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Per method: calls, n and, per column, ``[median, p95]``. p95 is the bad tail: the 5th percentile where more is better."""
+    """Per method: calls, n and, per column, ``[median, p95]``. p95 is the bad tail, the 5th percentile where more is
+    better.
+    """
     rows = []
     for label in dict.fromkeys(run.method for run in runs):
         mine = [run for run in runs if run.method == label]
@@ -194,5 +210,9 @@ def to_markdown(subject: Subject, runs: Sequence[Run], floor: Sequence[Geometry]
         cells = [f"{row[name][0]:.3g} / {row[name][1]:.3g}" for name in names]
         lines.append(f"| {row['method']} | {row['calls']:.0f} | " + " | ".join(cells) + " |")
     medians = [np.median([g.chamfer for g in floor]), *np.median([g.fscore for g in floor], 0), 1.0]
-    lines.append("| noise floor: uncached mesh, sampled again | - | - | - | - | " + " | ".join(f"{m:.3g}" for m in medians) + " |")
+    lines.append(
+        "| noise floor: uncached mesh, sampled again | - | - | - | - | "
+        + " | ".join(f"{m:.3g}" for m in medians)
+        + " |"
+    )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How far one mesh is from another, in the frame they were generated in: no alignment, because alignment hides pose drift.
+"""How far one mesh is from another, in the frame they were generated in: alignment would hide pose drift.
 
 Lengths are in units of the longest side of the *reference* mesh's bounding box. Surfaces are compared through points:
 ``QUERIES`` points on one against ``TARGETS`` on the other. The denser target keeps the floor of the estimate (a mesh

@@ -11,10 +11,10 @@ import numpy as np
 import trimesh
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  after the backend is chosen
-from mpl_toolkits.mplot3d.art3d import Poly3DCollection  # noqa: E402
+from matplotlib import pyplot as plt
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-VIEW = dict(elev=24, azim=-55)
+VIEW = {"elev": 24, "azim": -55}
 
 
 def _draw(axes: Any, mesh: trimesh.Trimesh, colour: Sequence[float]) -> None:
@@ -22,7 +22,9 @@ def _draw(axes: Any, mesh: trimesh.Trimesh, colour: Sequence[float]) -> None:
     normals = np.asarray(mesh.face_normals)[:, [0, 2, 1]] * [1, -1, 1]
     light = np.array([0.45, -0.5, 0.75])
     shade = 0.35 + 0.65 * np.clip(normals @ (light / np.linalg.norm(light)), 0, 1)
-    collection = Poly3DCollection(corners, facecolors=np.clip(shade[:, None] * np.asarray(colour), 0, 1), antialiased=False)
+    collection = Poly3DCollection(
+        corners, facecolors=np.clip(shade[:, None] * np.asarray(colour), 0, 1), antialiased=False
+    )
     axes.add_collection3d(collection)
     axes.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75), zlim=(-0.75, 0.75))
     axes.set_box_aspect((1, 1, 1), zoom=1.15)
@@ -31,7 +33,10 @@ def _draw(axes: Any, mesh: trimesh.Trimesh, colour: Sequence[float]) -> None:
 
 
 def sheet(
-    path: Path, rows: Sequence[Sequence[trimesh.Trimesh | np.ndarray[Any, Any]]], titles: Sequence[str], names: Sequence[str]
+    path: Path,
+    rows: Sequence[Sequence[trimesh.Trimesh | np.ndarray[Any, Any]]],
+    titles: Sequence[str],
+    names: Sequence[str],
 ) -> None:
     """A grid of meshes (or grey pictures ``[h, w]``), one column a title, one row a name."""
     figure = plt.figure(figsize=(1.9 * len(titles), 1.9 * len(rows) + 0.4), dpi=110)
@@ -48,6 +53,6 @@ def sheet(
             if r == 0:
                 axes.set_title(titles[c], fontsize=8)
         figure.text(0.008, 1 - (r + 0.5) / len(rows), names[r], rotation=90, va="center", fontsize=8)
-    figure.subplots_adjust(0.03, 0.005, 0.995, 1 - 0.25 / (1.9 * len(rows) + 0.4), 0.02, 0.02)
+    figure.subplots_adjust(0.03, 0.005, 0.995, 1 - 0.4 / (1.9 * len(rows) + 0.4), 0.02, 0.02)
     figure.savefig(path)
     plt.close(figure)

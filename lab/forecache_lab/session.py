@@ -36,7 +36,9 @@ def smoke(subject: Subject) -> None:
         raise RuntimeError("smoke: a full schedule changes the latent")
     if first.calls != subject.steps or full.calls != subject.steps - 1:
         raise RuntimeError(f"smoke: {first.calls} uncached and {full.calls} full calls for {subject.steps} steps")
-    print(f"smoke: off is bit-identical; full schedule too, with {full.calls} of {first.calls} calls (dt = 0 is skipped)")
+    print(
+        f"smoke: off is bit-identical; full schedule too, with {full.calls} of {first.calls} calls (dt = 0 is skipped)"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,12 +78,24 @@ def main(argv: list[str] | None = None) -> int:
     table = drift.to_markdown(subject, runs, floor, references)
     (a.out / "drift.md").write_text(table + "\n", encoding="utf-8")
     drift.to_json(a.out / "drift.json", subject, seeds, runs, floor)
-    meshes = {"uncached": references[0].mesh, **{label: sample.mesh for label, sample in shown.items()}}
-    for label, mesh in meshes.items():
-        mesh.export(a.out / f"{label.replace(', ', '-').replace(' ', '_').replace(':', '')}.glb")
-    render.sheet(a.out / "comparison.png", [list(meshes.values())], list(meshes), [""])
-    print(f"\n{table}\n\nwritten to {a.out}: drift.md, drift.json, comparison.png, {len(meshes)} .glb meshes")
+    columns = {"uncached": references[: drift.SHOWN], **shown}
+    for label, samples in columns.items():
+        (a.out / "meshes").mkdir(exist_ok=True)
+        for seed, sample in enumerate(samples):
+            name = label.replace(", ", "-").replace(" ", "_").replace(":", "")
+            sample.mesh.export(a.out / "meshes" / f"{name}-seed{seed}.glb")
+    picked = [label for label in columns if not label.startswith("Euler")]
+    picked.append(next(label for label in columns if label == f"Euler, {shown_calls(runs)} steps"))
+    rows_of_meshes = [[columns[label][k].mesh for label in picked] for k in range(len(columns["uncached"]))]
+    titles = [label.replace("control: ", "").replace(" with the", ",\n") for label in picked]
+    render.sheet(a.out / "comparison.png", rows_of_meshes, titles, [f"seed {k}" for k in range(len(rows_of_meshes))])
+    print(f"\n{table}\n\nwritten to {a.out}: drift.md, drift.json, comparison.png, meshes/*.glb")
     return verdict(runs, a.basis)
+
+
+def shown_calls(runs: list[drift.Run]) -> int:
+    """Network calls of the control, whose interval is the middle one."""
+    return next(run.calls for run in runs if run.basis == "control")
 
 
 def verdict(runs: list[drift.Run], basis: str) -> int:

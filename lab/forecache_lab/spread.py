@@ -80,7 +80,11 @@ def table(title: str, effective: range, drift: Drift) -> str:
     lines += ["| schedule | " + " | ".join(f"{k} calls" for k in calls) + " |", "|---" * (len(calls) + 1) + "|"]
     for name, each in rows.items():
         cells = [drift(computed) for computed in each]
-        lines.append(f"| {name} | " + " | ".join(f"{1e3 * np.median(c):.1f} / {1e3 * np.percentile(c, 95):.0f}" for c in cells) + " |")
+        lines.append(
+            f"| {name} | "
+            + " | ".join(f"{1e3 * np.median(c):.1f} / {1e3 * np.percentile(c, 95):.0f}" for c in cells)
+            + " |"
+        )
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Real upstream files: from the package on the index that carries them, or from the repository. Absent: a skip that says so."""
+"""Real upstream files: from the repository, or the package on the index that carries them. Absent: a skip says so."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from forecache_patches import PatchError, apply, checkout, find, load_lock, load_series
 
 from forecache_lab.reference import hunyuan21
+from forecache_patches import PatchError, apply, checkout, find, load_lock, load_series
 
 
 @pytest.fixture(scope="session")

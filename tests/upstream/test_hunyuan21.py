@@ -227,7 +227,7 @@ def test_bad_settings_are_refused_when_enabled(pipe, settings, error):
 
 
 def test_drift_tells_right_from_wrong(pipe):
-    """Medians over test conditions at 50 steps: every rule < reuse < wrong sign, and a bound that the control exceeds."""
+    """Medians over test conditions, 50 steps: every rule < reuse < wrong sign, and a bound that the control exceeds."""
     seeds, drift = range(6), {}
     references = [run(pipe, (seed,), 50) for seed in seeds]
     for name, basis in {

@@ -9,8 +9,9 @@
     print(handle.trace.computed)
     hunyuan21.disable(pipe)
 
-The patch forecasts the guided velocity ``u + g (c - u)`` (one history; guidance is on at every step here, so forecasting
-the branches apart with equal weights is the same). The pipeline's last step has dt = 0 and never calls the network.
+The patch forecasts the guided velocity ``u + g (c - u)`` (one history; guidance is on at every step here, so
+forecasting the branches apart with equal weights is the same). The pipeline's last step has
+dt = 0 and never calls the network.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def disable(pipe: Any) -> None:
 
 @contextmanager
 def enabled(pipe: Any, **settings: Any) -> Iterator[Handle]:
-    """``with enabled(pipe, basis=...) as handle:``; whatever was attached before is attached again afterwards."""
+    """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
     before = vars(pipe).get("forecache")
     handle = enable(pipe, **settings)
     try:

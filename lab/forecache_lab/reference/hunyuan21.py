@@ -1,8 +1,8 @@
 """Hunyuan3D-2.1's own pipeline, network class and mesh extraction around a small trained network.
 
 Real upstream code: the flow-matching pipeline and its loop, ``HunYuanDiTPlain`` with MoE layers, the Euler scheduler,
-the volume decoder and marching cubes. Ours: the conditioner (a patch embedding of one picture) and the decoder, which is
-analytic: 64 tokens of 64 channels are the 4x4x4 patches of a 16^3 signed-distance grid, read by trilinear interpolation.
+the volume decoder and marching cubes. Ours: the conditioner (a patch embedding of one picture) and the analytic
+decoder: 64 tokens of 64 channels are the 4x4x4 patches of a 16^3 signed-distance grid, read trilinearly.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ TOKENS, CHANNELS = (RESOLUTION // PATCH) ** 3, PATCH**3
 CLIP, OFFSET, SCALE = 0.3, 0.2, 8.0  # latent = (clip(distance) - OFFSET) * SCALE, about zero mean and unit variance
 PICTURE = 32
 GUIDANCE = 3.0
-NETWORK = dict(
-    input_size=TOKENS, in_channels=CHANNELS, hidden_size=160, context_dim=64, depth=5, num_heads=5, qk_norm=True,
-    qkv_bias=False, text_len=16, use_pos_emb=True, use_attention_pooling=False, num_moe_layers=2, num_experts=4,
-)  # fmt: skip
+NETWORK: dict[str, Any] = {
+    "input_size": TOKENS, "in_channels": CHANNELS, "hidden_size": 160, "context_dim": 64, "depth": 5, "num_heads": 5,
+    "qk_norm": True, "qkv_bias": False, "text_len": 16, "use_pos_emb": True, "use_attention_pooling": False,
+    "num_moe_layers": 2, "num_experts": 4,
+}  # fmt: skip
 WEIGHTS = Path(__file__).with_name("hunyuan21.safetensors")
 
 
@@ -80,7 +81,7 @@ def to_distance(latents: torch.Tensor) -> torch.Tensor:
 
 
 class PictureConditioner(nn.Module):
-    """``[B, 1, 32, 32]`` -> ``{"main": [B, 16, 64]}``; zeros for the unconditional half, as the upstream's encoder has it."""
+    """``[B, 1, 32, 32]`` -> ``{"main": [B, 16, 64]}``; zeros for the unconditional half, as the upstream's encoder."""
 
     def __init__(self, tokens: int = 16, dim: int = 64) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class PictureConditioner(nn.Module):
 def make_autoencoder(upstream: SimpleNamespace) -> nn.Module:
     """The upstream's autoencoder base (volume decoder and surface extraction are its own) with the analytic decoder."""
 
-    class GridAutoencoder(upstream.Autoencoder):  # type: ignore[misc]
+    class GridAutoencoder(upstream.Autoencoder):  # type: ignore[misc,name-defined]
         scale_factor, latent_shape = 1.0, (TOKENS, CHANNELS)
 
         def forward(self, latents: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,8 @@ def box(centre: Sequence[float], half: Sequence[float], rounding: float = 0.02) 
 
     def distance(p: torch.Tensor) -> torch.Tensor:
         q = (p - c).abs() - h
-        return q.clamp(min=0).norm(dim=-1) + q.amax(dim=-1).clamp(max=0) - rounding
+        outside: torch.Tensor = q.clamp(min=0).norm(dim=-1)
+        return outside + q.amax(dim=-1).clamp(max=0) - rounding
 
     return distance
 
@@ -41,7 +42,7 @@ def frustum(centre: Sequence[float], half_height: float, bottom: float, top: flo
         radius = bottom + slope * (q[..., 1] + half_height)
         side = (q[..., ::2].norm(dim=-1) - radius) * cosine
         cap = q[..., 1].abs() - half_height
-        outside = torch.stack((side, cap), -1).clamp(min=0).norm(dim=-1)
+        outside: torch.Tensor = torch.stack((side, cap), -1).clamp(min=0).norm(dim=-1)
         return outside + torch.maximum(side, cap).clamp(max=0)
 
     return distance

@@ -11,8 +11,6 @@ import types
 class _Stub(types.ModuleType):
     """A module whose attributes resolve, so that annotations and base classes in the upstream's files do."""
 
-    __path__: list[str] = []
-
     def __getattr__(self, attribute: str) -> type:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
@@ -28,5 +26,6 @@ def stub(*names: str) -> None:
         return
     for name in names:
         module = _Stub(name)
+        module.__path__ = []  # a package: its submodules can be imported
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         sys.modules[name] = module

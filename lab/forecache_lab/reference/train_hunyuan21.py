@@ -1,7 +1,7 @@
 """Train the reference network of Hunyuan3D-2.1: ``python -m forecache_lab.reference.train_hunyuan21 CHECKOUT``.
 
-Rectified flow with the upstream's convention: ``x_t = (1 - t) noise + t data``, ``v = data - noise``, ``t`` rising to 1.
-Logit-normal t, 10 % of the conditions dropped for guidance, AdamW with cosine decay, exponential average of the weights.
+Rectified flow with the upstream's convention: ``x_t = (1 - t) noise + t data``, ``v = data - noise``, t rising to 1.
+Logit-normal t, 10 % of the conditions dropped for guidance, AdamW with cosine decay, exponential average of weights.
 Deterministic for a seed on one machine (``--seed 0`` made the shipped weights: 50 minutes on two busy CPU cores).
 """
 
@@ -43,7 +43,7 @@ def train(checkout: Path, out: Path, iterations: int, batch: int, seed: int, rat
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     start = time.time()
     latents, pictures = data(TRAINING_SEEDS)
-    print(f"{len(latents)} solids in {time.time() - start:.0f} s, latent mean {latents.mean():.3f} std {latents.std():.3f}")
+    print(f"{len(latents)} solids in {time.time() - start:.0f} s: mean {latents.mean():.2f}, std {latents.std():.2f}")
     network.train()
     running, start = 0.0, time.time()
     for k in range(iterations):

@@ -36,6 +36,10 @@ class Subject(Protocol):
     steps: int
     conditions: str  #: one line for the table: network, device, dtype, guidance, resolution
 
-    def sample(self, seed: int, settings: Mapping[str, Any] | None, steps: int | None = None) -> Sample:
-        """Run with the noise and condition of ``seed``; ``settings=None``: uncached. ``steps``: other than the default."""
+    def sample(self, seed: int, settings: Mapping[str, Any] | None) -> Sample:
+        """Run with the noise and condition of ``seed``; ``settings`` for the adapter, ``None``: uncached."""
+        ...
+
+    def plain(self, seed: int, calls: int) -> Sample:
+        """The sampler without forecasting, on a grid of exactly ``calls`` network calls."""
         ...

@@ -59,8 +59,15 @@ class Hunyuan21:
             return str(self.image)
         return [solids.picture(solids.solid(TEST_SEED + seed)[1], hunyuan21.PICTURE)[None]]
 
-    def sample(self, seed: int, settings: Mapping[str, Any] | None, steps: int | None = None) -> Sample:
+    def sample(self, seed: int, settings: Mapping[str, Any] | None) -> Sample:
         """See :meth:`forecache_lab.subjects.Subject.sample`."""
+        return self._run(seed, settings, self.steps)
+
+    def plain(self, seed: int, calls: int) -> Sample:
+        """``calls + 1`` steps, because the last one has dt = 0 and is skipped exactly."""
+        return self._run(seed, {"basis": "reuse", "interval": 1, "few_steps": True}, calls + 1)
+
+    def _run(self, seed: int, settings: Mapping[str, Any] | None, steps: int) -> Sample:
         on = nullcontext() if settings is None else adapter.enabled(self.pipe, **settings)
         if settings is None:
             adapter.disable(self.pipe)
@@ -70,7 +77,7 @@ class Hunyuan21:
             self._synchronise()
             start = time.perf_counter()
             latent = self.pipe(
-                image=self._condition(seed), num_inference_steps=steps or self.steps, guidance_scale=self.guidance,
+                image=self._condition(seed), num_inference_steps=steps, guidance_scale=self.guidance,
                 generator=torch.Generator().manual_seed(seed), output_type="latent", enable_pbar=False,
             )  # fmt: skip
             self._synchronise()
