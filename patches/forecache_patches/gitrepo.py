@@ -131,7 +131,7 @@ def checkout_commit(upstream: Upstream, root: Path) -> None:
 
 
 def _attributes(upstream: Upstream) -> list[str]:
-    """Files that git itself reads on the way to the sparse paths: without them ``git status`` would need the network."""
+    """What git itself reads on the way to the sparse paths: without it ``git status`` would need the network."""
     folders = sorted({str(parent) for path in upstream.sparse for parent in PurePosixPath(path).parents})
     return [str(PurePosixPath(folder, name)) for folder in folders for name in (".gitattributes", ".gitignore")]
 

@@ -1,0 +1,64 @@
+"""The lock: what it accepts, and that a complaint names key, value and what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+from toy_upstream import Toy
+
+import forecache_patches as patches
+
+
+def test_shipped_lock_is_valid_and_every_series_chains() -> None:
+    lock = patches.load_lock()
+    assert "hunyuan21" in lock
+    for upstream in lock.values():
+        patches.check(upstream, patches.SERIES_ROOT)
+
+
+def test_shipped_licence_notes_stand_beside_the_patches() -> None:
+    notice = (patches.SERIES_ROOT / "hunyuan21" / "NOTICE").read_text(encoding="utf-8")
+    assert "licensed under the Tencent Hunyuan 3D 2.1 Community License Agreement" in notice
+    assert all(territory in notice for territory in ("European Union", "United Kingdom", "South Korea"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"commit": "abc"}, r"toy\.commit = 'abc': must be a full commit id"),
+        ({"url": "ext::sh -c id"}, r"toy\.url = .*: must be an https"),
+        ({"mode": "100666"}, r"mode = '100666': must be '100644' or '100755'"),
+        ({"sha256": "00"}, r"toy\.wheel\.sha256 = '00': must be 64"),
+        ({"prefix": "../x"}, r"toy\.wheel\.prefix = '\.\./x': must be"),
+        ({"extra": "colour = 1"}, r"toy\.colour = 1: unknown key; known: .*title"),
+        ({"extra": "modified_notice = 1"}, r"toy\.modified_notice = 1: must be true or false"),
+    ],
+)
+def test_wrong_values_are_named(toy: Toy, changed: dict[str, str], message: str) -> None:
+    assert toy.upstream.name == "toy"  # control: the lock is valid without the change
+    toy.write_lock(**changed)
+    with pytest.raises(patches.LockError, match=message):
+        patches.load_lock(toy.lock)
+
+
+def test_a_hooked_file_must_lie_in_the_sparse_paths(toy: Toy) -> None:
+    toy.lock.write_text(toy.lock.read_text().replace('sparse = ["pkg"]', 'sparse = ["pk"]'))
+    with pytest.raises(patches.LockError, match=r"pkg/loop\.py: must lie in one of the sparse paths"):
+        patches.load_lock(toy.lock)
+
+
+def test_missing_key_and_unknown_upstream(toy: Toy) -> None:
+    with pytest.raises(patches.LockError, match="unknown upstream 'tyo'; known: toy"):
+        patches.find(patches.load_lock(toy.lock), "tyo")
+    toy.lock.write_text(toy.lock.read_text().replace('title = "Toy"', ""))
+    with pytest.raises(patches.LockError, match=r"toy\.title = None: must be one line"):
+        patches.load_lock(toy.lock)
+
+
+def test_two_pins_of_one_upstream_share_a_folder(toy: Toy) -> None:
+    text = toy.lock.read_text()
+    second = text.replace("[toy", "[toy-next").replace('title = "Toy"', 'title = "Toy"\nupstream = "toy"')
+    second = second.replace(toy.upstream.commit, "f" * 40)
+    toy.lock.write_text(text + second)
+    lock = patches.load_lock(toy.lock)
+    first, other = lock["toy"].series_folder(), lock["toy-next"].series_folder()
+    assert first.parent == other.parent and first != other and other.name == "f" * 12
