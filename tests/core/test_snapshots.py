@@ -145,6 +145,7 @@ def test_gradients_are_dropped() -> None:
     window = filled([value, value * 2])
     out = window.combine([0.5, 0.5])
     assert not out.requires_grad and out.grad_fn is None
+    assert window._buffer is not None and not window._buffer.requires_grad  # holds no graph
     assert torch.equal(out, (1.5 * value).detach())
 
 

@@ -268,6 +268,20 @@ def test_the_gram_matrix_is_kept_and_never_stale() -> None:
         hicache.gram_row = row
 
 
+@pytest.mark.parametrize("pushes", range(1, 8))
+def test_an_address_used_again_is_another_snapshot(pushes: int) -> None:
+    state = hicache.hicache_init(300, backend="dmd", history=5)
+    for i in range(300):
+        state["step"] = i
+        state["activated_steps"].append(i)
+        hicache.dmd_update_snapshots(state, torch.randn(16, dtype=torch.float64))
+        if i > 6 and i % pushes == 0:
+            _, tail = hicache.even_tail(state)
+            gram, v = hicache.tail_gram(state, [[v] for v in tail]), torch.stack(tail)
+            assert gram == pytest.approx((v @ v.T).numpy(), rel=1e-9)
+            del tail, v  # the window alone holds them
+
+
 def test_dropped_snapshots_are_freed() -> None:
     state = hicache.hicache_init(50, backend="dmd", history=4)
     for i in range(12):
