@@ -1,9 +1,12 @@
-"""One thread everywhere: the suite shares its machine, and results must not depend on the number of cores."""
+"""One thread everywhere: the suite shares its machine, and results must not depend on the number of cores, nor on luck."""
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

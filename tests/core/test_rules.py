@@ -59,6 +59,16 @@ def test_affine_maps_of_time_change_nothing(
     assert np.abs(before - after).max() <= 1e-5 * np.abs(before).sum()
 
 
+@pytest.mark.parametrize("steps", range(7, 60))
+def test_a_gap_ratio_on_the_limit_is_not_decided_by_round_off(steps: int) -> None:
+    """Gaps of 1 and 3 steps on grids whose differences round either way."""
+    anchors, v = np.array([0.0, 3, 4, 7, 8]), np.random.default_rng(0).normal(size=(5, 8)).cumsum(0)
+    expected = DMD().weights(anchors, 10.0, gram(v))
+    for grid in (anchors / steps, 1 - anchors / steps, anchors * (1000 / steps)):
+        target = grid[0] + 10 * (grid[1] - grid[0]) / 3
+        assert DMD().weights(grid, target, gram(v)) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
 def test_affine_control() -> None:
     """A rule published on the step index is not invariant, which is why it is given the index."""
     times, g = np.array([0.0, 1.0, 2.0]), np.eye(3)

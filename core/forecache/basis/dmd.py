@@ -248,7 +248,7 @@ class DMD(Rule):
         uneven = np.nonzero(np.abs(gaps - gaps[-1]) > UNIFORM * gaps[-1])[0]
         first = int(uneven[-1]) + 1 if len(uneven) else 0  # start of the evenly spaced tail
         if n - first < self.floor:
-            if n < UNEVEN_FLOOR or gaps.max() > UNEVEN_GAPS * gaps.min():
+            if n < UNEVEN_FLOOR or gaps.max() > UNEVEN_GAPS * (1 + UNIFORM) * gaps.min():
                 raise Unfit("no evenly spaced tail, and gaps too few or too different")
             return exponential_weights(times, target, gram, UNEVEN_RECENCY)
         horizon = float(abs(target - times[-1]) / gaps[-1])
