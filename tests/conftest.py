@@ -1,4 +1,4 @@
-"""One thread everywhere: the suite shares its machine, and results must not depend on the number of cores, nor on luck."""
+"""One thread and fixed seeds everywhere: results depend neither on the number of cores nor on luck."""
 
 import hypothesis
 import pytest
