@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import nox
@@ -30,7 +31,11 @@ def drift(session: nox.Session, upstream: str, basis: str) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--source", default="auto", choices=("git", "wheel", "auto"))
     own, rest = parser.parse_known_args(session.posargs)
-    install(session, upstream)
+    real = "--weights" in rest
+    if real and shutil.which("nvidia-smi") is None:
+        session.log("no NVIDIA driver here: the packages that only the real weights need are not installed")
+        real = False
+    install(session, f"{upstream}-weights" if real else upstream)
     checkout = Path(session.cache_dir, "upstreams", upstream)
     checkout.parent.mkdir(parents=True, exist_ok=True)
     session.run("forecache", "upstream", "checkout", upstream, str(checkout), "--source", own.source)

@@ -14,6 +14,7 @@ from forecache.basis import Linear
 from forecache_lab import demo, drift, geometry, session
 from forecache_lab.reference import hunyuan21, solids
 from forecache_lab.subjects import Sample
+from forecache_lab.subjects.hunyuan21 import Hunyuan21
 
 
 @pytest.mark.parametrize("family", solids.FAMILIES)
@@ -130,6 +131,19 @@ def test_demo_rules_beat_reuse(tmp_path):
     assert all(value < reuse for value in median.values()), median
     assert len({cells[2] for cells in rows}) == 1, "every rule gets the same number of calls"
     assert (tmp_path / "demo.png").stat().st_size > 10_000
+
+
+def test_real_weights_say_what_they_need(tmp_path):
+    with pytest.raises(ValueError, match="--image FILE"):
+        Hunyuan21(tmp_path, weights="some/weights")
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(RuntimeError, match="need a CUDA device"):
+        Hunyuan21(tmp_path, weights="some/weights", image=picture)
+    with pytest.raises(FileNotFoundError, match=r"holds no hy3dshape"):
+        Hunyuan21(tmp_path)
 
 
 def test_wrong_sign_mirrors_the_step():

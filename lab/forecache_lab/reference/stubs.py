@@ -29,3 +29,8 @@ def stub(*names: str) -> None:
         module.__path__ = []  # a package: its submodules can be imported
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         sys.modules[name] = module
+
+
+def is_stub(name: str) -> bool:
+    """Whether :func:`stub` stands in for a package."""
+    return isinstance(sys.modules.get(name), _Stub)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -14,7 +15,10 @@ import torch
 from forecache_adapters import hunyuan21 as adapter
 
 from ..reference import TEST_SEED, hunyuan21, solids
+from ..reference.stubs import is_stub
 from . import Sample
+
+WEIGHTS_NEED = ("torchvision", "transformers", "omegaconf", "cv2", "pymeshlab")
 
 
 class Hunyuan21:
@@ -26,15 +30,22 @@ class Hunyuan21:
         """``weights``: a name or folder for ``from_pretrained`` (needs ``image`` and a CUDA device).
 
         Raises:
-            ValueError: weights without an image. RuntimeError: weights without a CUDA device.
+            ValueError: weights without an image file.
+            RuntimeError: weights without a CUDA device or without a package that only they need.
         """
+        if weights is not None:
+            if image is None or not image.is_file():
+                raise ValueError(f"weights need an image file: pass --image FILE, got {image}")
+            if not torch.cuda.is_available():
+                raise RuntimeError(f"weights {weights} need a CUDA device, and this machine has none")
         upstream = hunyuan21.load(checkout)
         self.image = image
         if weights is not None:
-            if image is None:
-                raise ValueError("weights need an image: pass --image FILE")
-            if not torch.cuda.is_available():
-                raise RuntimeError(f"weights {weights} need a CUDA device, and this machine has none")
+            missing = [name for name in WEIGHTS_NEED if name not in sys.modules or is_stub(name)]
+            if missing:
+                raise RuntimeError(
+                    f"weights {weights} need {', '.join(missing)}: pip install 'forecache[hunyuan21-weights]'"
+                )
             self.pipe = upstream.Pipeline.from_pretrained(weights)
             self.octree, self.guidance = 256, 5.0
             self.title = f"Hunyuan3D-2.1, weights {weights}"
