@@ -32,6 +32,7 @@ from forecache import Forecaster
 from forecache.basis import DMD
 from forecache.snapshots import Snapshots
 
+BLOCK = 3  # calls
 WINDOW = 6
 FIT, SUM, FORECAST, STATE = 50.0, 1.5, 5.0, 7.0  # targets, all ratios
 
@@ -63,17 +64,19 @@ class Row:
 def medians(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median milliseconds of each function.
 
-    The order changes with every repeat and an untimed call goes before each timed one, so that none is measured in the
-    caches and the heap that a certain other one leaves.
+    Rounds of short blocks in an order that changes, so that a drift of the machine's speed falls on all of them; each
+    block starts with untimed calls, so that a function is measured in the caches and the heap that it leaves itself, as
+    in a run that calls nothing else.
     """
     taken: dict[str, list[float]] = {name: [] for name in functions}
     shuffled = random.Random(0)
-    for _ in range(repeats):
+    for _ in range(-(-repeats // BLOCK)):
         for name, function in shuffled.sample(list(functions.items()), len(functions)):
-            function()
-            begin = time.perf_counter()
-            function()
-            taken[name].append((time.perf_counter() - begin) * 1e3)
+            for k in range(2 * BLOCK):
+                begin = time.perf_counter()
+                function()
+                if k >= BLOCK:
+                    taken[name].append((time.perf_counter() - begin) * 1e3)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
