@@ -162,38 +162,25 @@ def measure(d: int, dtype: torch.dtype, repeats: int) -> Row:
     return Row(f"{d:,} {str(dtype).removeprefix('torch.')}", state=state, large=large, **taken)
 
 
-def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells."""
-    head = ["values", "fit theirs", "ours", "ratio", "forecast theirs", "ours", "bare sum", "theirs/ours", "ours/sum",
-            "state", "large tensors"]  # fmt: skip
-    cells = []
+def table(rows: Sequence[Row]) -> str:
+    """The Markdown table."""
+    head = ["values", "fit: theirs", "ours", "ratio", "forecast: theirs", "ours", "bare sum", "theirs / ours",
+            "ours / bare sum", "state, snapshots", "large tensors a forecast"]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         fit, gain, over, state = row.ratios.values()
-        cells.append([
+        cells = (
             row.size, f"{row.fit_theirs:.1f} ms", f"{row.fit_ours:.2f} ms", f"{fit:.0f}x",
             f"{row.forecast_theirs:.2f} ms", f"{row.forecast_ours:.2f} ms", f"{row.bare_sum:.2f} ms",
-            f"{gain:.1f}x", f"{over:.2f}x", f"{state:.1f}x", str(row.large),
-        ])  # fmt: skip
-    return head, cells
+            f"{gain:.1f}x", f"{over:.2f}", f"{state:.1f}", str(row.large),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def show(rows: Sequence[Row]) -> None:
     """Print the table and which targets were met."""
-    head, cells = table(rows)
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
-        for line in (head, *cells):
-            print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    else:
-        grid = Table(title=f"window {WINDOW}, one thread, medians")
-        for name in head:
-            grid.add_column(name, justify="right", overflow="fold")
-        for line in cells:
-            grid.add_row(*line)
-        Console(width=max(120, Console().width)).print(grid)
+    print(f"window {WINDOW}, one thread, medians\n\n{table(rows)}\n")
     for row in rows:
         fit, gain, over, state = row.ratios.values()
         missed = [
