@@ -59,7 +59,7 @@ def serve(
         elif size <= guard:
             return Served(w, current.name, tuple(fallbacks))
         elif lower is None:
-            s = _blend(w, reuse, guard)
+            s = blend(w, reuse, guard)
             fallbacks.append(f"{current.name}: |w|_1 = {size:.3g} > {guard:g}, blended toward reuse by {1 - s:.3g}")
             return Served(reuse + s * (w - reuse), current.name, tuple(fallbacks))
         else:
@@ -68,7 +68,7 @@ def serve(
     return Served(reuse, "reuse", tuple(fallbacks))
 
 
-def _blend(w: Array, reuse: Array, guard: float) -> float:
+def blend(w: Array, reuse: Array, guard: float) -> float:
     """Largest ``s`` with ``||reuse + s (w - reuse)||_1 <= guard``; the norm is convex in s and 1 at s = 0."""
     low, high = 0.0, 1.0
     for _ in range(60):

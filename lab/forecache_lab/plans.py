@@ -1,0 +1,110 @@
+"""Calibrated plans for a reference network, and what each budget costs in drift.
+
+``python -m forecache_lab.plans CHECKOUT --calls 9 11 15 --out DIR`` (a patched checkout of Hunyuan3D-2.1). Plans are made on
+calibration conditions; the table is measured on test conditions. Cells are median / p95 of the latent drift x 1000.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from forecache import Forecaster, Plan, calibrate
+from forecache.basis import Linear
+from forecache_adapters import hunyuan21 as adapter
+
+from .reference import CALIBRATION_SEED, TEST_SEED, hunyuan21, solids
+
+GUIDANCE = hunyuan21.GUIDANCE
+KEY = {"generator": "hunyuan21", "stage": "shape", "guidance_scale": GUIDANCE}
+GRID = (*np.linspace(0, 1, 50).tolist(), 1.0)
+
+
+class Attached:
+    """Hands the pipeline's loop a given cache."""
+
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
+
+    def begin(self, scheduler: Any, guidance_scale: float | None) -> Any:
+        return self.cache
+
+
+def runner(pipe: Any, first: int) -> Callable[[int, Any], torch.Tensor]:
+    """``run(seed, cache)`` over the solids from ``first`` on; ``cache=None``: uncached."""
+    pictures: dict[int, torch.Tensor] = {}
+
+    def run(seed: int, cache: Any) -> torch.Tensor:
+        if seed not in pictures:
+            pictures[seed] = solids.picture(solids.solid(first + seed)[1], hunyuan21.PICTURE)[None]
+        pipe.forecache = None if cache is None else Attached(cache)
+        try:
+            latent: torch.Tensor = pipe(
+                image=[pictures[seed]], guidance_scale=GUIDANCE, output_type="latent", enable_pbar=False,
+                generator=torch.Generator().manual_seed(seed),
+            )  # fmt: skip
+        finally:
+            adapter.disable(pipe)
+        return latent
+
+    return run
+
+
+def ladder(pipe: Any, budgets: list[int], calibration: int, test: int) -> tuple[dict[int, Plan], str]:
+    """Plans by budget and the Markdown table of their drift."""
+    run = runner(pipe, TEST_SEED)
+    references = [run(seed, None) for seed in range(test)]
+
+    def drift(make: Callable[[], Forecaster]) -> str:
+        values = [float((run(seed, make()) - each).norm() / each.norm()) * 1e3 for seed, each in enumerate(references)]
+        return f"{np.median(values):.1f} / {np.percentile(values, 95):.1f}"
+
+    plans, lines = (
+        {},
+        ["| calls of 50 | plan | its schedule, Lagrange 2 | auto | even, linear | reuse, even |", "|---" * 6 + "|"],
+    )
+    for calls in budgets:
+        with tqdm(desc=f"{calls} calls", unit="step") as bar:
+            plan = calibrate(
+                runner(pipe, CALIBRATION_SEED), times=GRID, calls=calls, seeds=range(calibration), made_for=KEY,
+                progress=lambda stage, done, total, bar=bar: bar.update(),
+            )  # fmt: skip
+        plans[calls] = plan
+        cells = (
+            drift(lambda plan=plan: Forecaster(times=GRID, plan=plan, made_for=KEY)),
+            drift(lambda plan=plan: Forecaster(Linear(2), times=GRID, computed=plan.computed)),
+            drift(lambda calls=calls: Forecaster("auto", times=GRID, calls=calls)),
+            drift(lambda calls=calls: Forecaster("linear", times=GRID, calls=calls)),
+            drift(lambda calls=calls: Forecaster("reuse", times=GRID, calls=calls)),
+        )
+        lines.append(f"| {calls} | " + " | ".join(cells) + " |")
+    return plans, "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--calls", type=int, nargs="+", default=[9, 11, 15])
+    parser.add_argument("--calibration", type=int, default=16, help="calibration conditions")
+    parser.add_argument("--test", type=int, default=16, help="test conditions")
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    pipe = hunyuan21.build(hunyuan21.load(a.checkout))
+    plans, table = ladder(pipe, a.calls, a.calibration, a.test)
+    a.out.mkdir(parents=True, exist_ok=True)
+    for calls, plan in plans.items():
+        plan.save(a.out / f"hunyuan21-{calls}.json")
+    print(
+        f"latent drift x 1000, median / p95, n = {a.test} test conditions, {a.calibration} for calibration\n\n{table}"
+    )
+
+
+if __name__ == "__main__":
+    main()
