@@ -26,6 +26,15 @@ def install(session: nox.Session, extras: str) -> None:
     session.install("-c", "constraints.txt", f".[{extras}]")
 
 
+def prepared(session: nox.Session, upstream: str, source: str) -> Path:
+    """The upstream at its pin, patched; made once and kept in nox's cache."""
+    checkout = Path(session.cache_dir, "upstreams", upstream)
+    checkout.parent.mkdir(parents=True, exist_ok=True)
+    session.run("forecache", "upstream", "checkout", upstream, str(checkout), "--source", source)
+    session.run("forecache", "patch", "apply", upstream, str(checkout))
+    return checkout
+
+
 def drift(session: nox.Session, upstream: str, basis: str) -> None:
     """Check out, patch, smoke, drift: -- [--source git|wheel|auto] [--weights NAME --image FILE] [--seeds N] ..."""
     parser = argparse.ArgumentParser()
@@ -36,10 +45,7 @@ def drift(session: nox.Session, upstream: str, basis: str) -> None:
         session.log("no NVIDIA driver here: the packages that only the real weights need are not installed")
         real = False
     install(session, f"{upstream}-weights" if real else upstream)
-    checkout = Path(session.cache_dir, "upstreams", upstream)
-    checkout.parent.mkdir(parents=True, exist_ok=True)
-    session.run("forecache", "upstream", "checkout", upstream, str(checkout), "--source", own.source)
-    session.run("forecache", "patch", "apply", upstream, str(checkout))
+    checkout = prepared(session, upstream, own.source)
     session.run("forecache", "upstream", "status", str(checkout))
     out = Path("out", f"{upstream}_{basis}")
     command = ("-m", "forecache_lab.session", upstream, str(checkout), "--basis", basis, "--out", str(out))
@@ -96,10 +102,17 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def plans_hunyuan21(session: nox.Session) -> None:
+    """Calibrate plans for the reference network and print drift against calls. -- --calls 9 11 15 --out DIR"""
+    install(session, "hunyuan21")
+    checkout = prepared(session, "hunyuan21", "auto")
+    out = () if "--out" in session.posargs else ("--out", str(Path("out", "plans_hunyuan21")))
+    session.run("python", "-m", "forecache_lab.plans", str(checkout), *out, *session.posargs)
+
+
+@nox.session
 def train_hunyuan21(session: nox.Session) -> None:
     """Train the reference network again (about an hour on two cores). -- --out FILE --iterations N"""
     install(session, "hunyuan21")
-    checkout = Path(session.cache_dir, "upstreams", "hunyuan21")
-    checkout.parent.mkdir(parents=True, exist_ok=True)
-    session.run("forecache", "upstream", "checkout", "hunyuan21", str(checkout))
+    checkout = prepared(session, "hunyuan21", "auto")
     session.run("python", "-m", "forecache_lab.reference.train_hunyuan21", str(checkout), *session.posargs)

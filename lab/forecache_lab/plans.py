@@ -1,7 +1,7 @@
 """Calibrated plans for a reference network, and what each budget costs in drift.
 
-``python -m forecache_lab.plans CHECKOUT --calls 9 11 15 --out DIR`` (a patched checkout of Hunyuan3D-2.1). Plans are made on
-calibration conditions; the table is measured on test conditions. Cells are median / p95 of the latent drift x 1000.
+``python -m forecache_lab.plans CHECKOUT --calls 9 11 15 --out DIR`` (a patched checkout of Hunyuan3D-2.1). Plans are
+made on calibration conditions; the table is measured on test conditions. Cells are median / p95 of latent drift x 1000.
 """
 
 from __future__ import annotations
@@ -61,27 +61,25 @@ def ladder(pipe: Any, budgets: list[int], calibration: int, test: int) -> tuple[
     run = runner(pipe, TEST_SEED)
     references = [run(seed, None) for seed in range(test)]
 
-    def drift(make: Callable[[], Forecaster]) -> str:
-        values = [float((run(seed, make()) - each).norm() / each.norm()) * 1e3 for seed, each in enumerate(references)]
+    def drift(basis: Any = "auto", **settings: Any) -> str:
+        values = []
+        for seed, reference in enumerate(references):
+            cache = Forecaster(basis, times=GRID, **settings)
+            values.append(1e3 * float((run(seed, cache) - reference).norm() / reference.norm()))
         return f"{np.median(values):.1f} / {np.percentile(values, 95):.1f}"
 
-    plans, lines = (
-        {},
-        ["| calls of 50 | plan | its schedule, Lagrange 2 | auto | even, linear | reuse, even |", "|---" * 6 + "|"],
-    )
-    for calls in budgets:
-        with tqdm(desc=f"{calls} calls", unit="step") as bar:
-            plan = calibrate(
-                runner(pipe, CALIBRATION_SEED), times=GRID, calls=calls, seeds=range(calibration), made_for=KEY,
-                progress=lambda stage, done, total, bar=bar: bar.update(),
-            )  # fmt: skip
+    plans: dict[int, Plan] = {}
+    lines = ["| calls of 50 | plan | its schedule, Lagrange 2 | auto | even, linear | even, reuse |", "|---" * 6 + "|"]
+    for calls in tqdm(budgets, unit="plan"):
+        conditions = runner(pipe, CALIBRATION_SEED)
+        plan = calibrate(conditions, times=GRID, calls=calls, seeds=range(calibration), made_for=KEY)
         plans[calls] = plan
         cells = (
-            drift(lambda plan=plan: Forecaster(times=GRID, plan=plan, made_for=KEY)),
-            drift(lambda plan=plan: Forecaster(Linear(2), times=GRID, computed=plan.computed)),
-            drift(lambda calls=calls: Forecaster("auto", times=GRID, calls=calls)),
-            drift(lambda calls=calls: Forecaster("linear", times=GRID, calls=calls)),
-            drift(lambda calls=calls: Forecaster("reuse", times=GRID, calls=calls)),
+            drift(plan=plan, made_for=KEY),
+            drift(Linear(2), computed=plan.computed),
+            drift("auto", calls=calls),
+            drift("linear", calls=calls),
+            drift("reuse", calls=calls),
         )
         lines.append(f"| {calls} | " + " | ".join(cells) + " |")
     return plans, "\n".join(lines)

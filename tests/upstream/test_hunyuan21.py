@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan21, solids
 
 STEPS = 24
+PLANS = Path(hunyuan21.__file__).with_name("plans")
 BOUND = 0.02  # of latent drift at 13 of 50 calls; the wrong-sign control must exceed it
 
 
@@ -238,6 +240,29 @@ def test_drift_tells_right_from_wrong(pipe):
     for name in ("dmd", "hermite", "auto"):
         assert drift[name] < drift["reuse"] < drift["wrong"], drift
         assert drift[name] < BOUND < drift["wrong"], drift
+
+
+def test_shipped_plans_drift_less_than_the_same_calls_without_one(pipe, calls):
+    seeds, drift = range(6), {}
+    references = [run(pipe, (seed,), 50) for seed in seeds]
+    calls.clear()
+    for name, settings in {
+        "plan": {"plan": PLANS / "hunyuan21-11.json"},
+        "auto": {"calls": 11},
+        "reuse": {"basis": "reuse", "calls": 11},
+    }.items():
+        with adapter.enabled(pipe, **settings):
+            drift[name] = float(np.median([relative(run(pipe, (s,), 50), references[s]) for s in seeds]))
+    assert len(calls) == 3 * len(seeds) * 11
+    assert drift["plan"] < 0.6 * drift["auto"] and drift["plan"] < 0.4 * drift["reuse"], drift
+
+
+def test_a_plan_for_another_grid_or_guidance_is_refused(pipe):
+    with adapter.enabled(pipe, plan=PLANS / "hunyuan21-11.json"):
+        with pytest.raises(ValueError, match="steps: plan 50, run 24"):
+            run(pipe)
+        with pytest.raises(ValueError, match=r"guidance_scale: plan 3.0, run 4.0"):
+            run(pipe, steps=50, guidance=4.0)
 
 
 def test_uncached_meshes_are_the_solids_in_the_pictures(pipe):
