@@ -11,7 +11,9 @@ from .console import say
 
 
 def demo(
-    out: Annotated[Path | None, typer.Option(help="Folder for demo.png, the meshes side by side.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for demo.png, the meshes side by side.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=4, help="Samples per rule.")] = 12,
 ) -> None:
     """Sample solids from a flow with a known velocity: all 50 calls, then 14 of them with each rule."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 import forecache_patches as patches
 
@@ -20,7 +20,7 @@ app = typer.Typer(help="Checkouts of the upstream repositories, at the pins of t
 @app.command("list")
 def list_upstreams(lock: LockOption = LOCK, series: SeriesOption = SERIES) -> None:
     """List the upstreams of the lock."""
-    table = Table("name", "pin", "patches", "wheel", "licence", box=None)
+    table = Table("name", "pin", "patches", Column("wheel", no_wrap=True), "licence", box=None)
     for name, upstream in patches.load_lock(lock).items():
         wheel = f"{upstream.wheel.package}=={upstream.wheel.version}" if upstream.wheel else "-"
         licence = f"{upstream.licence}; {upstream.restriction}" if upstream.restriction else upstream.licence

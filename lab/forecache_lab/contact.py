@@ -5,7 +5,7 @@ Per family two test solids: the picture that the network sees, its uncached mesh
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ from . import render
 from .reference import TEST_SEED, hunyuan21, solids
 
 
-def main(upstream: str, checkout: str, out: str) -> None:
-    if upstream != "hunyuan21":
-        raise SystemExit(f"upstream must be hunyuan21, got {upstream!r}")
+def main(checkout: Path, out: Path) -> None:
     from forecache_adapters import hunyuan21 as adapter
 
     torch.set_num_threads(1)
@@ -42,8 +40,16 @@ def main(upstream: str, checkout: str, out: str) -> None:
             with adapter.enabled(pipe, basis="dmd", interval=5, warmup=4):
                 cached.append(sample(pair, image))
         rows += [pictures, uncached, cached]
-    render.sheet(Path(out), rows, solids.FAMILIES, ["condition", "uncached, 50 calls", "dmd, 13 calls"] * 2)
+    render.sheet(out, rows, solids.FAMILIES, ["condition", "uncached, 50 calls", "dmd, 13 calls"] * 2)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("upstream", choices=["hunyuan21"])
+    parser.add_argument("checkout", type=Path, help="patched checkout of the upstream")
+    parser.add_argument("out", type=Path, help="the picture to write")
+    given = parser.parse_args()
+    try:
+        main(given.checkout, given.out)
+    except FileNotFoundError as error:
+        parser.exit(1, f"error: {error}\n")

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from forecache.basis import make_rule
+
 from . import drift, render
 from .subjects import Subject
 from .subjects.hunyuan21 import Hunyuan21
@@ -53,6 +55,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", help="real weights, e.g. tencent/Hunyuan3D-2.1 (needs a CUDA device and --image)")
     parser.add_argument("--image", type=Path)
     a = parser.parse_args(argv)
+    if a.seeds < 1 or min(a.intervals) < 1:
+        parser.error(f"--seeds and --intervals must be >= 1, got {a.seeds} and {a.intervals}")
+    if a.out.exists() and not a.out.is_dir():
+        parser.error(f"--out must be a folder, got the file {a.out}")
+    try:
+        make_rule(a.basis, (0.0, 1.0))
+    except ValueError as error:
+        parser.error(str(error))
     options = {}
     if a.weights is None:
         print("left out: the real weights (pass -- --weights NAME --image FILE on a machine with a CUDA device)")
@@ -60,7 +70,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"left out: the real weights {a.weights}, because this machine has no CUDA device")
     else:
         options = {"weights": a.weights, "image": a.image}
-    subject = SUBJECTS[a.subject](a.checkout, **options)
+    try:
+        subject = SUBJECTS[a.subject](a.checkout, **options)
+    except (FileNotFoundError, RuntimeError) as error:
+        if options:  # loading real weights can fail in many ways: keep the traceback
+            raise
+        parser.exit(1, f"error: {error}\n")
     a.out.mkdir(parents=True, exist_ok=True)
     print(f"{subject.title}\n{subject.conditions}")
     smoke(subject)

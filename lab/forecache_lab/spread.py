@@ -91,4 +91,7 @@ def table(title: str, effective: range, drift: Drift) -> str:
 if __name__ == "__main__":
     print(table(*closed_form()))
     if len(sys.argv) > 1:
-        print("\n" + table(*reference_network(sys.argv[1])))
+        try:
+            print("\n" + table(*reference_network(sys.argv[1])))
+        except FileNotFoundError as error:
+            sys.exit(f"error: {error}")

@@ -31,7 +31,7 @@ class Hunyuan21:
 
         Raises:
             ValueError: weights without an image file.
-            RuntimeError: weights without a CUDA device or without a package that only they need.
+            RuntimeError: weights without a CUDA device or without a package that only they need; an unpatched checkout.
         """
         if weights is not None:
             if image is None or not image.is_file():
@@ -44,7 +44,7 @@ class Hunyuan21:
             missing = [name for name in WEIGHTS_NEED if name not in sys.modules or is_stub(name)]
             if missing:
                 raise RuntimeError(
-                    f"weights {weights} need {', '.join(missing)}: pip install 'forecache[hunyuan21-weights]'"
+                    f"weights {weights} need {', '.join(missing)}: pip install '.[hunyuan21-weights]' in this checkout"
                 )
             self.pipe = upstream.Pipeline.from_pretrained(weights)
             self.octree, self.guidance = 256, 5.0
@@ -59,6 +59,8 @@ class Hunyuan21:
             self.title = "Hunyuan3D-2.1 pipeline, small trained reference network (not the real weights)"
             device = "CPU, 1 thread"
         self.conditions = f"{device}, {self.pipe.dtype}, guidance {self.guidance:g}, octree {self.octree}"
+        adapter.enable(self.pipe)  # says so now, in one line, if the checkout is not patched
+        adapter.disable(self.pipe)
         self._calls = 0
         self.pipe.model.register_forward_pre_hook(self._count)
 
