@@ -625,6 +625,7 @@ def test_state_is_at_most_the_history(basis: str, history: int) -> None:
         ({"times": GRID, "history": 0}, r"history must be 1\.\.8"),
         ({"times": GRID, "history": 9}, r"history must be 1\.\.8"),
         ({"times": GRID, "history": 3, "basis": "dmd"}, "history must be >= 4 for basis 'dmd'"),
+        ({"times": GRID, "history": 2, "basis": "taylor", "order": 2}, "history must be >= 3 for basis 'taylor2'"),
         ({"times": GRID, "guard": 0.5}, "guard must be >= 1"),
         ({"times": GRID, "guard": float("nan")}, "guard"),
         ({"times": GRID, "basis": "newton"}, "basis must be one of"),

@@ -63,6 +63,10 @@ class Hermite(Rule):
     def window(self) -> int:  # type: ignore[override]
         return self.order + 1
 
+    @property
+    def floor(self) -> int:  # type: ignore[override]
+        return self.order + 1
+
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         k = float(target - times[-1])
         terms = backward_differences(times, self.order)

@@ -43,6 +43,10 @@ class Linear(Rule):
     def window(self) -> int:  # type: ignore[override]
         return self.order + 1
 
+    @property
+    def floor(self) -> int:  # type: ignore[override]
+        return self.order + 1
+
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         return lagrange(times, target, min(self.order, len(times) - 1))
 

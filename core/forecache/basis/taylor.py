@@ -49,6 +49,10 @@ class Taylor(Rule):
     def window(self) -> int:  # type: ignore[override]
         return self.order + 1
 
+    @property
+    def floor(self) -> int:  # type: ignore[override]
+        return self.order + 1
+
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         k = target - times[-1]
         terms = backward_differences(times, self.order)
