@@ -17,7 +17,11 @@ def demo(
     seeds: Annotated[int, typer.Option(min=4, help="Samples per rule.")] = 12,
 ) -> None:
     """Sample solids from a flow with a known velocity: all 50 calls, then 14 of them with each rule."""
-    from forecache_lab import demo as lab
+    try:
+        from forecache_lab import demo as lab
+    except ModuleNotFoundError as error:
+        typer.echo(f"error: the demo needs {error.name}: pip install '.[report]' in forecache's checkout", err=True)
+        raise typer.Exit(1) from None
 
     say(lab.main(out, seeds))
     if out is not None:
