@@ -29,12 +29,14 @@ class Forecaster:
 
     Args:
         basis: "auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", or an object with
-            ``weights(times, target, gram)``. "auto": guarded Lagrange of order <= 2 in true time, spread evenly.
+            ``weights(times, target, gram)``. "auto": guarded Lagrange of order <= 2 in true time on
+            a graded schedule (gaps that grow along the run).
         times: the N + 1 times (t or sigma) that the sampler visits, in order. steps: short for ``range(N + 1)``.
         interval, warmup, end: HiCache's schedule (compute the first ``warmup`` steps, every ``interval``-th, and all
             from ``end`` on). With "auto" they set the budget only.
         calls: an exact number of network calls, spread evenly ("auto": graded); instead of ``interval``.
-        computed: the computed steps themselves; instead of both. plan: a :class:`Plan` or its file; instead of all.
+        computed: the computed steps themselves; instead of both.
+        plan: a :class:`Plan` or its file; instead of all.
         history: snapshots kept per stream, at most 8.
         batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
         order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).

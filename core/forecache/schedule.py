@@ -66,8 +66,9 @@ def even(effective: Sequence[int], calls: int) -> tuple[int, ...]:
 def graded(effective: Sequence[int], calls: int, power: float = 1.3) -> tuple[int, ...]:
     """An exact budget with gaps that grow along the run: call k near ``(k / (calls - 1))^power`` of the way.
 
-    ``power = 1`` is :func:`even`. Denser at the start, where some flows decide what they make: on two of ours an even
-    spread of 10-16 calls of 50 had a 95th percentile 1.5 to 50 times that of ``power = 1.3`` (see docs/results.md).
+    ``power = 1`` is :func:`even`. Denser at the start, where some flows decide what they make: an even spread of
+    10-16 calls of 50 had a 95th percentile of drift 1.6 to 66 times that of ``power = 1.3`` on two of our flows
+    (``python -m forecache_lab.spread``, docs/results.md).
 
     Raises:
         ValueError: ``calls`` outside ``1 .. len(effective)``, or ``power < 1``.

@@ -40,7 +40,7 @@ def merge(series: Series, path: str, current: bytes, base: bytes, theirs: bytes)
 def _explain(series: Series, path: str, merged: bytes) -> str:
     """Which of our hunks lies in the first conflict of ``merged``, and what the fork has there."""
     ours, theirs, total = _first_conflict(merged)
-    more = f" (and {total - 1} more conflicts)" if total > 1 else ""
+    more = f" (and {total - 1} more)" if total > 1 else ""
     fork = next((line.strip() for line in ours if line.strip()), b"").decode("utf-8", "replace")
     why = (
         f"the fork changed the lines next to it, it has {fork!r} there"
