@@ -37,6 +37,8 @@ class Forecaster:
         calls: an exact number of network calls, spread evenly ("auto": graded); instead of ``interval``.
         computed: the computed steps themselves; instead of both.
         plan: a :class:`Plan` or its file; instead of all.
+        edges: first steps after an edge of a guidance interval or a stage, where a combined velocity jumps: they are
+            computed and start a new history, so nothing is extrapolated across (the value may change its structure).
         history: snapshots kept per stream, at most 8.
         batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
         order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).
@@ -59,6 +61,7 @@ class Forecaster:
         calls: int | None = None,
         computed: Sequence[int] | None = None,
         plan: Plan | str | Path | None = None,
+        edges: Sequence[int] = (),
         history: int = 6,
         batch_dim: int | None = 0,
         order: int | None = None,
@@ -84,6 +87,9 @@ class Forecaster:
         if history < self.rule.floor:
             raise ValueError(f"history must be >= {self.rule.floor} for basis {self.rule.name!r}, got {history}")
         self.computed = _schedule(basis, self.effective, interval, warmup, end, calls, computed, plan)
+        self.edges = frozenset(int(i) for i in edges)
+        if self.edges:
+            self.computed = schedule.with_edges(self.computed, self.effective, sorted(self.edges), calls is not None)
         longest = max(map(len, plan.weights.values()), default=0) if plan is not None else 0
         if history < longest:
             raise ValueError(f"history must be >= {longest}, the longest weights of the plan, got {history}")
@@ -122,10 +128,11 @@ class Forecaster:
         """
         self._check(i)
         leaves, structure = tree.flatten(value)
-        if self._structure is not None and not tree.same(structure, self._structure):
+        fresh = not self._streams or i in self.edges
+        if not fresh and self._structure is not None and not tree.same(structure, self._structure):
             before, now = tree.describe(self._structure), tree.describe(structure)
             raise ValueError(f"value changed its structure within a run: {before} before, {now} now; call reset()")
-        streams = self._streams or {name: self._stream() for name in leaves}
+        streams = {name: self._stream() for name in leaves} if fresh else self._streams
         rows = {name: streams[name].snapshots.products(leaf, name) for name, leaf in leaves.items()}
         audits = {name: streams[name].audit(i, self.times[i], rows[name]) for name in leaves}
         for name, leaf in leaves.items():  # whatever may raise was done above, for every leaf, before any is stored
@@ -169,7 +176,9 @@ class Forecaster:
         if not 0 <= i < len(self.times) - 1:
             raise ValueError(f"step must be 0..{len(self.times) - 2}, got {i}")
         if self._last is not None and i != self._last + 1:
-            raise ValueError(f"steps out of order: step {i} after step {self._last}; call reset() to start a new run")
+            again = i == self._last
+            hint = "a solver with several calls a step needs a Forecaster for each" if again else "reset() starts a run"
+            raise ValueError(f"steps out of order: step {i} after step {self._last}; {hint}")
 
     # --- the run ----------------------------------------------------------------------------------------------------
     def reset(self) -> None:

@@ -105,6 +105,34 @@ def ramp(effective: Sequence[int], warmup: int = 5, start: float = 2.0, growth: 
     return tuple(computed)
 
 
+def with_edges(computed: Sequence[int], effective: Sequence[int], edges: Sequence[int], exact: bool) -> tuple[int, ...]:
+    """``computed`` with the steps after which the velocity is another function: guidance switched, a stage began.
+
+    Args:
+        computed: a schedule.
+        effective: the steps that move the state.
+        edges: first steps after an edge; each is computed.
+        exact: keep the number of computed steps: for every edge that is added, the other step whose removal leaves the
+            shortest gap goes. False: the edges come on top.
+
+    Raises:
+        ValueError: an edge that is not an effective step, or more edges than the budget holds.
+    """
+    foreign = sorted(set(edges) - set(effective))
+    if foreign:
+        raise ValueError(f"edges must be steps that move the state, got {foreign}")
+    steps = sorted({*computed, *edges})
+    kept = {*edges, effective[0], effective[-1]}
+    while exact and len(steps) > len(computed):
+        spare = [k for k in range(1, len(steps) - 1) if steps[k] not in kept]
+        if not spare:
+            raise ValueError(
+                f"calls must be >= {len(steps)} to compute the first, the last and {len(edges)} edge steps"
+            )
+        del steps[min(spare, key=lambda k: steps[k + 1] - steps[k - 1])]
+    return tuple(steps)
+
+
 def check(computed: Sequence[int], effective: Sequence[int]) -> tuple[int, ...]:
     """A given list of computed steps, checked against the grid.
 

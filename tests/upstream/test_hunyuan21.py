@@ -174,6 +174,14 @@ def test_turbo_switches_itself_off(upstream, calls):
     assert "off" in handle.trace.notes[0]
 
 
+def test_a_scheduler_of_higher_order_is_refused_by_name(pipe, upstream):
+    class HeunScheduler(upstream.Scheduler):
+        order = 2
+
+    with adapter.enabled(pipe), pytest.raises(ValueError, match="HeunScheduler calls the network 2 times a step"):
+        pipe.forecache.begin(HeunScheduler(), 3.0)
+
+
 def test_uneven_sigmas_and_no_guidance(pipe, calls):
     sigmas = np.linspace(0, 1, STEPS) ** 1.7
     reference = run(pipe, sigmas=sigmas, guidance=-1.0)

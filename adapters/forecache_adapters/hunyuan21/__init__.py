@@ -39,6 +39,8 @@ class Handle:
 
         ``guidance_scale`` is ``None`` where the network gets guidance as an input or not at all.
         """
+        if getattr(scheduler, "order", 1) != 1:
+            raise ValueError(f"scheduler: {type(scheduler).__name__} calls the network {scheduler.order} times a step")
         # the consistency scheduler of the turbo models keeps its grid in `sigmas_`
         grid = scheduler.sigmas_ if hasattr(scheduler, "sigmas_") else scheduler.sigmas
         key = {"generator": "hunyuan21", "stage": "shape", "guidance_scale": guidance_scale}
