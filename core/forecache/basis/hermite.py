@@ -9,9 +9,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ..snapshots import MAX_HISTORY, Array
+from ..snapshots import Array
 from .linear import Linear
-from .rule import Rule
+from .rule import Polynomial, Rule
 from .taylor import backward_differences
 
 Number = TypeVar("Number", float, torch.Tensor)
@@ -37,7 +37,7 @@ def scaled_hermite(n: int, x: Number, sigma: float) -> Number:
 
 
 @dataclass(frozen=True)
-class Hermite(Rule):
+class Hermite(Polynomial):
     """``v(k) = sum_{i <= order} D_i sigma^i H_i(sigma k) / i!``, k steps *after* the newest anchor (``+k``).
 
     The order-1 term is ``2 sigma^2 k``: half the slope at sigma = 0.5, all of it at ``sqrt(1/2)``. The order-2 term is
@@ -47,25 +47,12 @@ class Hermite(Rule):
     order: int = 2
     sigma: float = 0.5
     clock = "index"
-    uses_gram = False
+    stem = "hermite"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.order < MAX_HISTORY:
-            raise ValueError(f"order must be 1..{MAX_HISTORY - 1}, got {self.order}")
+        super().__post_init__()
         if not 0 < self.sigma < 1:
             raise ValueError(f"sigma must lie in (0, 1), got {self.sigma}")
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"hermite{self.order}"
-
-    @property
-    def window(self) -> int:  # type: ignore[override]
-        return self.order + 1
-
-    @property
-    def floor(self) -> int:  # type: ignore[override]
-        return self.order + 1
 
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         k = float(target - times[-1])

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..snapshots import MAX_HISTORY, Array
+from ..snapshots import Array
 from .reuse import Reuse
-from .rule import Rule
+from .rule import Polynomial, Rule
 
 
 def lagrange(times: Array, target: float, order: int) -> Array:
@@ -22,30 +22,14 @@ def lagrange(times: Array, target: float, order: int) -> Array:
 
 
 @dataclass(frozen=True)
-class Linear(Rule):
+class Linear(Polynomial):
     """Exact on polynomials of degree ``<= order`` in t at irregular anchors; fewer anchors give the order they allow.
 
     ``||w||_1 = 1 + 2g`` at order 1, ``g`` being the horizon in gaps, so the guard acts beyond g = 1.5.
     """
 
-    order: int = 1
-    uses_gram = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.order < MAX_HISTORY:
-            raise ValueError(f"order must be 0..{MAX_HISTORY - 1}, got {self.order}")
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"linear{self.order}"
-
-    @property
-    def window(self) -> int:  # type: ignore[override]
-        return self.order + 1
-
-    @property
-    def floor(self) -> int:  # type: ignore[override]
-        return self.order + 1
+    stem = "linear"
+    least = 0
 
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         return lagrange(times, target, min(self.order, len(times) - 1))

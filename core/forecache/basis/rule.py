@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -38,6 +39,36 @@ class Rule:
     def lower(self) -> Rule | None:
         """The rule to fall back to; ``None``: blend toward reuse until the guard is met."""
         return None
+
+
+@dataclass(frozen=True)
+class Polynomial(Rule):
+    """A rule of some ``order``: reads ``order + 1`` snapshots, does not look at the Gram matrix.
+
+    Raises:
+        ValueError: an order below :attr:`least` or beyond what a window holds.
+    """
+
+    order: int = 1
+    stem: ClassVar[str] = "polynomial"
+    least: ClassVar[int] = 1
+    uses_gram = False
+
+    def __post_init__(self) -> None:
+        if not self.least <= self.order < MAX_HISTORY:
+            raise ValueError(f"order must be {self.least}..{MAX_HISTORY - 1}, got {self.order}")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.stem}{self.order}"
+
+    @property
+    def window(self) -> int:  # type: ignore[override]
+        return self.order + 1
+
+    @property
+    def floor(self) -> int:  # type: ignore[override]
+        return self.order + 1
 
 
 def newest(n: int) -> Array:

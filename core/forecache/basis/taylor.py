@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..snapshots import MAX_HISTORY, Array
+from ..snapshots import Array
 from .linear import Linear
-from .rule import Rule
+from .rule import Polynomial, Rule
 
 
 def backward_differences(times: Array, order: int) -> list[Array]:
@@ -30,28 +30,12 @@ def backward_differences(times: Array, order: int) -> list[Array]:
 
 
 @dataclass(frozen=True)
-class Taylor(Rule):
+class Taylor(Polynomial):
     """``v(k) = sum_{i <= order} D_i k^i / i!``, k steps after the newest anchor."""
 
     order: int = 2
     clock = "index"
-    uses_gram = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.order < MAX_HISTORY:
-            raise ValueError(f"order must be 1..{MAX_HISTORY - 1}, got {self.order}")
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"taylor{self.order}"
-
-    @property
-    def window(self) -> int:  # type: ignore[override]
-        return self.order + 1
-
-    @property
-    def floor(self) -> int:  # type: ignore[override]
-        return self.order + 1
+    stem = "taylor"
 
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         k = target - times[-1]
