@@ -8,6 +8,7 @@ over the calibration runs with a ridge toward guarded Lagrange weights and ``sum
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -36,20 +37,17 @@ class _Pause(BaseException):
     """Ends a calibration run early; not an ``Exception``, so that no sampler swallows it."""
 
 
-class _Tape:
+class _Tape(ABC):
     """What a sampler sees as its cache during calibration: the three calls, and ``step`` on top of them."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    @abstractmethod
+    def needs_compute(self, i: int) -> bool: ...
 
-    def needs_compute(self, i: int) -> bool:
-        raise RuntimeError(f"step {i}: a tape decides in its subclass")
+    @abstractmethod
+    def observe(self, i: int, value: Any) -> None: ...
 
-    def observe(self, i: int, value: Any) -> None:
-        raise RuntimeError(f"step {i}: a tape observes in its subclass")
-
-    def forecast(self, i: int) -> Any:
-        raise RuntimeError(f"step {i}: a tape forecasts in its subclass")
+    @abstractmethod
+    def forecast(self, i: int) -> Any: ...
 
     def step(self, i: int, compute: Callable[[], Any]) -> Any:
         """As :meth:`forecache.Forecaster.step`."""
@@ -70,7 +68,6 @@ class _Recorder(_Tape):
     """Computes every step that moves the state and keeps the velocities."""
 
     def __init__(self, times: Array) -> None:
-        super().__init__(len(times) - 1)
         self.moving = set(schedule.effective_steps(times.tolist()))
         self.values: dict[int, torch.Tensor] = {}
         self._last: Any = None
@@ -92,8 +89,7 @@ class _March(_Tape):
     pauses.
     """
 
-    def __init__(self, steps: int, computed: Sequence[int]) -> None:
-        super().__init__(steps)
+    def __init__(self, computed: Sequence[int]) -> None:
         self.computed = set(computed)
         self.values: dict[int, Any] = {}  # anchors, as the sampler gave them
         self.weights: dict[int, dict[int, float]] = {}  # skipped step -> anchor -> weight
@@ -126,7 +122,7 @@ def record(run: Run, times: Array, seed: int) -> tuple[dict[int, torch.Tensor], 
     missing = tape.moving - tape.values.keys()
     if missing:
         raise RuntimeError(f"run({seed}, cache) did not ask the cache at steps {sorted(missing)}")
-    gram = np.zeros((tape.steps, tape.steps))
+    gram = np.zeros((len(times) - 1,) * 2)
     steps = sorted(tape.values)
     for k, i in enumerate(steps):
         window = torch.stack([tape.values[j] for j in steps[: k + 1]])[None]
@@ -213,8 +209,9 @@ def calibrate(
     rule = Linear(2)
     computed, predicted = search(mean, grid, calls, rule)
     say("schedule", 1, 1)
-    marches = {seed: _March(len(grid) - 1, computed) for seed in seeds}
+    marches = {seed: _March(computed) for seed in seeds}
     reached = {seed: torch.zeros_like(targets[seed][0]) for seed in seeds}
+    columns = {seed: reached[seed][None][:0] for seed in seeds}  # the newest snapshots, oldest first
     weights: dict[int, tuple[float, ...]] = {}
     misses: dict[int, float] = {}
     for i in effective:
@@ -227,14 +224,13 @@ def calibrate(
                     pass
                 else:
                     raise RuntimeError(f"run({seed}, cache) did not ask the cache at step {i}")
-                reached[seed] = reached[seed] + h * _flat(march.values[i])
+                newest = _flat(march.values[i])
+                columns[seed] = torch.cat((columns[seed], newest[None]))[-memory:]
+                reached[seed] = reached[seed] + h * newest
             say("closed loop", computed.index(i) + 1, len(computed))
             continue
         known = [k for k in computed if k < i][-memory:]
-        columns, wanted = {}, {}
-        for seed, march in marches.items():
-            columns[seed] = torch.stack([_flat(march.values[k]) for k in known])
-            wanted[seed] = (targets[seed][i + 1] - reached[seed]) / h
+        wanted = {seed: (targets[seed][i + 1] - reached[seed]) / h for seed in seeds}
         prior = serve(rule, grid[known], float(grid[i]), np.eye(len(known)), GUARD).weights
         w, misses[i] = fit(columns, wanted, prior, ridge)
         weights[i] = tuple(float(x) for x in w)

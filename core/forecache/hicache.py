@@ -182,15 +182,6 @@ def hicache_forecast(state: State) -> torch.Tensor:
 
 
 # --- DMD ------------------------------------------------------------------------------------------------------------
-def gram_matrix(leaves: Sequence[Sequence[torch.Tensor]]) -> Array:
-    """Float64 Gram matrix of snapshots given as lists of leaves: that of their concatenations."""
-    n = len(leaves)
-    gram = np.zeros((n, n))
-    for j in range(n):
-        gram[j, : j + 1] = gram[: j + 1, j] = gram_row(leaves[: j + 1])
-    return gram
-
-
 def gram_row(leaves: Sequence[Sequence[torch.Tensor]]) -> Array:
     """Dot products of the last snapshot with each of them."""
     row = np.zeros(len(leaves))
@@ -216,7 +207,7 @@ def dmd_forecast(snapshots: Sequence[torch.Tensor], k: float, rank: int = 0, rid
     ``rank``: modes kept (0: singular values above 1e-4 of the largest). ``ridge``: added to the singular values.
     """
     try:
-        weights = dmd_weights(gram_matrix([[s] for s in snapshots]), float(k), rank, ridge)
+        weights = dmd_weights(tail_gram({}, [[s] for s in snapshots]), float(k), rank, ridge)
     except Unfit:
         return snapshots[-1].clone()
     value = combine(snapshots, weights)
@@ -289,12 +280,17 @@ def dmd_serve(state: State, values: list[Any], spacing: int) -> list[torch.Tenso
     return leaves
 
 
+def count_short_tail(state: State, spacing: int) -> None:
+    """Why :func:`even_tail` is too short for DMD, in the telemetry."""
+    short = len(state.get("dmd_snapshots", [])) < 4 or spacing == 0
+    count(state, "fallbacks", "dmd_insufficient_uniform_history" if short else "dmd_nonuniform_or_short_tail")
+
+
 def dmd_forecast_state(state: State) -> torch.Tensor:
     """DMD on the evenly spaced tail at a fractional horizon; Hermite while the tail is shorter than 4."""
     spacing, tail = even_tail(state)
     if len(tail) < 4:
-        short = len(state.get("dmd_snapshots", [])) < 4 or spacing == 0
-        count(state, "fallbacks", "dmd_insufficient_uniform_history" if short else "dmd_nonuniform_or_short_tail")
+        count_short_tail(state, spacing)
         return hicache_forecast(state)
     leaves = dmd_serve(state, tail, spacing)
     value: torch.Tensor = tail[-1].clone() if leaves is None else leaves[0]

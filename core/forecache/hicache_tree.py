@@ -105,8 +105,7 @@ def dmd_forecast_tree(state: State) -> Any:
     """DMD on the evenly spaced tail at a fractional horizon; Hermite while the tail is shorter than 4."""
     spacing, trees = flat.even_tail(state)
     if len(trees) < 4:
-        short = len(state.get("dmd_snapshots", [])) < 4 or spacing == 0
-        flat.count(state, "fallbacks", "dmd_insufficient_uniform_history" if short else "dmd_nonuniform_or_short_tail")
+        flat.count_short_tail(state, spacing)
         return hicache_forecast_tree(state)
     leaves = flat.dmd_serve(state, [_tensors(tree) for tree in trees], spacing)
     if leaves is None:

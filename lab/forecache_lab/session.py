@@ -94,13 +94,13 @@ def main(argv: list[str] | None = None) -> int:
     (a.out / "drift.md").write_text(table + "\n", encoding="utf-8")
     drift.to_json(a.out / "drift.json", subject, seeds, runs, floor)
     columns = {"uncached": references[: drift.SHOWN], **shown}
+    (a.out / "meshes").mkdir(exist_ok=True)
     for label, samples in columns.items():
-        (a.out / "meshes").mkdir(exist_ok=True)
         for seed, sample in enumerate(samples):
             name = label.replace(", ", "-").replace(" ", "_").replace(":", "")
             sample.mesh.export(a.out / "meshes" / f"{name}-seed{seed}.glb")
     picked = [label for label in columns if not label.startswith("Euler")]
-    picked.append(next(label for label in columns if label == f"Euler, {shown_calls(runs)} steps"))
+    picked.append(f"Euler, {next(run.calls for run in runs if run.basis == 'control')} steps")
     rows_of_meshes = [[columns[label][k].mesh for label in picked] for k in range(len(columns["uncached"]))]
     titles = [label.replace("control: ", "").replace(" with the", ",\n") for label in picked]
     render.sheet(a.out / "comparison.png", rows_of_meshes, titles, [f"seed {k}" for k in range(len(rows_of_meshes))])
@@ -108,15 +108,10 @@ def main(argv: list[str] | None = None) -> int:
     return verdict(runs, a.basis)
 
 
-def shown_calls(runs: list[drift.Run]) -> int:
-    """Network calls of the control, whose interval is the middle one."""
-    return next(run.calls for run in runs if run.basis == "control")
-
-
 def verdict(runs: list[drift.Run], basis: str) -> int:
     """1 if the wrong-sign control drifts no more than the rule at the same interval."""
     by_label = {row["method"]: row for row in drift.summary(runs)}
-    control = next(row for label, row in by_label.items() if row["basis"] == "control")
+    control = next(row for row in by_label.values() if row["basis"] == "control")
     rule = by_label[f"{basis}, interval {control['interval']}"]
     if control["latent drift"][0] <= rule["latent drift"][0]:
         print("FAILED: the wrong-sign control drifts no more than the rule: this measurement tells nothing")

@@ -16,8 +16,8 @@ import torch
 from forecache import Forecaster, schedule
 from forecache.basis import Linear
 
-from . import demo
-from .reference import CALIBRATION_SEED, hunyuan21, solids
+from . import demo, plans
+from .reference import CALIBRATION_SEED, hunyuan21
 
 INTERVALS, POWERS, SEEDS = (4, 5, 6, 8), (1.0, 1.15, 1.3, 1.6, 2.0), 16
 Drift = Callable[[tuple[int, ...]], list[float]]
@@ -46,29 +46,14 @@ def closed_form() -> tuple[str, range, Drift]:
 def reference_network(checkout: str) -> tuple[str, range, Drift]:
     torch.set_num_threads(1)
     pipe = hunyuan21.build(hunyuan21.load(checkout))
-    images = [solids.picture(solids.solid(CALIBRATION_SEED + k)[1], hunyuan21.PICTURE)[None] for k in range(SEEDS)]
-
-    def sample(k: int) -> torch.Tensor:
-        latent: torch.Tensor = pipe(
-            image=[images[k]], guidance_scale=hunyuan21.GUIDANCE, output_type="latent", enable_pbar=False,
-            generator=torch.Generator().manual_seed(k),
-        )  # fmt: skip
-        return latent
-
-    uncached = [sample(k) for k in range(SEEDS)]
-
-    class Fixed:
-        def __init__(self, computed: tuple[int, ...]) -> None:
-            self.computed = computed
-
-        def begin(self, scheduler: object, guidance_scale: float) -> Forecaster:
-            return Forecaster(Linear(2), times=scheduler.sigmas.tolist(), computed=self.computed)  # type: ignore[attr-defined]
+    run = plans.runner(pipe, CALIBRATION_SEED)
+    uncached = [run(seed, None) for seed in range(SEEDS)]
+    grid = pipe.scheduler.sigmas.tolist()  # the sampler's own float32 times, as the adapter reads them
 
     def drift(computed: tuple[int, ...]) -> list[float]:
-        pipe.forecache = Fixed(computed)
-        values = [float((sample(k) - each).norm() / each.norm()) for k, each in enumerate(uncached)]
-        del pipe.forecache
-        return values
+        caches = (Forecaster(Linear(2), times=grid, computed=computed) for _ in uncached)
+        latents = [run(seed, cache) for seed, cache in enumerate(caches)]
+        return [float((latent - each).norm() / each.norm()) for latent, each in zip(latents, uncached, strict=True)]
 
     return f"Hunyuan3D-2.1 reference network, {SEEDS} calibration conditions", range(49), drift
 
