@@ -1,0 +1,330 @@
+"""The frontier benchmark: its solvers, its baselines, its counting, and the network's own loop."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from forecache import Forecaster, Guided, schedule
+from forecache.basis import Linear, Reuse
+from forecache_lab.frontier import __main__ as command
+from forecache_lab.frontier import flows, measure, methods, network, report, sampling, solvers
+from forecache_lab.frontier.caches import EasyCache, HiCachePP, Spectrum, ramp, spectrum_weights
+from forecache_lab.frontier.problems import Network, Problem, combine, shifted
+from forecache_lab.reference import CALIBRATION_SEED, TEST_SEED, hunyuan21, solids
+from forecache_patches import PatchError, apply, checkout, find, load_lock, load_series
+
+SEEDS = range(4)
+
+
+def edged(steps: int = 12, shift: float = 3.0) -> Problem:
+    """A flow of two branches with guidance at noise >= 0.5."""
+
+    def branches(x, t, seeds, guided):
+        cond = torch.cos(3 * x) - t * x
+        return Guided(cond, torch.sin(2 * x) * (1 + t)) if guided else cond
+
+    def start(seeds):
+        return torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    return Problem("edged", "two branches", shifted(steps, shift), start, branches, (6,), shift, 3.0, (0.0, 0.5))
+
+
+# --- flows and solvers ------------------------------------------------------------------------------------------------
+def test_the_closed_form_solution_solves_the_flow():
+    problem = flows.gaussian(power=0.5, dtype=torch.float64)
+    times = (0.0, 0.3, 0.7, 1.0)
+    exact = problem.exact(SEEDS, times)
+    assert torch.equal(exact[0], problem.start(SEEDS))
+    fine = np.linspace(0, 1, 8_001)
+    net, x = Network(problem, SEEDS), problem.start(SEEDS)
+    for t, after in itertools.pairwise(fine.tolist()):
+        x = x + (after - t) * net.velocity(x, t)
+    assert measure.distance(x, exact[-1]).max() < 5e-4
+    h = 1e-5
+    slope = (problem.exact(SEEDS, [0.7 + h])[0] - problem.exact(SEEDS, [0.7 - h])[0]) / (2 * h)
+    assert torch.allclose(slope, net.velocity(exact[2], 0.7), atol=1e-7), "v is dx/dt on the solution"
+
+
+@pytest.mark.parametrize(
+    ("solver", "options", "order"),
+    [
+        (solvers.euler, {}, 1), (solvers.ab2, {}, 2), (solvers.ab2, {"second": True}, 2), (solvers.dpm_solver, {}, 2),
+        (solvers.dpm_solver, {"solver_type": "heun"}, 2), (solvers.dpm_solver, {"order": 3}, 2),
+        (solvers.unipc, {}, 2), (solvers.unipc, {"order": 3}, 2),
+    ],
+)  # fmt: skip
+def test_convergence_orders(solver, options, order):
+    """On log((1 - n) / n) from -3 to 3, whose even spacing is uneven in t; twice the steps, 2^-order of the error."""
+    problem = flows.gaussian(power=0.3, dtype=torch.float64)
+    net, errors = Network(problem, SEEDS), []
+    for steps in (32, 64, 128):
+        grid = (1 / (1 + np.exp(-np.linspace(-3, 3, steps + 1)))).tolist()
+        first, last = problem.exact(SEEDS, (grid[0], grid[-1]))
+        errors.append(np.median(measure.distance(solver(net.velocity, first, grid, **options), last)))
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert np.all(orders > order - 0.3) and np.all(orders < order + 1.2), (errors, orders)
+
+
+@pytest.mark.parametrize("solver", [solvers.euler, solvers.ab2, solvers.dpm_solver, solvers.unipc])
+def test_solvers_from_noise_to_data(solver):
+    """Also from n = 1, where log((1 - n) / n) is not finite, to n = 0; the coarse grids that are compared."""
+    problem = flows.gaussian(power=0.3)
+    exact = sampling.solution(problem, SEEDS)[-1]
+    results = [sampling.solve(problem, SEEDS, solver, shifted(steps, 3.0)) for steps in (10, 40)]
+    errors = [np.median(measure.distance(each.latents, exact)) for each in results]
+    assert errors[1] < errors[0] / 3 and errors[1] < 0.12, errors
+    assert [set(each.calls.tolist()) for each in results] == [{10}, {40}], "one call a step"
+
+
+def test_grids():
+    assert shifted(10, 1.0) == pytest.approx(np.linspace(0, 1, 11))
+    problem = edged(25)
+    assert problem.edges(problem.times) == [19], "25 steps, shift 3: guided are 0..18 (TRELLIS)"
+    twelve = edged(12)
+    assert twelve.edges(twelve.times) == [10], "12 steps: 0..9, the last of them at noise 0.5 exactly"
+    assert 1 - twelve.times[9] == pytest.approx(0.5)
+
+
+def test_the_reference_is_fine_and_knows_the_edge():
+    coarse, fine = (sampling.solution(edged(), SEEDS, steps) for steps in (400, 6400))
+    assert coarse.shape == (13, 4, 8)
+    assert float((coarse - fine).norm() / fine.norm()) < 2e-4
+    closed, marched = flows.gaussian(), flows.gaussian()
+    object.__setattr__(marched, "exact", None)
+    off = sampling.solution(closed, SEEDS) - sampling.solution(marched, SEEDS)
+    assert float(off.norm()) < 0.01 * float(sampling.solution(closed, SEEDS).norm())
+
+
+# --- the loop and its counts ------------------------------------------------------------------------------------------
+def test_calls_are_counted_at_the_network():
+    problem = edged()
+    seen = []
+
+    def branches(x, t, seeds, guided, inner=problem.branches):
+        seen.append((len(x), guided))
+        return inner(x, t, seeds, guided)
+
+    object.__setattr__(problem, "branches", branches)
+    full = sampling.sample(problem, SEEDS)
+    assert len(seen) == 12 and full.calls.tolist() == [12] * 4 == full.cond.tolist()
+    assert full.uncond.tolist() == [10] * 4
+    again = sampling.sample(problem, SEEDS)
+    assert len(seen) == 12 and again.calls.tolist() == [12] * 4, "remembered values are counted too"
+    assert torch.equal(full.latents, again.latents)
+    cache = Forecaster(Linear(1), times=problem.times, calls=6)
+    part = sampling.sample(problem, SEEDS, cache)
+    assert part.calls.tolist() == [6] * 4 and cache.trace.computed == 6
+    assert len(seen) == 12 + 5, "the first step was known"
+
+
+@pytest.mark.parametrize("streams", ["combined", "apart", "edges"])
+def test_streams_over_a_guidance_edge(streams):
+    """Forecasting both branches as reuse is the combined velocity's reuse, except where guidance switches."""
+    problem = edged()
+    full = sampling.sample(problem, SEEDS).latents
+    edges = problem.edges(problem.times) if streams == "edges" else ()
+    every = Forecaster(Reuse(), times=problem.times, computed=range(12), edges=edges)
+    assert torch.allclose(sampling.sample(problem, SEEDS, every, streams).latents, full)
+    cache = Forecaster(Linear(2), times=problem.times, calls=8, edges=edges)
+    result = sampling.sample(problem, SEEDS, cache, streams)
+    assert result.calls.tolist() == [8] * 4
+    assert measure.distance(result.latents, full).max() < 0.5
+
+
+def test_a_still_step_is_free():
+    problem = flows.gaussian(10)
+    still = Problem("still", "", (*problem.times, 1.0), problem.start, problem.branches, (3,), exact=problem.exact)
+    assert sampling.sample(still, SEEDS).calls.tolist() == [10] * 4
+    assert sampling.sample(still, SEEDS, Forecaster("linear", times=still.times, calls=4)).calls.tolist() == [4] * 4
+    assert sampling.solution(still, SEEDS).shape[0] == 12
+
+
+def test_the_reference_runner_lands_on_the_solution():
+    problem = flows.gaussian(10)
+    plan = methods.plan(problem, 10, range(2), "reference")
+    assert plan.computed == tuple(range(10))
+
+    secants = []
+
+    class Recorder:
+        def step(self, i, compute):
+            secants.append(compute())
+            return secants[-1]
+
+    final = sampling.reference_runner(problem)(0, Recorder())
+    moved = problem.start([0]) + 0.1 * torch.stack(secants).sum(0)
+    assert torch.allclose(moved, final, atol=1e-5)
+
+
+# --- baselines --------------------------------------------------------------------------------------------------------
+def test_easycache_payload_on_a_straight_flow():
+    """``x + (v_a - x_a)`` on constant v: ``(1 + h)^k v`` after k skips, not v."""
+    problem = flows.straight(10)
+    v = problem.branches(None, 0.0, SEEDS, False)
+    served = []
+
+    class Watched(EasyCache):
+        def step(self, i, compute, state):
+            served.append(super().step(i, compute, state))
+            return served[-1]
+
+    result = sampling.sample(problem, SEEDS, Watched(9, tau=1.0, warmup=2))
+    assert result.calls.tolist() == [3] * 4, "the output does not change, so the gate never opens"
+    for skips, value in enumerate(served[1:9]):
+        assert torch.allclose(value, 1.1**skips * v, rtol=1e-5)
+    assert torch.allclose(served[9], v)
+    reuse = sampling.sample(problem, SEEDS, EasyCache(9, tau=1.0, warmup=2, payload="reuse"))
+    assert torch.allclose(reuse.latents, sampling.sample(problem, SEEDS).latents, rtol=1e-5)
+
+
+def test_easycache_conditions_have_their_own_gate():
+    problem = flows.mixture(20)
+    together = sampling.sample(problem, SEEDS, EasyCache(19, 0.1, 3))
+    apart = [sampling.sample(problem, [seed], EasyCache(19, 0.1, 3)) for seed in SEEDS]
+    assert together.calls.tolist() == [int(each.calls[0]) for each in apart]
+    assert len(set(together.calls.tolist())) > 1
+    assert torch.allclose(together.latents, torch.cat([each.latents for each in apart]), atol=1e-3)
+    every = sampling.sample(problem, SEEDS, EasyCache(19, 0.0, 3))
+    assert every.calls.tolist() == [20] * 4
+    assert torch.allclose(every.latents, sampling.sample(problem, SEEDS).latents)
+
+
+def test_spectrum_in_its_published_form():
+    anchors = ramp(range(50), 5, 0.75)
+    assert anchors == (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46), "14 of 50 (section 3.1)"
+    assert len(ramp(range(50), 5, 3.0)) == 10
+    sums = [
+        spectrum_weights(np.array([a for a in anchors if a < i], float), i, 1.0).sum()
+        for i in range(9, 50)
+        if i not in anchors
+    ]
+    assert 0.72 < min(sums) < 0.79 and 0.93 < max(sums) < 0.97, "its ridge shrinks the constant"
+    half = spectrum_weights(np.array(anchors[:8], float), 13.0, 0.5)
+    line = spectrum_weights(np.array(anchors[:8], float), 13.0, 0.0)
+    assert line.sum() == pytest.approx(1) and half.sum() < 1
+    cache = Spectrum((0, 1, 2), 0.0)
+    for i in range(3):
+        cache.observe(i, torch.full((2, 3), 2.0 * i))
+    assert torch.allclose(cache.forecast(5), torch.full((2, 3), 10.0))
+
+
+def test_hicache_plus_plus_is_its_own_package_per_sample():
+    problem, computed = flows.mixture(30), (0, 1, 2, 3, 8, 13, 18, 23, 28, 29)
+    both = sampling.sample(problem, range(2), HiCachePP(computed))
+    apart = [sampling.sample(problem, [seed], HiCachePP(computed)) for seed in range(2)]
+    assert torch.allclose(both.latents, torch.cat([each.latents for each in apart]), atol=1e-4)
+    cache = HiCachePP(computed)
+    sampling.sample(problem, range(2), cache)
+    counts = [state["telemetry"]["method_counts"] for state in cache.states]
+    assert all(each["dmd"] > 0 and each["hermite"] > 0 for each in counts), "DMD, and Hermite in its warm-up"
+
+
+@pytest.mark.parametrize("calls", [5, 7, 9, 11, 15])
+def test_fixed_interval_schedules_of_a_budget(calls):
+    found = methods.fixed_schedules(range(49), calls)
+    assert found and {len(each) for each in found} == {calls}
+    assert all(each[0] == 0 and each[-1] == 48 for each in found)
+    brute = {s for w in range(50) for k in range(1, 50) if len(s := schedule.fixed_interval(range(49), k, w)) == calls}
+    assert set(found) == brute
+
+
+def test_a_budget_without_a_schedule_gets_the_next_larger_one():
+    assert methods.closest({(0, 1): "a", (0, 1, 2, 3): "b", (0, 1, 2, 3, 4): "c"}, 3) == {(0, 1, 2, 3): "b"}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+def test_bootstrap():
+    values = np.random.default_rng(1).normal(5, 1, 101)
+    low, high = measure.bootstrap(values)
+    assert low < np.median(values) < high and 0.2 < high - low < 0.8
+    assert measure.bootstrap([3.0] * 7) == (3, 3)
+    assert measure.bootstrap(values) == (low, high), "repeatable"
+
+
+def test_calibration_and_test_conditions_are_disjoint():
+    with pytest.raises(ValueError, match="disjoint"):
+        measure.Bench(flows.gaussian(), range(4), range(3, 6))
+    assert abs(TEST_SEED - CALIBRATION_SEED) >= 10_000
+
+
+def test_rows_of_a_budget(tmp_path):
+    problem = edged()
+    bench = measure.Bench(problem, range(100, 104), SEEDS)
+    rows = [bench.uncached(), *bench.rows(6)]
+    by_name = {row.method: row for row in rows}
+    assert len(by_name) == len(rows)
+    assert by_name["uncached Euler"].drift == [0.0] * 4 and by_name["uncached Euler"].calls == [12] * 4
+    for row in rows[1:]:
+        if row.method.startswith("EasyCache"):
+            assert np.mean(row.calls) <= 7.5, "the threshold is chosen on other conditions"
+        else:
+            assert set(row.calls) == {6}, row.method
+        assert row.cond == row.calls and all(u <= c for u, c in zip(row.uncond, row.calls, strict=True))
+        assert np.isfinite(row.drift).all() and np.isfinite(row.error).all(), row.method
+    fixed = [row for row in rows if row.method.startswith(methods.FIXED_INTERVAL)]
+    assert by_name["best fixed-interval rule"].drift in [row.drift for row in fixed]
+    table = report.markdown(problem, rows, 4)
+    assert table.count("\n| ") == len(rows) + 2
+    report.write_json(tmp_path / "x.json", problem, rows, {})
+    body = json.loads((tmp_path / "x.json").read_text())
+    assert body["rows"][1]["drift"] == rows[1].drift and body["rows"][1]["summary"]["calls"] == 6
+    report.plot(tmp_path / "x.png", problem, rows)
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_geometry_is_compared_with_both_targets():
+    problem = flows.mixture(20)
+    bench = measure.Bench(problem, range(100, 102), range(2), meshes=1)
+    row = bench.uncached()
+    assert row.geometry["drift"][0]["volume_iou"] == 1
+    assert 0.5 < row.geometry["error"][0]["volume_iou"] <= 1
+    assert "volume IoU, to fine" in report.markdown(problem, [row], 2)
+
+
+def test_the_command_says_what_it_needs(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        command.main(["--settings", "hunyuan50", "--out", str(tmp_path)])
+    assert "need a checkout of Hunyuan3D-2.1" in capsys.readouterr().err
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def hunyuan(tmp_path_factory):
+    """Settings on the reference network."""
+    root = tmp_path_factory.mktemp("upstream") / "patched"
+    upstream = find(load_lock(), "hunyuan21")
+    try:
+        checkout(upstream, root, source="auto")
+    except PatchError as error:
+        pytest.skip(f"Hunyuan3D-2.1 is not reachable, neither its repository nor its package: {error}")
+    apply(load_series(upstream), root)
+    return network.problems(root)
+
+
+def test_the_uncached_loop_is_the_pipelines(hunyuan):
+    problem, seeds = hunyuan["hunyuan50"], [TEST_SEED, TEST_SEED + 1]
+    ours = sampling.sample(problem, seeds)
+    pipe = problem.decode.__self__.pipe
+    theirs = pipe(
+        image=[solids.picture(solids.solid(seed)[1], hunyuan21.PICTURE)[None] for seed in seeds],
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds], num_inference_steps=50,
+        guidance_scale=hunyuan21.GUIDANCE, output_type="latent", enable_pbar=False,
+    )  # fmt: skip
+    assert measure.distance(ours.latents, theirs).max() < 1e-5
+    assert ours.calls.tolist() == [49, 49] == ours.uncond.tolist(), "the step with dt = 0 is free"
+    assert len(problem.decode(ours.latents[0]).faces) > 100
+
+
+def test_guided_parts_of_the_shifted_grids(hunyuan):
+    for key, guided in {"hunyuan25shift3": 19, "hunyuan12shift3": 10, "hunyuan12shift5": 11}.items():
+        problem = hunyuan[key]
+        assert problem.edges(problem.times) == [guided]
+        x = problem.start([TEST_SEED])
+        inside, outside = (problem.branches(x, 0.4, [TEST_SEED], on) for on in (True, False))
+        assert torch.allclose(inside.cond, outside, atol=1e-5)
+        assert not torch.allclose(combine(inside, problem.scale), outside, atol=1e-2)
