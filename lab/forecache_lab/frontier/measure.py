@@ -18,6 +18,10 @@ from .sampling import Result, sample, solution
 
 Values = npt.NDArray[np.float64]
 RESAMPLES = 10_000
+DECODED = frozenset({  # rows whose meshes are compared, which takes longer than sampling them
+    "uncached Euler", "Euler-K", "AB2-K", "UniPC-K", "best fixed-interval rule", "HiCache++ DMD (hicache-pp)", "auto",
+    "plan", "plan, target reference",
+})  # fmt: skip
 SCREEN, KEPT = 4, 4  # calibration conditions that every candidate runs on, candidates that run on all
 
 
@@ -139,7 +143,15 @@ class Bench:
         targets = self.targets(self.test)
         values = {key: distance(result.latents, each).tolist() for key, each in targets.items()}
         counts = {key: getattr(result, key).tolist() for key in ("calls", "cond", "uncond")}
-        return Row(name, kind, setting, budget, **counts, **values, geometry=self._geometry(result.latents))
+        return Row(
+            name,
+            kind,
+            setting,
+            budget,
+            **counts,
+            **values,
+            geometry=self._geometry(result.latents) if name in DECODED else {},
+        )
 
     def _geometry(self, latents: torch.Tensor) -> dict[str, list[dict[str, Any] | None]]:
         if not self.meshes:

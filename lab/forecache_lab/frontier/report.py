@@ -55,39 +55,38 @@ def summary(row: Row) -> dict[str, Any]:
     return found
 
 
-def cells(row: Row) -> list[str]:
-    """One line of the table."""
+def cells(row: Row, shaped: bool) -> list[str]:
+    """One line of the table; ``shaped``: with the columns of the geometry."""
     s = summary(row)
     line = [row.method, row.setting, f"{s['calls']:.4g}", f"{s['cond']:.3g} + {s['uncond']:.3g}"]
     for key in ("drift", "error"):
         low, high = s[key]["interval"]
         line.append(f"{1e3 * s[key]['median']:.1f} [{1e3 * low:.1f}, {1e3 * high:.1f}] / {1e3 * s[key]['p95']:.1f}")
-    for key in ("drift", "error"):
-        shape = s.get(f"geometry, {key}")
-        if shape:
-            names = ("chamfer", *SHAPE[1:])
+    if shaped:
+        for key in ("drift", "error"):
+            shape = s.get(f"geometry, {key}", {})
             line += [
                 f"{(1 if k else 1e3) * shape[name]['median']:.3g}" if name in shape else "-"
-                for k, name in enumerate(names)
+                for k, name in enumerate(("chamfer", *SHAPE[1:]))
             ]
     return line
 
 
 def markdown(problem: Problem, rows: Sequence[Row], calibration: int) -> str:
     """A table per budget."""
-    first = rows[0]
+    first, shaped = rows[0], any(row.geometry for row in rows)
     head = list(HEAD)
-    if first.geometry:
+    if shaped:
         head += [f"{name}, to {whom}" for whom in ("N-step", "fine") for name in SHAPE]
     lines = [
         f"## {problem.title}", "",
         f"{len(first.drift)} test conditions, {calibration} others for choosing and calibrating. Median [95 % bootstrap"
         f" interval] / p95. Drift: to the N-step Euler run; error: to the fine solution."
-        + (f" Geometry: medians over {len(first.geometry['drift'])} conditions." if first.geometry else ""),
+        + (f" Geometry: medians over {len(first.geometry['drift'])} conditions." if shaped else ""),
     ]  # fmt: skip
     for budget in dict.fromkeys(row.budget for row in rows):
         lines += ["", f"### {budget} calls", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        lines += ["| " + " | ".join(cells(row)) + " |" for row in rows if row.budget == budget]
+        lines += ["| " + " | ".join(cells(row, shaped)) + " |" for row in rows if row.budget == budget]
     return "\n".join(lines)
 
 
@@ -123,7 +122,7 @@ def plot(path: Path, problem: Problem, rows: Sequence[Row]) -> None:
                 f"uncached, {base['calls']:.0f} calls", (0.99, base[key]["median"]), xycoords=("axes fraction", "data"),
                 ha="right", va="bottom", fontsize=7, color="0.35",
             )  # fmt: skip
-        axes.set(yscale="log", xlabel="network calls", title=f"distance {title}")
+        axes.set(yscale="log", xlabel="network calls (mean)", title=f"distance {title}")
         axes.grid(True, which="both", color="0.9", linewidth=0.5)
     panels[0].set_ylabel("median relative distance")
     figure.suptitle(problem.title, fontsize=10)
