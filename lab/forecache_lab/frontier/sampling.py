@@ -127,9 +127,9 @@ def _march(problem: Problem, seeds: Seeds, parts: int) -> torch.Tensor:
     return torch.stack([states[t] for t in problem.times])
 
 
-def runner(problem: Problem) -> Callable[[int, Any], torch.Tensor]:
+def runner(problem: Problem, streams: Streams = "combined") -> Callable[[int, Any], torch.Tensor]:
     """``run(seed, cache)`` of the N-step sampler, for ``forecache.calibrate``."""
-    return lambda seed, cache: sample(problem, [seed], cache).latents
+    return lambda seed, cache: sample(problem, [seed], cache, streams).latents
 
 
 def reference_runner(problem: Problem) -> Callable[[int, Any], torch.Tensor]:
