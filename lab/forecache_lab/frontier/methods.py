@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,6 +206,9 @@ def plan(problem: Problem, calls: int, seeds: Seeds, target: Literal["uncached",
     """A calibrated plan of ``calls`` calls that lands on the uncached run or on the fine solution."""
     if target == "reference":
         settings["reference"] = reference_runner(problem), problem.times
+        accepted = inspect.signature(calibrate).parameters.values()
+        if any(each.name == "target" or each.kind is each.VAR_KEYWORD for each in accepted):
+            settings["target"] = target
     key = {"problem": problem.key, "guidance_scale": problem.scale}
     return calibrate(runner(problem), times=problem.times, calls=calls, seeds=seeds, made_for=key, **settings)
 

@@ -48,7 +48,8 @@ class Problem:
     interval: tuple[float, float] | None = None
     exact: Callable[[Seeds, Sequence[float]], torch.Tensor] | None = None
     decode: Callable[[torch.Tensor], Any] | None = None
-    uncached: dict[tuple[int, int], Value] = field(default_factory=dict)  #: (seed, step) -> value on the uncached path
+    uncached: dict[tuple[int, int], tuple[torch.Tensor, Value]] = field(default_factory=dict)
+    #: (seed, step) -> state and value on the uncached path
     references: dict[int, torch.Tensor] = field(default_factory=dict)  #: seed -> fine states at `times`
 
     @property
@@ -77,8 +78,10 @@ def shifted(steps: int, shift: float) -> tuple[float, ...]:
 
 
 def combine(value: Value, scale: float) -> torch.Tensor:
-    """``u + g (c - u)`` of two branches; a tensor is combined already."""
+    """``u + g (c - u)`` of two branches; a tensor is combined already, and ``Guided(c, None)`` is c."""
     if isinstance(value, Guided):
+        if value.uncond is None:
+            return value.cond  # type: ignore[no-any-return]
         return value.uncond + scale * (value.cond - value.uncond)  # type: ignore[no-any-return]
     return value  # type: ignore[no-any-return]
 
@@ -106,15 +109,16 @@ class Network:
         return combine(self.branches(x, t, guided=guided), self.problem.scale)
 
     def on_path(self, i: int, x: torch.Tensor, t: float) -> Value:
-        """Branches at a state of the uncached run; evaluated once per problem, counted every time."""
-        known = self.problem.uncached
-        if any((seed, i) not in known for seed in self.seeds):
-            value = self.problem.branches(x, t, self.seeds, self.problem.guided(t))
+        """Branches where no step was forecast yet: evaluated once per state of the uncached run, counted every time."""
+        known, keys = self.problem.uncached, [(seed, i) for seed in self.seeds]
+        if not all(key in known and torch.equal(known[key][0], at) for key, at in zip(keys, x, strict=True)):
+            value = self.branches(x, t)
             parts = zip(*value, strict=True) if isinstance(value, Guided) else value
-            for seed, part in zip(self.seeds, parts, strict=True):
-                known[seed, i] = Guided(*part) if isinstance(value, Guided) else part
+            for key, at, part in zip(keys, x, parts, strict=True):
+                known.setdefault(key, (at, Guided(*part) if isinstance(value, Guided) else part))
+            return value
         self._count(None, self.problem.guided(t))
-        rows = [known[seed, i] for seed in self.seeds]
+        rows = [known[key][1] for key in keys]
         if isinstance(rows[0], Guided):
             return Guided(torch.stack([row.cond for row in rows]), torch.stack([row.uncond for row in rows]))
         return torch.stack(rows)

@@ -21,7 +21,7 @@ from .problems import EDGE, Network, Problem, Seeds, combine
 
 FINE = 400  # steps of the reference solution, at least
 Counts = npt.NDArray[np.int64]
-Streams = Literal["combined", "apart", "edges"]
+Streams = Literal["combined", "apart", "optional", "edges"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def sample(problem: Problem, seeds: Seeds, cache: Any = None, streams: Streams =
         cache: asked at every moving step; ``None``: every one is computed.
         streams: what the cache forecasts where guidance is on for part of the time. "combined": the velocity of the
             sampler, as published. "apart": both branches; outside the interval cond stands in for uncond, so that cond
-            keeps one history over the edge. "edges": both branches inside, cond alone outside (needs
-            ``Forecaster(edges=...)``).
+            keeps one history over the edge. "optional": both branches, ``Guided(cond, None)`` outside. "edges": both
+            branches inside, cond alone outside (needs ``Forecaster(edges=...)``).
     """
     net, x, computed = Network(problem, seeds), problem.start(seeds), -1
     asked = Always() if cache is None else cache
@@ -76,7 +76,9 @@ def sample(problem: Problem, seeds: Seeds, cache: Any = None, streams: Streams =
                 value = net.branches(x, t, rows)
             if streams == "combined":
                 return combine(value, problem.scale)
-            return Guided(value, value) if streams == "apart" and not isinstance(value, Guided) else value
+            if isinstance(value, Guided) or streams == "edges":
+                return value
+            return Guided(value, value if streams == "apart" else None)
 
         value = ask(asked, i, compute, x)
         if isinstance(value, Guided) and not problem.guided(t):
