@@ -4,12 +4,22 @@ Every forecast is a weighted sum of snapshots, ``v(t) = sum_j w_j(t) v_j`` with 
 function of the snapshot times and of the ``n x n`` Gram matrix of the snapshots.
 """
 
-from .calibrate import calibrate
+from .calibrate import Calibration, calibrate
 from .forecaster import Forecaster
 from .guidance import AdaptiveGuidance
-from .plan import Plan
+from .plan import Plan, Weights
 from .streams import Guided
 from .trace import Trace
 
 __version__ = "0.1.0"
-__all__ = ["AdaptiveGuidance", "Forecaster", "Guided", "Plan", "Trace", "__version__", "calibrate"]
+__all__ = [
+    "AdaptiveGuidance",
+    "Calibration",
+    "Forecaster",
+    "Guided",
+    "Plan",
+    "Trace",
+    "Weights",
+    "__version__",
+    "calibrate",
+]

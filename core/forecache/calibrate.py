@@ -1,26 +1,30 @@
-"""Making a plan: record uncached runs, search the schedule, fit the weights in closed loop. No gradients.
+"""Making a plan: record uncached runs, probe them, search the schedule, fit the weights in closed loop. No gradients.
 
 The fit marches the *cached* sampler: at a skipped step the target is the velocity that lands on the reference state,
-``u = (X_{i+1} - x_i) / h_i``, and the weights of the newest snapshots minimise ``sum_s ||F_s w - u_s||^2 / ||u_s||^2``
-over the calibration runs with a ridge toward guarded Lagrange weights and ``sum w = 1``. The sampler must be Euler in
-``times`` (``x_{i+1} = x_i + h_i v_i``), as flow-matching samplers are; its states then follow from the velocities.
+``u = (X_{i+1} - x_i) / h_i``, and the weights of the newest snapshots, of the sampler's state and, where the guidance
+branches come apart, of their differences minimise ``sum_s ||F_s w - u_s||^2 / ||u_s||^2`` over the calibration runs
+with a ridge toward guarded Lagrange weights (0 for the state). The sampler must be Euler in ``times``
+(``x_{i+1} = x_i + h_i v_i``), as flow-matching samplers are; its states then follow from the velocities.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 
-from . import schedule, tree
-from .basis import Linear
-from .plan import Plan
-from .search import search
-from .select import GUARD, blend, serve
-from .snapshots import Array, products
+from . import schedule
+from .closed_loop import ClosedLoop, Condition
+from .plan import Plan, Weights
+from .recording import load, positions, save
+from .search import Gaps, power_mean, probe_steps, search, survival
+from .tapes import Probe, record
+
+COHERENCE = (0.0, 0.5)  # of the searches whose schedules are tried in closed loop; the better one is kept
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,250 +37,201 @@ class Run(Protocol):
         ...
 
 
-class _Pause(BaseException):
-    """Ends a calibration run early; not an ``Exception``, so that no sampler swallows it."""
-
-
-class _Tape(ABC):
-    """What a sampler sees as its cache during calibration: the three calls, and ``step`` on top of them."""
-
-    @abstractmethod
-    def needs_compute(self, i: int) -> bool: ...
-
-    @abstractmethod
-    def observe(self, i: int, value: Any) -> None: ...
-
-    @abstractmethod
-    def forecast(self, i: int) -> Any: ...
-
-    def step(self, i: int, compute: Callable[[], Any]) -> Any:
-        """As :meth:`forecache.Forecaster.step`."""
-        if self.needs_compute(i):
-            value = compute()
-            self.observe(i, value)
-            return value
-        return self.forecast(i)
-
-
-def _flat(value: Any) -> torch.Tensor:
-    """All tensors of a value as one float32 vector on the CPU."""
-    leaves, _ = tree.flatten(value)
-    return torch.cat([leaf.detach().reshape(-1).float().cpu() for leaf in leaves.values()])
-
-
-class _Recorder(_Tape):
-    """Computes every step that moves the state and keeps the velocities."""
-
-    def __init__(self, times: Array) -> None:
-        self.moving = set(schedule.effective_steps(times.tolist()))
-        self.values: dict[int, torch.Tensor] = {}
-        self._last: Any = None
-
-    def needs_compute(self, i: int) -> bool:
-        return i in self.moving
-
-    def observe(self, i: int, value: Any) -> None:
-        self.values[i], self._last = _flat(value), value
-
-    def forecast(self, i: int) -> Any:
-        return self._last
-
-
-class _March(_Tape):
-    """One calibration run of the cached sampler, resumed from what it already computed.
-
-    Anchors are computed once and replayed afterwards; at an anchor that is not known yet the run computes it and
-    pauses.
-    """
-
-    def __init__(self, computed: Sequence[int]) -> None:
-        self.computed = set(computed)
-        self.values: dict[int, Any] = {}  # anchors, as the sampler gave them
-        self.weights: dict[int, dict[int, float]] = {}  # skipped step -> anchor -> weight
-
-    def needs_compute(self, i: int) -> bool:
-        return i in self.computed and i not in self.values
-
-    def observe(self, i: int, value: Any) -> None:
-        leaves, structure = tree.flatten(value)
-        self.values[i] = tree.unflatten({k: v.detach().clone() for k, v in leaves.items()}, structure)
-        raise _Pause
-
-    def forecast(self, i: int) -> Any:
-        if i in self.values:
-            return self.values[i]
-        newest_anchor = max(k for k in self.values if k < i)
-        weights = self.weights.get(i, {newest_anchor: 1.0})  # none where dt = 0
-        parts = [tree.flatten(self.values[k]) for k in weights]
-        leaves = {}
-        for name, newest in parts[-1][0].items():
-            window = torch.stack([part[0][name].float() for part in parts], -1)
-            leaves[name] = (window @ torch.tensor(list(weights.values())).to(window)).to(newest.dtype)
-        return tree.unflatten(leaves, parts[-1][1])
-
-
-def record(run: Run, times: Array, seed: int) -> tuple[dict[int, torch.Tensor], Array]:
-    """Velocities of one uncached run by step, and their ``[N, N]`` Gram matrix (zero rows where dt = 0)."""
-    tape = _Recorder(times)
-    run(seed, tape)
-    missing = tape.moving - tape.values.keys()
-    if missing:
-        raise RuntimeError(f"run({seed}, cache) did not ask the cache at steps {sorted(missing)}")
-    gram = np.zeros((len(times) - 1,) * 2)
-    steps = sorted(tape.values)
-    for k, i in enumerate(steps):
-        window = torch.stack([tape.values[j] for j in steps[: k + 1]])[None]
-        gram[i, steps[: k + 1]] = gram[steps[: k + 1], i] = products(window, tape.values[i][None])[0, :-1]
-    return tape.values, gram
-
-
-def positions(values: Mapping[int, torch.Tensor], times: Array, at: Array) -> list[torch.Tensor]:
-    """Displacements from the start, ``sum h_j v_j``, at the times ``at``, which must lie on the grid ``times``.
-
-    Raises:
-        ValueError: a time that is not on the grid.
-    """
-    total, found, k = torch.zeros_like(next(iter(values.values()))), [], 0
-    span = abs(times[-1] - times[0])
-    for i in range(len(times)):
-        while k < len(at) and abs(times[i] - at[k]) < 1e-6 * span:
-            found.append(total.clone())
-            k += 1
-        if i in values:
-            total = total + float(times[i + 1] - times[i]) * values[i]
-    if k < len(at):
-        raise ValueError(f"reference grid: time {at[k]} is not among its times")
-    return found
-
-
-def calibrate(
-    run: Run,
-    *,
-    times: Sequence[float],
-    calls: int,
-    seeds: Sequence[int],
-    reference: tuple[Run, Sequence[float]] | None = None,
-    memory: int = 4,
-    ridge: float = 1e-3,
-    made_for: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-) -> Plan:
+def calibrate(run: Run, *, times: Sequence[float], calls: int, seeds: Sequence[int], **options: Any) -> Plan:
     """Make a plan of exactly ``calls`` network calls for the sampler behind ``run``.
 
-    Costs ``len(seeds)`` uncached runs and as many cached ones (each anchor is computed once and replayed).
+    Options are those of :class:`Calibration`, which makes plans for several budgets from the same recordings.
+    """
+    return Calibration(run, times=times, seeds=seeds, **options).plan(calls)
+
+
+class Calibration:
+    """Uncached runs, recorded once; :meth:`plan` makes a plan for any budget.
+
+    Network calls: per seed one uncached run, ``probes`` times about half of one, the reference run if there is one, and
+    one or two cached runs per plan (each anchor is computed once and replayed).
 
     Args:
-        run: ``run(seed, cache)``; it must be deterministic for a seed and come through an exception unharmed.
+        run: ``run(seed, cache)``; it must be deterministic for a seed and come through an exception unharmed. It should
+            pass its state, ``cache.step(i, compute, state=x)``: the plan then has a column for it, and the sampler is
+            checked to be Euler.
         times: the N + 1 grid times.
-        calls: network calls of the plan.
         seeds: calibration conditions, disjoint from those that the plan is tested on.
-        reference: ``(run, times)`` of the same sampler on a finer grid that contains ``times``: the plan then lands on
-            *its* states and approaches the solution of the flow, not the N-step run with its truncation error.
+        target: "uncached": the plan lands on the N-step run. "reference": on the states of a many-step run, so that it
+            approaches the solution of the flow and not the N-step run with its truncation error.
+        reference: ``(run, times)`` of the same sampler on a finer grid that contains ``times``; for that target.
+        guidance_scale: g of ``u + g (c - u)``, where the run returns ``Guided(cond, uncond)`` (``uncond=None`` on steps
+            without guidance).
+        edges: as in :class:`forecache.Forecaster`; every plan computes them.
         memory: snapshots per forecast.
         ridge: toward guarded Lagrange weights, relative to the data.
-        made_for: the plan's key.
+        probes: steps at which the survival of errors is measured; 0: every error counts as if it survived.
+        made_for: the plans' key.
+        folder: keeps the recording of each seed, so that an interrupted calibration goes on where it was.
         progress: called as ``progress(stage, done, total)``.
 
     Raises:
-        ValueError: ``calls`` or ``memory`` out of range, no seeds, a reference grid without a time of ``times``.
-        RuntimeError: a run that does not ask the cache at every step.
+        ValueError: an argument out of range, no seeds, a reference grid without a time of ``times``, a folder that
+            holds another calibration.
+        RuntimeError: a run that does not ask the cache at every step, or whose sampler is not Euler.
     """
-    grid = np.array([float(t) for t in times])
-    effective = schedule.effective_steps(grid.tolist())
-    seeds = list(seeds)
-    if not seeds:
-        raise ValueError("seeds must name at least one calibration run")
-    if not 1 <= memory <= 8:
-        raise ValueError(f"memory must be 1..8 snapshots, got {memory}")
-    if not ridge > 0:
-        raise ValueError(f"ridge must be > 0, got {ridge}")
-    if not 1 <= calls <= len(effective):
-        raise ValueError(f"calls must be 1..{len(effective)} (the steps that move the state), got {calls}")
-    say = progress or (lambda stage, done, total: None)
 
-    targets: dict[int, list[torch.Tensor]] = {}
-    mean = np.zeros((len(grid) - 1,) * 2)
-    for k, seed in enumerate(seeds):
-        values, gram = record(run, grid, seed)
-        mean += gram / (np.trace(gram) / len(effective)) / len(seeds)
-        if reference is None:
-            targets[seed] = positions(values, grid, grid)
+    def __init__(
+        self,
+        run: Run,
+        *,
+        times: Sequence[float],
+        seeds: Sequence[int],
+        target: Literal["uncached", "reference"] = "uncached",
+        reference: tuple[Run, Sequence[float]] | None = None,
+        guidance_scale: float | None = None,
+        edges: Sequence[int] = (),
+        memory: int = 4,
+        ridge: float = 1e-3,
+        probes: int = 8,
+        made_for: Mapping[str, Any] | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.times = np.array([float(t) for t in times])
+        self.effective = schedule.effective_steps(self.times.tolist())
+        self.seeds = list(seeds)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must name at least one calibration run, each once, got {self.seeds}")
+        if target not in ("uncached", "reference") or (target == "reference") != (reference is not None):
+            raise ValueError(
+                f'target must be "uncached", or "reference" with reference=(run, times); got {target!r} '
+                f"{'with' if reference is not None else 'without'} a reference"
+            )
+        if not 1 <= memory <= 8:
+            raise ValueError(f"memory must be 1..8 snapshots, got {memory}")
+        if not ridge > 0:
+            raise ValueError(f"ridge must be > 0, got {ridge}")
+        if not 0 <= probes <= 64:
+            raise ValueError(f"probes must be 0..64 steps, got {probes}")
+        foreign = sorted(set(edges) - set(self.effective))
+        if foreign:
+            raise ValueError(f"edges must be steps that move the state, got {foreign}")
+        self.run, self.target, self.reference = run, target, reference
+        self.scale, self.edges, self.memory, self.ridge = guidance_scale, tuple(sorted(edges)), memory, ridge
+        self.made_for = dict(made_for or {})
+        self.probed = probe_steps(self.effective, probes) if probes else ()
+        self.folder = None if folder is None else Path(folder)
+        self._say = progress or (lambda stage, done, total: None)
+        self.conditions: dict[int, Condition] = {}
+        if self.folder is not None:
+            self._claim(self.folder)
+
+    # --- recordings -------------------------------------------------------------------------------------------------
+    def record(self) -> None:
+        """Record and probe the uncached runs that are not recorded yet; :meth:`plan` does it when it is first asked."""
+        for k, seed in enumerate(self.seeds):
+            if seed not in self.conditions:
+                self.conditions[seed] = self._load(seed) or self._record(seed)
+            self._say("uncached runs", k + 1, len(self.seeds))
+
+    def _record(self, seed: int) -> Condition:
+        recording = record(self.run, self.times, seed, self.scale)
+        if self.reference is None:
+            target = positions(recording, self.times)
         else:
-            fine = np.array([float(t) for t in reference[1]])
-            targets[seed] = positions(record(reference[0], fine, seed)[0], fine, grid)
-        say("uncached runs", k + 1, len(seeds))
+            fine = np.array([float(t) for t in self.reference[1]])
+            target = positions(record(self.reference[0], fine, seed, self.scale), self.times)
+        left = []
+        for at in self.probed:
+            probe = Probe(recording, at)
+            self.run(seed, probe)
+            left.append(probe.survival())
+        condition = Condition(recording, np.array(left), target)
+        if self.folder is not None:
+            save(self._file(seed), recording, condition.survival, target)
+        return condition
 
-    rule = Linear(2)
-    computed, predicted = search(mean, grid, calls, rule)
-    say("schedule", 1, 1)
-    marches = {seed: _March(computed) for seed in seeds}
-    reached = {seed: torch.zeros_like(targets[seed][0]) for seed in seeds}
-    columns = {seed: reached[seed][None][:0] for seed in seeds}  # the newest snapshots, oldest first
-    weights: dict[int, tuple[float, ...]] = {}
-    misses: dict[int, float] = {}
-    for i in effective:
-        h = float(grid[i + 1] - grid[i])
-        if i in computed:
-            for seed, march in marches.items():
-                try:
-                    run(seed, march)
-                except _Pause:
-                    pass
-                else:
-                    raise RuntimeError(f"run({seed}, cache) did not ask the cache at step {i}")
-                newest = _flat(march.values[i])
-                columns[seed] = torch.cat((columns[seed], newest[None]))[-memory:]
-                reached[seed] = reached[seed] + h * newest
-            say("closed loop", computed.index(i) + 1, len(computed))
-            continue
-        known = [k for k in computed if k < i][-memory:]
-        wanted = {seed: (targets[seed][i + 1] - reached[seed]) / h for seed in seeds}
-        prior = serve(rule, grid[known], float(grid[i]), np.eye(len(known)), GUARD).weights
-        w, misses[i] = fit(columns, wanted, prior, ridge)
-        weights[i] = tuple(float(x) for x in w)
-        for seed, march in marches.items():
-            march.weights[i] = dict(zip(known, weights[i], strict=True))
-            reached[seed] = reached[seed] + h * torch.tensor(w, dtype=torch.float32) @ columns[seed]
-    statistics = {
-        "seeds": seeds,
-        "target": "uncached" if reference is None else "reference",
-        "memory": memory,
-        "ridge": ridge,
-        "predicted_open_loop_error": predicted,
-        "relative_misfit": misses,
-    }
-    return Plan(tuple(grid.tolist()), computed, weights, dict(made_for or {}), statistics)
+    def _key(self) -> dict[str, Any]:
+        fine = None if self.reference is None else [float(t) for t in self.reference[1]]
+        key = {
+            "times": self.times.tolist(), "target": self.target, "reference_times": fine, "guidance_scale": self.scale,
+            "probed": list(self.probed), "made_for": self.made_for,
+        }  # fmt: skip
+        plain: dict[str, Any] = json.loads(json.dumps(key))
+        return plain
 
+    def _claim(self, folder: Path) -> None:
+        name = folder / "calibration.json"
+        if name.exists():
+            try:
+                theirs = json.loads(name.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"folder: {name} is not readable: {error}") from error
+            mine = self._key()
+            differ = [k for k in mine if not isinstance(theirs, dict) or theirs.get(k) != mine[k]]
+            if differ:
+                raise ValueError(f"folder: {folder} holds another calibration ({', '.join(differ)} differ)")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = name.with_name(f"{name.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(self._key(), indent=1), encoding="utf-8")
+        partial.replace(name)
 
-def fit(
-    columns: Mapping[int, torch.Tensor], wanted: Mapping[int, torch.Tensor], prior: Array, ridge: float
-) -> tuple[Array, float]:
-    """Weights shared by all runs: ``min sum_s ||F_s w - u_s||^2 / ||u_s||^2 + lam ||w - w0||^2``, ``sum w = 1``.
+    def _file(self, seed: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"seed-{seed}.pt"
 
-    Args:
-        columns: per run the snapshots ``F_s^T [m, d]``.
-        wanted: per run ``u_s [d]``.
-        prior: ``w0 [m]``.
-        ridge: ``lam = ridge tr(K) / m``.
+    def _load(self, seed: int) -> Condition | None:
+        if self.folder is None or not self._file(seed).exists():
+            return None
+        return Condition(*load(self._file(seed)))
 
-    Returns:
-        Weights ``[m]`` with ``||w||_1 <= 4`` (blended toward the prior), and the root mean square relative misfit.
-    """
-    m = len(prior)
-    k, r, rows = np.zeros((m, m)), np.zeros(m), []
-    for seed, f in columns.items():
-        window = torch.cat((f, wanted[seed][None]))[None]
-        g = np.stack([products(window, each[None])[0, :-1] for each in window[0]])
-        scale = max(g[m, m], 1e-300)
-        k += g[:m, :m] / scale
-        r += g[:m, m] / scale
-        rows.append(g / scale)
-    lam = ridge * float(np.trace(k)) / m
-    system = np.zeros((m + 1, m + 1))
-    system[:m, :m] = k + lam * np.eye(m)
-    system[:m, m] = system[m, :m] = 1
-    w = np.linalg.solve(system, np.append(r + lam * prior, 1.0))[:m]
-    if np.abs(w).sum() > GUARD:
-        w = prior + blend(w, prior, GUARD) * (w - prior)
-    signed = np.append(-w, 1.0)
-    return w, float(np.sqrt(np.mean([max(signed @ g @ signed, 0) for g in rows])))
+    # --- plans ------------------------------------------------------------------------------------------------------
+    def plan(self, calls: int) -> Plan:
+        """A plan of exactly ``calls`` network calls.
+
+        Raises:
+            ValueError: ``calls`` out of range. RuntimeError: as the class.
+        """
+        least = len({self.effective[0], *self.edges})
+        if not least <= calls <= len(self.effective):
+            raise ValueError(
+                f"calls must be {least}..{len(self.effective)} (the steps that move the state), got {calls}"
+            )
+        self.record()
+        conditions = [self.conditions[seed] for seed in self.seeds]
+        grams = np.stack([each.recording.gram / each.recording.final**2 for each in conditions])
+        n = len(self.times) - 1
+        gaps = Gaps(
+            grams, survival(self.probed, np.stack([each.survival for each in conditions]), n), self.times, self.memory,
+            self.ridge, self.edges,
+        )  # fmt: skip
+        found = {search(gaps, self.effective, calls, self.edges, coherence)[0] for coherence in COHERENCE}
+        self._say("schedule", 1, 1)
+        ordered = dict(zip(self.seeds, conditions, strict=True))
+        loops = {computed: self._close(ordered, computed) for computed in sorted(found)}
+        computed, (loop, weights) = min(loops.items(), key=lambda each: power_mean(each[1][0].distances()))
+        distances = loop.distances()
+        statistics = {
+            "seeds": self.seeds,
+            "target": self.target,
+            "memory": self.memory,
+            "ridge": self.ridge,
+            "predicted_drift": gaps.price(computed),
+            "distance_to_target": [float(np.median(distances)), float(np.percentile(distances, 95))],
+            "expected_misfit": loop.misfits,
+            "forward_error": loop.forward,
+            "survival": {
+                str(at): float(np.median([each.survival[k] for each in conditions])) for k, at in enumerate(self.probed)
+            },
+        }
+        return Plan(tuple(self.times.tolist()), computed, weights, self.edges, self.made_for, statistics)
+
+    def _close(
+        self, conditions: Mapping[int, Condition], computed: tuple[int, ...]
+    ) -> tuple[ClosedLoop, dict[int, Weights]]:
+        """March all runs under a schedule; the weights that they needed."""
+        loop = ClosedLoop(self.run, conditions, computed, self.edges, self.memory, self.ridge)
+        weights: dict[int, Weights] = {}
+        for k, i in enumerate(self.effective):
+            served = loop.advance(i)
+            if served is not None:
+                weights[i] = served
+            self._say("closed loop", k + 1, len(self.effective))
+        return loop, weights

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from . import schedule, tree
 from .basis import Rule, Unfit, make_rule
-from .plan import Plan
+from .plan import Plan, Weights
 from .select import GUARD
 from .snapshots import MAX_HISTORY, Array
-from .streams import Stream
+from .streams import Guided, Stream
 from .trace import Step, Trace
 
 
@@ -36,7 +38,8 @@ class Forecaster:
             from ``end`` on). With "auto" they set the budget only.
         calls: an exact number of network calls, spread evenly ("auto": graded); instead of ``interval``.
         computed: the computed steps themselves; instead of both.
-        plan: a :class:`Plan` or its file; instead of all.
+        plan: a :class:`Plan` or its file; instead of all. strict: refuse a plan that was made for something else.
+            False: warn, and serve the calibration-free ``basis`` with as many calls instead.
         edges: first steps after an edge of a guidance interval or a stage, where a combined velocity jumps: they are
             computed and start a new history, so nothing is extrapolated across (the value may change its structure).
         history: snapshots kept per stream, at most 8.
@@ -61,6 +64,7 @@ class Forecaster:
         calls: int | None = None,
         computed: Sequence[int] | None = None,
         plan: Plan | str | Path | None = None,
+        strict: bool = True,
         edges: Sequence[int] = (),
         history: int = 6,
         batch_dim: int | None = 0,
@@ -81,8 +85,19 @@ class Forecaster:
             raise ValueError(f"history must be 1..{MAX_HISTORY}, got {history}")
         if isinstance(plan, (str, Path)):
             plan = Plan.load(plan)
+        self._notes: list[str] = []
+        if plan is not None and not strict and (differences := plan.differences(self.times, dict(made_for or {}))):
+            if any(value is not None for value in (interval, calls, computed)):
+                raise ValueError("give one of interval, calls, computed, plan; got plan and another")
+            note = f"plan not used, it was made for something else: {'; '.join(differences)}"
+            warnings.warn(f"forecache: {note}", stacklevel=2)
+            self._notes.append(note)
+            calls, plan = min(len(plan.computed), max(len(self.effective), 1)), None
         if plan is not None:
             plan.check(self.times, dict(made_for or {}))
+            if edges and tuple(sorted(edges)) != plan.edges:
+                raise ValueError(f"edges must be the plan's {list(plan.edges)}, got {list(edges)}")
+            edges = plan.edges
         self.rule = make_rule(basis, (self.times[0], self.times[-1]), order, sigma)
         if history < self.rule.floor:
             raise ValueError(f"history must be >= {self.rule.floor} for basis {self.rule.name!r}, got {history}")
@@ -90,28 +105,35 @@ class Forecaster:
         self.edges = frozenset(int(i) for i in edges)
         if self.edges:
             self.computed = schedule.with_edges(self.computed, self.effective, sorted(self.edges), calls is not None)
-        longest = max(map(len, plan.weights.values()), default=0) if plan is not None else 0
+        self._plan = {} if plan is None else {i: w for i, w in plan.weights.items() if i in self.effective}
+        longest = max((max(len(w.velocity), len(w.difference)) for w in self._plan.values()), default=0)
         if history < longest:
             raise ValueError(f"history must be >= {longest}, the longest weights of the plan, got {history}")
-        rule = _Planned(plan, self.times, self.rule) if plan is not None and plan.weights else self.rule
+        rule = _Planned(self._plan, self.times, self.rule) if self._plan else self.rule
         self._stream: Callable[[], Stream] = lambda: Stream(rule, history, batch_dim, guard)
         self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
         self._streams: dict[str, Stream] = {}
         self._structure: tree.Structure | None = None
+        self._kind: tree.Structure | None = None  # of one branch, if guided
+        self._guided = False
         self._last: int | None = None
-        self.trace = Trace()
+        self.trace = self._fresh_trace()
 
     # --- one step ---------------------------------------------------------------------------------------------------
-    def step(self, i: int, compute: Callable[[], Any]) -> Any:
+    def step(self, i: int, compute: Callable[[], Any], state: Any = None) -> Any:
         """The value of step ``i``: ``compute()`` where the schedule asks for it, a forecast elsewhere.
 
         ``compute`` returns a tensor, a structure of tensors, or ``Guided(cond, uncond)``; each leaf is a stream.
+        ``Guided(cond, None)``, where guidance is off, ends the history of ``uncond`` and goes on with that of ``cond``.
         A computed value is handed back untouched.
+
+        ``state`` is the sampler's x at this step, in the structure of the velocity (of one branch); a plan that has a
+        column for it needs it, nothing else reads it.
         """
         if not self.needs_compute(i):
-            return self.forecast(i)
+            return self.forecast(i, state)
         value = compute()
-        self.observe(i, value)
+        self.observe(i, value, state)
         return value
 
     def needs_compute(self, i: int) -> bool:
@@ -119,8 +141,8 @@ class Forecaster:
         self._check(i)
         return not self._streams or (i in self._wanted and not self._still(i))
 
-    def observe(self, i: int, value: Any) -> None:
-        """Take the computed value of step ``i``.
+    def observe(self, i: int, value: Any, state: Any = None) -> None:
+        """Take the computed value of step ``i``. ``state`` is for calibration, which follows the sampler.
 
         Raises:
             ValueError: steps out of order; another structure, shape, dtype or device than before; NaN or infinity.
@@ -129,10 +151,15 @@ class Forecaster:
         self._check(i)
         leaves, structure = tree.flatten(value)
         fresh = not self._streams or i in self.edges
-        if not fresh and self._structure is not None and not tree.same(structure, self._structure):
+        guided = isinstance(value, Guided)
+        kind = tree.flatten(value.cond)[1] if guided else structure
+        if not fresh and self._kind is not None and (guided != self._guided or not tree.same(kind, self._kind)):
+            assert self._structure is not None
             before, now = tree.describe(self._structure), tree.describe(structure)
             raise ValueError(f"value changed its structure within a run: {before} before, {now} now; call reset()")
-        streams = {name: self._stream() for name in leaves} if fresh else self._streams
+        if guided and value.uncond is not None and not tree.same(tree.flatten(value.uncond)[1], kind):
+            raise ValueError("value: the branches of Guided must have one structure")
+        streams = {name: self._stream() if fresh else self._streams.get(name) or self._stream() for name in leaves}
         rows = {name: streams[name].snapshots.products(leaf, name) for name, leaf in leaves.items()}
         audits = {name: streams[name].audit(i, self.times[i], rows[name]) for name in leaves}
         for name, leaf in leaves.items():  # whatever may raise was done above, for every leaf, before any is stored
@@ -140,13 +167,15 @@ class Forecaster:
         error = {name: float(audit.error.max()) for name, audit in audits.items() if audit is not None}
         skill = {name: float(audit.skill.max()) for name, audit in audits.items() if audit is not None}
         self._streams, self._structure, self._last = streams, structure, i
+        self._kind, self._guided = kind, guided
         self.trace.steps.append(Step(i, self.times[i], "computed", forward_error=error, skill=skill))
 
-    def forecast(self, i: int) -> Any:
-        """The forecast of step ``i``.
+    def forecast(self, i: int, state: Any = None) -> Any:
+        """The forecast of step ``i``. ``state``: see :meth:`step`.
 
         Raises:
-            RuntimeError: nothing was computed yet. ValueError: steps out of order.
+            RuntimeError: nothing was computed yet. ValueError: steps out of order; a plan that needs the state and did
+                not get it.
         """
         self._check(i)
         if not self._streams or self._structure is None:
@@ -162,10 +191,29 @@ class Forecaster:
                 reasons = list(dict.fromkeys(reason for s in served for reason in s.fallbacks))
                 if reasons:
                     fallbacks[name] = reasons
+            if i in self._plan and all(rule == _Planned.name for rule in rules.values()):
+                self._add_columns(i, self._plan[i], leaves, state)
             entry = Step(i, self.times[i], "forecast", rules=rules, fallbacks=fallbacks)
         self._last = i
         self.trace.steps.append(entry)
         return tree.unflatten(leaves, self._structure)
+
+    def _add_columns(self, i: int, weights: Weights, leaves: dict[str, torch.Tensor], state: Any) -> None:
+        """What a plan adds to the sums of velocities: the state, and weights of their own for ``cond - uncond``."""
+        if weights.state:
+            if state is None:
+                raise ValueError(f"state must be given at step {i}: this plan has a column for it (step(..., state=x))")
+            given, prefix = tree.flatten(state)[0], "cond" if self._guided else ""
+            names = [name for name in leaves if name.startswith(prefix)]
+            for name, x in zip(names, given.values(), strict=True):
+                leaves[name].add_(x.detach(), alpha=weights.state)
+        if weights.difference:
+            n = len(weights.difference)
+            for name in [name for name in leaves if name.startswith("uncond")]:
+                cond, uncond = (self._streams[key].snapshots for key in (name.removeprefix("un"), name))
+                w = np.array(weights.difference)
+                d = cond.combine(np.pad(w, (len(cond) - n, 0))) - uncond.combine(np.pad(w, (len(uncond) - n, 0)))
+                leaves[name] = leaves[name.removeprefix("un")] - d
 
     def _still(self, i: int) -> bool:
         """Nothing moves in step ``i``, or nothing has moved since the newest snapshot: it is the value of the step."""
@@ -184,11 +232,16 @@ class Forecaster:
     def reset(self) -> None:
         """Start a new run: no snapshot, an empty trace. The last run's trace object stays with whoever holds it."""
         self.close()
-        self.trace = Trace()
+        self.trace = self._fresh_trace()
+
+    def _fresh_trace(self) -> Trace:
+        trace = Trace()
+        trace.notes.extend(self._notes)
+        return trace
 
     def close(self) -> None:
         """Free every snapshot. The trace stays."""
-        self._streams, self._structure, self._last = {}, None, None
+        self._streams, self._structure, self._kind, self._last = {}, None, None, None
 
     def __enter__(self) -> Forecaster:
         return self
@@ -208,10 +261,9 @@ class _Planned(Rule):
     name = "plan"
     uses_gram = True  # for the rule below it
 
-    def __init__(self, plan: Plan, times: Sequence[float], otherwise: Rule) -> None:
+    def __init__(self, plan: Mapping[int, Weights], times: Sequence[float], otherwise: Rule) -> None:
         self._otherwise = otherwise
-        moving = schedule.effective_steps(times)
-        self._weights = {times[step]: np.array(w) for step, w in plan.weights.items() if step in moving}
+        self._weights = {times[step]: np.array(w.velocity) for step, w in plan.items()}
 
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         w = self._weights.get(target)

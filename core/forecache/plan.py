@@ -10,7 +10,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What serves one skipped step: ``v = sum_j velocity[j] v_j + state x``.
+
+    Attributes:
+        velocity: of the newest snapshots, oldest first; they sum to 1. Of both guidance branches, if ``difference`` is
+            empty.
+        state: of the sampler's state x at the skipped step.
+        difference: of the newest snapshots of ``d = cond - uncond``, where the branches are forecast apart:
+            ``cond = sum_j velocity[j] cond_j + state x`` and ``uncond = cond - sum_j difference[j] d_j``.
+    """
+
+    velocity: tuple[float, ...]
+    state: float = 0.0
+    difference: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -20,9 +37,10 @@ class Plan:
     Attributes:
         times: the N + 1 times of the grid it belongs to.
         computed: steps that call the network.
-        weights: per skipped step, the weights of the newest snapshots, oldest first; they sum to 1. A step without an
-            entry is served by the forecaster's calibration-free rule.
-        made_for: the key (model hash, guidance scale, stage, dtype, ...): every entry must match where it is used.
+        weights: per skipped step. A step without an entry is served by the forecaster's calibration-free rule.
+        edges: as in :class:`forecache.Forecaster`.
+        made_for: the key (weights, guidance scale, stage, dtype, ...): every entry must match where it is used.
+        statistics: of the calibration, for people: seeds, target, expected errors by step.
 
     Raises:
         ValueError: on creation, if the schedule is unsorted or outside the grid, or weights do not sum to 1.
@@ -30,7 +48,8 @@ class Plan:
 
     times: tuple[float, ...]
     computed: tuple[int, ...]
-    weights: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    weights: Mapping[int, Weights] = field(default_factory=dict)
+    edges: tuple[int, ...] = ()
     made_for: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
 
@@ -42,13 +61,36 @@ class Plan:
             raise ValueError(f"plan: computed must be strictly increasing steps, got {list(self.computed)}")
         if self.computed[0] < 0 or self.computed[-1] >= steps:
             raise ValueError(f"plan: computed must lie in 0..{steps - 1}, got {list(self.computed)}")
+        if not set(self.edges) <= set(self.computed):
+            raise ValueError(f"plan: edges must be computed steps, got {list(self.edges)}")
         for step, w in self.weights.items():
             if step in self.computed or not self.computed[0] < step < steps:
                 raise ValueError(f"plan: weights for step {step}, which is not a skipped step")
-            if not w or not all(map(math.isfinite, w)) or abs(sum(w) - 1) > 1e-6:
-                raise ValueError(f"plan: weights of step {step} must be finite and sum to 1, got {list(w)}")
-            if len(w) > sum(i < step for i in self.computed):
-                raise ValueError(f"plan: step {step} has {len(w)} weights but fewer snapshots before it")
+            if not all(map(math.isfinite, (*w.velocity, w.state, *w.difference))):
+                raise ValueError(f"plan: weights of step {step} must be finite, got {w}")
+            if not w.velocity or abs(sum(w.velocity) - 1) > 1e-6:
+                raise ValueError(f"plan: velocity weights of step {step} must sum to 1, got {list(w.velocity)}")
+            known = sum(i < step for i in self.computed)
+            if max(len(w.velocity), len(w.difference)) > known:
+                raise ValueError(f"plan: step {step} has more weights than the {known} snapshots before it")
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether some step takes the sampler's state: it is then passed as ``step(i, compute, state=x)``."""
+        return any(w.state for w in self.weights.values())
+
+    def differences(self, times: tuple[float, ...], made_for: Mapping[str, Any]) -> list[str]:
+        """What a run is that the plan was not made for, in words; empty: it fits."""
+        found = []
+        if len(times) != len(self.times):
+            found.append(f"steps: plan {len(self.times) - 1}, run {len(times) - 1}")
+        elif any(abs(a - b) > 1e-5 * abs(times[-1] - times[0]) for a, b in zip(times, self.times, strict=True)):
+            found.append("times: another grid of as many steps (shift or rescale differs)")
+        for key in sorted({*self.made_for, *made_for}):
+            mine, theirs = _plain(self.made_for.get(key)), _plain(made_for.get(key))
+            if mine != theirs:
+                found.append(f"{key}: plan {mine!r}, run {theirs!r}")
+        return found
 
     def check(self, times: tuple[float, ...], made_for: Mapping[str, Any]) -> None:
         """Refuse a run that the plan was not made for.
@@ -56,26 +98,17 @@ class Plan:
         Raises:
             ValueError: names every difference.
         """
-        differences = []
-        if len(times) != len(self.times):
-            differences.append(f"steps: plan {len(self.times) - 1}, run {len(times) - 1}")
-        elif any(abs(a - b) > 1e-5 * abs(times[-1] - times[0]) for a, b in zip(times, self.times, strict=True)):
-            differences.append("times: another grid of as many steps (shift or rescale differs)")
-        for key in sorted({*self.made_for, *made_for}):
-            mine, theirs = _plain(self.made_for.get(key)), _plain(made_for.get(key))
-            if mine != theirs:
-                differences.append(f"{key}: plan {mine!r}, run {theirs!r}")
-        if differences:
-            raise ValueError("plan was made for something else: " + "; ".join(differences))
+        found = self.differences(times, made_for)
+        if found:
+            raise ValueError("plan was made for something else: " + "; ".join(found))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON atomically: the file is either the old plan or the new one."""
         target = Path(path)
         body = {"forecache_plan": VERSION, **asdict(self)}
-        body["weights"] = {str(k): list(v) for k, v in self.weights.items()}
-        text = json.dumps(body, indent=1)
+        body["weights"] = {str(k): {n: v for n, v in asdict(w).items() if v} for k, w in self.weights.items()}
         partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(json.dumps(body, indent=1), encoding="utf-8")
         partial.replace(target)
 
     @classmethod
@@ -89,16 +122,21 @@ class Plan:
             body = json.loads(Path(path).read_text(encoding="utf-8"))
             version = body.pop("forecache_plan")
             if version != VERSION:
-                raise ValueError(f"version {version!r}, this release reads {VERSION}")
+                raise ValueError(f"version {version!r}, this release reads {VERSION}: calibrate again")
             return cls(
                 times=tuple(map(float, body["times"])),
                 computed=tuple(map(int, body["computed"])),
-                weights={int(k): tuple(map(float, v)) for k, v in body["weights"].items()},
+                weights={int(k): _weights(**w) for k, w in body["weights"].items()},
+                edges=tuple(map(int, body["edges"])),
                 made_for=dict(body["made_for"]),
                 statistics=dict(body["statistics"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"plan: {path} is not a plan: {error}") from error
+
+
+def _weights(velocity: list[float], state: float = 0.0, difference: list[float] | None = None) -> Weights:
+    return Weights(tuple(map(float, velocity)), float(state), tuple(map(float, difference or ())))
 
 
 def _plain(value: Any) -> Any:

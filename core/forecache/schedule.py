@@ -6,7 +6,7 @@ effective step is always computed: nothing after it can repair it, and on shifte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 
@@ -131,6 +131,12 @@ def with_edges(computed: Sequence[int], effective: Sequence[int], edges: Sequenc
             )
         del steps[min(spare, key=lambda k: steps[k + 1] - steps[k - 1])]
     return tuple(steps)
+
+
+def window(computed: Sequence[int], memory: int, edges: Iterable[int] = ()) -> tuple[int, ...]:
+    """The newest ``memory`` of ``computed`` that share a history: none older than the last of ``edges`` among them."""
+    last = max((step for step in edges if step in computed), default=-1)
+    return tuple(step for step in computed if step >= last)[-memory:]
 
 
 def check(computed: Sequence[int], effective: Sequence[int]) -> tuple[int, ...]:

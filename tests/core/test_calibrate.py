@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from forecache import Forecaster, Guided, Plan, calibrate
+from forecache import Calibration, Forecaster, Guided, Plan, Weights, calibrate
 from forecache.basis import Linear
-from forecache.calibrate import fit, positions, record
-from forecache.search import cost, displacement_errors, search
+from forecache.fit import fit
+from forecache.recording import load, positions
+from forecache.schedule import effective_steps
+from forecache.search import Gaps, probe_steps, search, survival
+from forecache.tapes import record
 
 STEPS = 40
 GRID = [*np.linspace(0, 1, STEPS), 1.0]  # the last step has dt = 0
@@ -28,50 +31,89 @@ def run(seed, cache, grid=GRID):
     x = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
     for i in range(len(grid) - 1):
         now = x
-        v = cache.step(i, lambda i=i, now=now: velocity(now, grid[i])) if cache else velocity(now, grid[i])
+        v = cache.step(i, lambda i=i, now=now: velocity(now, grid[i]), state=x) if cache else velocity(now, grid[i])
         x = x + (grid[i + 1] - grid[i]) * v
     return x
 
 
-def drifts(make, seeds, reference=run):
-    return [float((run(s, make()) - reference(s, None)).norm() / reference(s, None).norm()) for s in seeds]
+def drifts(make, seeds, reference=run, cached=run):
+    return [float((cached(s, make()) - reference(s, None)).norm() / reference(s, None).norm()) for s in seeds]
 
 
 TEST, CALIBRATION = range(100, 112), range(8)
 
 
 def test_record_is_the_gram_matrix_of_the_velocities():
-    values, gram = record(run, np.array(GRID), 3)
-    stacked = torch.stack([values[i] for i in range(STEPS - 1)]).double().numpy()
-    assert sorted(values) == list(range(STEPS - 1)), "the step with dt = 0 is not computed"
-    assert np.allclose(gram[:-1, :-1], stacked @ stacked.T, rtol=1e-12)
-    assert not gram[-1].any()
+    recording = record(run, np.array(GRID), 3)
+    stacked = torch.stack([recording.velocities[i].cond for i in range(STEPS - 1)]).double().numpy()
+    assert sorted(recording.velocities) == list(range(STEPS - 1)), "the step with dt = 0 is not computed"
+    assert np.allclose(recording.gram[:-1, :-1], stacked @ stacked.T, rtol=1e-12)
+    assert not recording.gram[-1].any()
+    assert torch.equal(recording.start, torch.randn(1, 16, generator=torch.Generator().manual_seed(3))[0])
 
 
-def test_open_loop_simulation_equals_a_replay():
-    values, gram = record(run, np.array(GRID), 3)
-    computed = (0, 3, 9, 20, 30, 38)
-    cache = Forecaster(Linear(2), times=GRID, computed=computed)
-    off, norms = torch.zeros(16), []
-    for i in range(STEPS):
-        v = cache.step(i, lambda i=i: values[i][None])[0]
-        if i in values:
-            off = off + (GRID[i + 1] - GRID[i]) * (v - values[i])
-        norms.append(float(off.norm()))
-    simulated = np.sqrt(displacement_errors(gram, np.array(GRID), computed, Linear(2)))
-    assert np.allclose(simulated, norms, atol=2e-5)
-    assert norms[-1] > 1e-3, "a replay without error would show nothing"
+def gaps(recordings, rho=None, memory=3, edges=()):
+    grams = np.stack([each.gram / each.final**2 for each in recordings])
+    rho = np.ones((len(grams), STEPS + 1)) if rho is None else rho
+    return Gaps(grams, rho, np.array(GRID), memory, 1e-3, edges)
 
 
-def test_search_never_loses_to_its_starts_and_keeps_the_budget():
-    _, gram = record(run, np.array(GRID), 3)
-    times = np.array(GRID)
-    for budget in (2, 5, 9, STEPS - 1):
-        found, error = search(gram, times, budget, Linear(2))
-        spread = Forecaster("linear", times=GRID, calls=budget).computed
-        assert len(found) == budget and found[0] == 0 and found[-1] == STEPS - 2
-        assert error**2 <= cost(gram, times, spread, Linear(2)) * (1 + 1e-9)
-    assert search(gram, times, 9, Linear(2)) == search(gram, times, 9, Linear(2))
+def test_the_price_of_a_gap_equals_a_replay():
+    recording = record(run, np.array(GRID), 3)
+    priced = gaps([recording], memory=3)
+    anchors, end = (3, 9, 20), 30
+    w = priced.weights(anchors, end)
+    off = torch.zeros(16)
+    for i in range(21, 30):
+        served = sum(float(w[i - 21, k]) * recording.velocities[a].cond for k, a in enumerate(anchors))
+        off = off + (GRID[i + 1] - GRID[i]) * (served - recording.velocities[i].cond)
+    assert np.isclose(float(off.norm()) / recording.final, np.sqrt(priced.errors(anchors, end)[0]), rtol=1e-3)
+    halved = gaps([recording], np.full((1, STEPS + 1), 0.5))
+    assert np.isclose(halved.errors(anchors, end)[0], priced.errors(anchors, end)[0] / 4)
+
+
+@pytest.mark.parametrize("required", [(), (7,), (7, 8, 30)])
+def test_search_never_loses_to_its_start_and_keeps_the_budget(required):
+    priced = gaps([record(run, np.array(GRID), seed) for seed in (3, 4)])
+    effective = effective_steps(GRID)
+    for budget in (4, 9, STEPS - 1):
+        found, error = search(priced, effective, budget, required)
+        assert len(found) == budget and found[0] == 0 and set(required) <= set(found) <= set(effective)
+        assert error == priced.price(found)
+        if not required:
+            assert error <= priced.price(Forecaster("linear", times=GRID, calls=budget).computed) * (1 + 1e-9)
+    assert search(priced, effective, 9) == search(priced, effective, 9)
+    with pytest.raises(ValueError, match=r"calls must be 2\.\."):
+        search(priced, effective, 1, (5,))
+
+
+def test_errors_that_die_out_move_calls_to_where_they_count():
+    recording = record(run, np.array(GRID), 3)
+    rho = np.ones((1, STEPS + 1))
+    rho[:, : STEPS // 2] = 0.01
+    plain = search(gaps([recording]), effective_steps(GRID), 9)[0]
+    late = search(gaps([recording], rho), effective_steps(GRID), 9)[0]
+    assert sum(i >= STEPS // 2 for i in late) > sum(i >= STEPS // 2 for i in plain)
+
+
+def test_probes_measure_what_is_left_of_a_displacement():
+    """On x' = -3 x a displacement at time t survives by the factor prod (1 - 3 h)."""
+
+    def decay(seed, cache):
+        x = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed)) + 4
+        for i in range(STEPS):
+            x = x + (GRID[i + 1] - GRID[i]) * cache.step(i, lambda x=x: -3 * x, state=x)
+        return x
+
+    made = Calibration(decay, times=GRID, seeds=[0], probes=6)
+    made.record()
+    h = np.diff(GRID)
+    for at, rho in zip(made.probed, made.conditions[0].survival, strict=True):
+        assert np.isclose(rho, np.prod(1 - 3 * h[at:]), rtol=1e-3)
+    assert all(2 <= at < STEPS - 1 for at in made.probed) and len(made.probed) >= 5
+    along = survival(made.probed, made.conditions[0].survival[None], STEPS)
+    assert along.shape == (1, STEPS + 1) and along[0, -1] == 1
+    assert probe_steps(range(5), 8), "short grids are probed too"
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +123,40 @@ def plan():
 
 def test_calibration_costs_what_it_says(plan):
     calls["n"] = 0
-    again = calibrate(run, times=GRID, calls=7, seeds=CALIBRATION, made_for={"model": "toy"})
-    assert calls["n"] == len(CALIBRATION) * (STEPS - 1 + 7)
+    made = Calibration(run, times=GRID, seeds=CALIBRATION, made_for={"model": "toy"})
+    again = made.plan(7)
+    probing = sum(STEPS - 1 - at for at in made.probed)
+    assert calls["n"] in [len(CALIBRATION) * (STEPS - 1 + probing + 7 * tried) for tried in (1, 2)]
     assert again == plan, "calibration is deterministic"
+    calls["n"] = 0
+    made.plan(9)
+    assert calls["n"] <= len(CALIBRATION) * 2 * 9, "a second budget uses the same recordings"
+
+
+def test_an_interrupted_calibration_goes_on_where_it_was(plan, tmp_path):
+    class Cancelled(Exception):
+        pass
+
+    def tired(seed, cache):
+        if seed == 5:
+            raise Cancelled
+        return run(seed, cache)
+
+    options = {"times": GRID, "seeds": CALIBRATION, "made_for": {"model": "toy"}, "folder": tmp_path / "kept"}
+    with pytest.raises(Cancelled):
+        Calibration(tired, **options).plan(7)
+    calls["n"] = 0
+    made = Calibration(run, **options)
+    assert made.plan(7) == plan
+    probing = sum(STEPS - 1 - at for at in made.probed)
+    assert calls["n"] <= 3 * (STEPS - 1 + probing) + len(CALIBRATION) * 2 * 7, "five of eight were kept"
+    with pytest.raises(ValueError, match="holds another calibration \\(made_for differ"):
+        Calibration(run, **{**options, "made_for": {"model": "other"}})
+    (tmp_path / "kept" / "seed-2.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"seed-2\.pt is not a recording"):
+        Calibration(run, **options).plan(7)
+    with pytest.raises(ValueError, match="is not a recording"):
+        load(tmp_path / "kept" / "calibration.json")
 
 
 def test_plan_beats_its_own_schedule_and_the_even_one_on_other_seeds(plan):
@@ -92,14 +165,21 @@ def test_plan_beats_its_own_schedule_and_the_even_one_on_other_seeds(plan):
     schedule_only = drifts(lambda: Forecaster(Linear(2), times=GRID, computed=plan.computed), TEST)
     even = drifts(lambda: Forecaster("linear", times=GRID, calls=7), TEST)
     assert np.median(planned) < 0.6 * min(np.median(schedule_only), np.median(even))
-    wrong = Plan(plan.times, plan.computed, {k: w[::-1] for k, w in plan.weights.items()}, key)
+    backwards = {k: Weights(w.velocity[::-1], w.state) for k, w in plan.weights.items()}
+    wrong = Plan(plan.times, plan.computed, backwards, made_for=key)
     assert np.median(drifts(lambda: Forecaster(times=GRID, plan=wrong, made_for=key), TEST)) > 3 * np.median(planned)
 
 
 def test_weights_sum_to_one_and_meet_the_guard(plan):
     assert set(plan.weights) == set(range(STEPS - 1)) - set(plan.computed)
-    for w in plan.weights.values():
+    for each in plan.weights.values():
+        w = each.velocity
         assert abs(sum(w) - 1) < 1e-9 and np.abs(w).sum() <= 4 + 1e-9 and len(w) <= 4
+    assert plan.needs_state
+    with pytest.raises(ValueError, match="state must be given at step"):
+        cache = Forecaster(times=GRID, plan=plan, made_for={"model": "toy"})
+        for i in range(STEPS):
+            cache.step(i, lambda: torch.ones(1, 16))
 
 
 def test_plan_survives_a_file_and_is_refused_elsewhere(plan, tmp_path):
@@ -123,7 +203,7 @@ def test_a_reference_plan_is_closer_to_the_solution():
         return run(seed, cache, fine)
 
     key = {}
-    taught = calibrate(run, times=GRID, calls=12, seeds=CALIBRATION, reference=(solved, fine))
+    taught = calibrate(run, times=GRID, calls=12, seeds=CALIBRATION, target="reference", reference=(solved, fine))
     plain = calibrate(run, times=GRID, calls=12, seeds=CALIBRATION)
     errors = [
         float(np.median(drifts(lambda p=p: Forecaster(times=GRID, plan=p, made_for=key), TEST, solved)))
@@ -134,28 +214,92 @@ def test_a_reference_plan_is_closer_to_the_solution():
     assert taught.statistics["target"] == "reference"
 
 
-def test_structured_velocities():
-    def pair(seed, cache):
+EDGE = 23  # guidance is on before this step
+
+
+def guided(seed, cache, grid=GRID):
+    """The branches apart; guidance 3 on the first steps, off afterwards."""
+    x = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
+    for i in range(len(grid) - 1):
+
+        def branches(i=i, x=x):
+            on = grid[i] < GRID[EDGE]
+            return Guided(velocity(x, grid[i]), torch.tanh(x) - x if on else None)
+
+        v = branches() if cache is None else cache.step(i, branches, state=x)
+        both = v.cond if v.uncond is None or grid[i] >= GRID[EDGE] else v.uncond + 3 * (v.cond - v.uncond)
+        x = x + (grid[i + 1] - grid[i]) * both
+    return x
+
+
+def combined(seed, cache, grid=GRID):
+    x = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
+    for i in range(len(grid) - 1):
+
+        def both(i=i, x=x):
+            c = velocity(x, grid[i])
+            return c if grid[i] >= GRID[EDGE] else (torch.tanh(x) - x) * -2 + 3 * c
+
+        x = x + (grid[i + 1] - grid[i]) * cache.step(i, both, state=x)
+    return x
+
+
+def test_branches_apart_and_the_guidance_edge():
+    made = calibrate(guided, times=GRID, calls=9, seeds=CALIBRATION, guidance_scale=3.0)
+    on = [i for i in made.weights if i < EDGE]
+    assert on and all(made.weights[i].difference for i in on)
+    assert not any(w.difference for i, w in made.weights.items() if i >= EDGE)
+    cache = Forecaster(times=GRID, plan=made)
+    assert torch.isfinite(guided(50, cache)).all() and cache.trace.computed == 9 and not cache.trace.fallbacks
+    apart = np.median(drifts(lambda: Forecaster(times=GRID, plan=made), TEST, guided, guided))
+    across = np.median(drifts(lambda: Forecaster("linear", times=GRID, computed=made.computed), TEST, guided, combined))
+    assert apart < 0.2 * across, "control: the combined velocity extrapolated across the edge"
+    with pytest.raises(ValueError, match="guidance_scale must be given"):
+        calibrate(guided, times=GRID, calls=9, seeds=[0])
+
+
+def test_a_sampler_that_is_not_euler_is_refused():
+    def twice(seed, cache):
         x = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
         for i in range(STEPS):
-            v = cache.step(i, lambda i=i, x=x: Guided(velocity(x, GRID[i]), velocity(0.5 * x, GRID[i])))
-            x = x + (GRID[i + 1] - GRID[i]) * (v.uncond + 3 * (v.cond - v.uncond))
+            x = x + 2 * (GRID[i + 1] - GRID[i]) * cache.step(i, lambda i=i, x=x: velocity(x, GRID[i]), state=x)
         return x
 
-    made = calibrate(pair, times=GRID, calls=9, seeds=range(3))
+    with pytest.raises(RuntimeError, match="calibration needs an Euler sampler"):
+        calibrate(twice, times=GRID, calls=9, seeds=[0])
+    with pytest.raises(RuntimeError, match="calibration needs an Euler sampler"):
+        calibrate(guided, times=GRID, calls=9, seeds=[0], guidance_scale=7.0)
+
+
+def test_a_plan_with_edges_computes_them():
+    made = calibrate(run, times=GRID, calls=8, seeds=range(3), edges=[11])
+    assert 11 in made.computed and made.edges == (11,)
+    assert all(len(made.weights[i].velocity) == 1 for i in made.weights if i == 12)
     cache = Forecaster(times=GRID, plan=made)
-    assert torch.isfinite(pair(50, cache)).all() and cache.trace.computed == 9
+    run(0, cache)
+    assert cache.trace.computed == 8 and not cache.trace.fallbacks
+    with pytest.raises(ValueError, match="edges must be the plan's"):
+        Forecaster(times=GRID, plan=made, edges=[12])
+
+
+def test_another_model_is_served_without_the_plan_only_on_request(plan):
+    with pytest.warns(UserWarning, match="plan not used, it was made for something else: model"):
+        cache = Forecaster(times=GRID, plan=plan, made_for={"model": "other"}, strict=False)
+    run(0, cache)
+    assert cache.trace.computed == 7 and "plan not used" in cache.trace.notes[0]
+    assert cache.computed == Forecaster(times=GRID, calls=7).computed
+    cache.reset()
+    assert "plan not used" in cache.trace.notes[0]
 
 
 def test_positions_refuses_a_grid_that_misses_a_time():
-    values, _ = record(run, np.array(GRID), 0)
     with pytest.raises(ValueError, match="is not among its times"):
-        positions(values, np.array(GRID), np.array([0.0, 0.0123]))
+        positions(record(run, np.array(GRID), 0), np.array([0.0, 0.0123]))
 
 
 def test_fit_prefers_the_prior_where_the_data_say_nothing():
     flat = {0: torch.ones(2, 8)}
-    w, miss = fit(flat, {0: torch.ones(8)}, np.array([-0.5, 1.5]), 1e-3)
+    w, miss = fit(flat, {0: torch.ones(8)}, np.array([-0.5, 1.5]), 2, 1e-3)
     assert np.allclose(w, [-0.5, 1.5]) and miss < 1e-6
 
 
@@ -167,6 +311,12 @@ def test_fit_prefers_the_prior_where_the_data_say_nothing():
         ({"seeds": []}, "seeds must name"),
         ({"memory": 0}, "memory must be 1..8"),
         ({"ridge": 0.0}, "ridge must be > 0"),
+        ({"seeds": [1, 1]}, "each once"),
+        ({"probes": -1}, "probes must be 0..64"),
+        ({"edges": [39]}, "edges must be steps that move the state"),
+        ({"target": "reference"}, "target must be"),
+        ({"target": "fine"}, "target must be"),
+        ({"reference": (run, GRID)}, "target must be"),
     ],
 )
 def test_bad_arguments(wrong, error):
@@ -175,5 +325,5 @@ def test_bad_arguments(wrong, error):
 
 
 def test_a_run_that_ignores_the_cache_is_refused():
-    with pytest.raises(RuntimeError, match=r"run\(0, cache\) did not ask the cache"):
+    with pytest.raises(RuntimeError, match="did not ask the cache at steps"):
         calibrate(lambda seed, cache: run(seed, None), times=GRID, calls=5, seeds=[0])

@@ -18,7 +18,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from core_helpers import NAMES, mixture_velocity
-from forecache import Forecaster, Guided, Plan
+from forecache import Forecaster, Guided, Plan, Weights
 from forecache.basis import Linear, Rule
 
 GRID = [1 - (i / 20) ** 1.3 for i in range(21)]  # uneven, falling
@@ -656,7 +656,7 @@ def plan(**changes: Any) -> Plan:
     body: dict[str, Any] = {
         "times": tuple(float(t) for t in range(11)),
         "computed": (0, 2, 4, 7, 9),
-        "weights": {3: (0.25, 0.75), 5: (0.5, -1.5, 2.0), 6: (1.0,)},
+        "weights": {3: Weights((0.25, 0.75)), 5: Weights((0.5, -1.5, 2.0)), 6: Weights((1.0,))},
         "made_for": {"model": "abc", "guidance": 3.0, "shape": (16, 64)},
     }
     return Plan(**{**body, **changes})
@@ -693,7 +693,9 @@ def test_a_plan_of_a_schedule_alone_is_the_rule() -> None:
 def test_every_rule_serves_what_a_plan_leaves_open(basis: str) -> None:
     """On the clock of that rule, whatever the plan's is."""
     grid = [t / 40 for t in range(11)]
-    open_ = Forecaster(basis, times=grid, plan=plan(times=tuple(grid), weights={1: (1.0,)}), made_for=made_for())
+    open_ = Forecaster(
+        basis, times=grid, plan=plan(times=tuple(grid), weights={1: Weights((1.0,))}), made_for=made_for()
+    )
     named = Forecaster(basis, times=grid, computed=(0, 2, 4, 7, 9))
     for i in range(10):
         a, b = (c.step(i, lambda i=i: smooth(10 * grid[i])) for c in (open_, named))
@@ -701,7 +703,7 @@ def test_every_rule_serves_what_a_plan_leaves_open(basis: str) -> None:
 
 
 def test_planned_weights_meet_the_guard() -> None:
-    cache = Forecaster("linear", steps=10, plan=plan(weights={3: (-4.0, 5.0)}), made_for=made_for())
+    cache = Forecaster("linear", steps=10, plan=plan(weights={3: Weights((-4.0, 5.0))}), made_for=made_for())
     values(cache, lambda t: torch.ones(2) * t)
     assert "plan: |w|_1 = 9 > 4" in cache.trace.steps[3].fallbacks["v"][0]
 
@@ -778,12 +780,15 @@ def test_files_that_are_no_plans(tmp_path: Path, text: str) -> None:
         ({"computed": ()}, "strictly increasing"),
         ({"computed": (0, 4, 2)}, "strictly increasing"),
         ({"computed": (0, 10)}, r"0\.\.9"),
-        ({"weights": {2: (1.0,)}}, "not a skipped step"),
-        ({"weights": {10: (1.0,)}}, "not a skipped step"),
-        ({"weights": {3: (0.0, 0.0)}}, "sum to 1"),
-        ({"weights": {3: ()}}, "sum to 1"),
-        ({"weights": {3: (float("nan"), 1.0)}}, "sum to 1"),
-        ({"weights": {3: (0.5, 0.25, 0.25)}}, "fewer snapshots"),
+        ({"weights": {2: Weights((1.0,))}}, "not a skipped step"),
+        ({"weights": {10: Weights((1.0,))}}, "not a skipped step"),
+        ({"weights": {3: Weights((0.0, 0.0))}}, "sum to 1"),
+        ({"weights": {3: Weights(())}}, "sum to 1"),
+        ({"weights": {3: Weights((float("nan"), 1.0))}}, "must be finite"),
+        ({"weights": {3: Weights((0.5, 0.25, 0.25))}}, "more weights than"),
+        ({"weights": {3: Weights((1.0,), difference=(1.0, 2.0, 3.0))}}, "more weights than"),
+        ({"weights": {3: Weights((1.0,), state=float("inf"))}}, "must be finite"),
+        ({"edges": (3,)}, "edges must be computed steps"),
     ],
 )
 def test_impossible_plans(changes: dict[str, Any], message: str) -> None:

@@ -1,0 +1,128 @@
+"""The cached sampler under construction: all calibration runs, side by side, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import schedule
+from .basis import Linear
+from .fit import fit
+from .plan import Weights
+from .recording import Recording, Velocity
+from .select import GUARD, serve
+from .snapshots import Array
+from .tapes import March, Pause
+
+
+@dataclass
+class Condition:
+    """What is kept of one calibration condition.
+
+    Attributes:
+        survival: ``[probes]``, share of a displacement at each probed step that is left at the end.
+        target: by step, the displacement from the start to land on.
+    """
+
+    recording: Recording
+    survival: Array
+    target: list[torch.Tensor]
+
+
+class ClosedLoop:
+    """Marches the runs of ``conditions`` under the schedule ``computed``, fitting the weights of each skipped step.
+
+    Attributes:
+        misfits: by skipped step, the root mean square over the runs of ``||F w - u|| / ||u||``.
+        forward: by anchor, ``[median, p95]`` over the runs of the relative error that the calibration-free rule would
+            have made there; what a run's trace reports as forward error can be held against it.
+    """
+
+    def __init__(
+        self, run: Callable[[int, Any], Any], conditions: Mapping[int, Condition], computed: tuple[int, ...],
+        edges: Sequence[int], memory: int, ridge: float,
+    ) -> None:  # fmt: skip
+        self.run, self.conditions, self.computed = run, conditions, computed
+        self.edges, self.memory, self.ridge = edges, memory, ridge
+        self.model = next(iter(conditions.values())).recording
+        self.times, self.scale = self.model.times, self.model.scale
+        self.marches = {seed: March(computed, each.recording) for seed, each in conditions.items()}
+        self.moved = {seed: torch.zeros_like(each.target[0]) for seed, each in conditions.items()}
+        self.anchors: dict[int, dict[int, Velocity]] = {seed: {} for seed in conditions}
+        self.misfits: dict[str, float] = {}
+        self.forward: dict[str, list[float]] = {}
+
+    def advance(self, i: int) -> Weights | None:
+        """Make step ``i`` of every run; the weights that serve it, if it is skipped."""
+        h = float(self.times[i + 1] - self.times[i])
+        known = schedule.window([k for k in self.computed if k < i], self.memory, self.edges)
+        if i in self.computed:
+            self._compute(i, h, () if i in self.edges else known)
+            return None
+        return self._skip(i, h, known)
+
+    def _compute(self, i: int, h: float, known: Sequence[int]) -> None:
+        errors = []
+        for seed, march in self.marches.items():
+            try:
+                self.run(seed, march)
+            except Pause:
+                pass
+            else:
+                raise RuntimeError(f"run({seed}, cache) did not ask the cache at step {i}")
+            arrived = Velocity.of(march.values[i])
+            if known:
+                guess = _vector(self._prior(known, i)) @ torch.stack([self.anchors[seed][k].cond for k in known])
+                errors.append(float((guess - arrived.cond).norm() / arrived.cond.norm().clamp(min=1e-30)))
+            self.anchors[seed][i] = arrived
+            self.moved[seed] = self.moved[seed] + h * arrived.combined(self.scale)
+        if errors:
+            self.forward[str(i)] = [float(np.median(errors)), float(np.percentile(errors, 95))]
+
+    def _skip(self, i: int, h: float, known: tuple[int, ...]) -> Weights:
+        apart = tuple(k for k in known if self.model.guided(k)) if self.model.guided(i) else ()
+        if self.model.guided(i) and not apart:
+            raise RuntimeError(
+                f"run: guidance is on at step {i} but at none of the {len(known)} newest computed steps; name the step "
+                "where it switches on in edges"
+            )
+        with_state = self.model.start is not None
+        columns = {seed: self._columns(seed, known, apart) for seed in self.conditions}
+        wanted = {seed: (each.target[i + 1] - self.moved[seed]) / h for seed, each in self.conditions.items()}
+        prior = np.concatenate([self._prior(known, i), *([self._prior(apart, i)] if apart else []), [0.0] * with_state])
+        w, self.misfits[str(i)] = fit(columns, wanted, prior, len(known), self.ridge)
+        n, m = len(known), len(known) + len(apart)
+        weights = Weights(tuple(map(float, w[:n])), float(w[m]) if with_state else 0.0, tuple(map(float, w[n:m])))
+        for seed, march in self.marches.items():
+            march.weights[i] = weights, {"velocity": known, "difference": apart}
+            self.moved[seed] = self.moved[seed] + h * (_vector(w) @ columns[seed])
+        return weights
+
+    def _columns(self, seed: int, known: Sequence[int], apart: Sequence[int]) -> torch.Tensor:
+        """``[columns, d]``: conditional velocities, scaled guidance differences, the state."""
+        anchors, start = self.anchors[seed], self.conditions[seed].recording.start
+        rows = [anchors[k].cond for k in known]
+        rows += [(self.scale - 1) * d for d in (anchors[k].difference for k in apart) if d is not None]
+        if start is not None:
+            rows.append(start + self.moved[seed])
+        return torch.stack(rows)
+
+    def _prior(self, anchors: Sequence[int], i: int) -> Array:
+        """Guarded Lagrange weights of order <= 2."""
+        times = self.times[list(anchors)]
+        return serve(Linear(2), times, float(self.times[i]), np.eye(len(anchors)), GUARD).weights
+
+    def distances(self) -> Array:
+        """``[S]``: distance of each run to its target, relative to the sample."""
+        off = [
+            (self.moved[seed] - each.target[-1]).norm() / each.recording.final for seed, each in self.conditions.items()
+        ]
+        return np.array([float(each) for each in off])
+
+
+def _vector(weights: Array) -> torch.Tensor:
+    return torch.tensor(weights, dtype=torch.float32)

@@ -1,0 +1,54 @@
+"""Closed-loop weights of one skipped step, shared by all calibration runs. No gradients: one small linear system."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from .select import GUARD, blend
+from .snapshots import Array, products
+
+
+def fit(
+    columns: Mapping[int, torch.Tensor], wanted: Mapping[int, torch.Tensor], prior: Array, ones: int, ridge: float
+) -> tuple[Array, float]:
+    """``min sum_s ||F_s w - u_s||^2 / ||u_s||^2 + lam ||w - w0||^2`` with the first ``ones`` weights summing to 1.
+
+    Args:
+        columns: per run the columns ``F_s^T [m, d]``: velocity snapshots first, then whatever else may serve.
+        wanted: per run ``u_s [d]``, the velocity that lands on the target.
+        prior: ``w0 [m]``.
+        ones: how many columns are velocity snapshots; their weights sum to 1 and keep ``||w||_1 <= 4``.
+        ridge: ``lam = ridge tr(K) / ones`` over the velocity columns of ``K = sum F_s^T F_s / ||u_s||^2``.
+
+    Returns:
+        Weights ``[m]`` (blended toward the prior where the guard asks for it), and the root mean square over the runs
+        of the relative misfit ``||F_s w - u_s|| / ||u_s||``.
+    """
+    m = len(prior)
+    k, r, rows = np.zeros((m, m)), np.zeros(m), []
+    for seed, f in columns.items():
+        window = torch.cat((f, wanted[seed][None]))[None]
+        g = np.stack([products(window, each[None])[0, :-1] for each in window[0]])
+        scale = max(g[m, m], 1e-300)
+        k += g[:m, :m] / scale
+        r += g[:m, m] / scale
+        rows.append(g / scale)
+    w = solve(k, r, prior, ones, ridge)
+    signed = np.append(-w, 1.0)
+    return w, float(np.sqrt(np.mean([max(signed @ g @ signed, 0) for g in rows])))
+
+
+def solve(k: Array, r: Array, prior: Array, ones: int, ridge: float) -> Array:
+    """The minimiser above from its normal equations ``K [m, m]``, ``r [m]``."""
+    m = len(prior)
+    lam = ridge * float(np.trace(k[:ones, :ones])) / ones
+    system = np.zeros((m + 1, m + 1))
+    system[:m, :m] = k + lam * np.eye(m)
+    system[:ones, m] = system[m, :ones] = 1
+    w: Array = np.linalg.solve(system, np.append(r + lam * prior, 1.0))[:m]
+    if np.abs(w[:ones]).sum() > GUARD:
+        w = prior + blend(w[:ones], prior[:ones], GUARD) * (w - prior)
+    return w

@@ -1,0 +1,201 @@
+"""What a sampler sees as its cache while a plan is made: a recorder, a probe, and the cached run under construction.
+
+Each has the calls of :class:`forecache.Forecaster` (``needs_compute``, ``observe``, ``forecast``, ``step``), so the
+sampler's code is the one that will run.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import schedule, tree
+from .plan import Weights
+from .recording import Recording, Velocity, flat, give_back
+from .snapshots import Array, products
+
+
+class Tape(ABC):
+    """The calls of a forecaster."""
+
+    @abstractmethod
+    def needs_compute(self, i: int) -> bool: ...
+
+    @abstractmethod
+    def observe(self, i: int, value: Any, state: Any = None) -> None: ...
+
+    @abstractmethod
+    def forecast(self, i: int, state: Any = None) -> Any: ...
+
+    def step(self, i: int, compute: Callable[[], Any], state: Any = None) -> Any:
+        """As :meth:`forecache.Forecaster.step`."""
+        if self.needs_compute(i):
+            value = compute()
+            self.observe(i, value, state)
+            return value
+        return self.forecast(i, state)
+
+
+class Recorder(Tape):
+    """Computes every step that moves the state and keeps the velocities."""
+
+    def __init__(self, times: Array, scale: float | None) -> None:
+        self.moving = set(schedule.effective_steps(times.tolist()))
+        self.recording = Recording(times, 1.0 if scale is None else scale)
+        self._scale = scale
+        self._last: Any = None
+        self._moved: torch.Tensor | None = None
+
+    def needs_compute(self, i: int) -> bool:
+        return i in self.moving
+
+    def _follow(self, i: int, state: torch.Tensor) -> None:
+        """The weights are fitted to an Euler sampler; a state that moves otherwise is not one."""
+        start = self.recording.start
+        if start is None:
+            self.recording.start = state.clone()
+        elif self._moved is not None:
+            off = float((state - start - self._moved).norm())
+            if off > 0.02 * float(self._moved.norm()) + 1e-3 * float(start.norm()):
+                raise RuntimeError(
+                    f"run: at step {i} the state is not x + sum h_j v_j (off by {off:.3g}): calibration needs an Euler "
+                    "sampler in `times`, and the guidance_scale of the run if it returns Guided branches"
+                )
+
+    def observe(self, i: int, value: Any, state: Any = None) -> None:
+        if state is not None:
+            self._follow(i, flat(state))
+        velocity = Velocity.of(value)
+        if velocity.difference is not None and self._scale is None:
+            raise ValueError("guidance_scale must be given for a run that returns Guided(cond, uncond), got None")
+        record = self.recording
+        record.velocities[i], record.like, self._last = velocity, value, value
+        h = float(record.times[i + 1] - record.times[i])
+        move = h * velocity.combined(record.scale)
+        self._moved = move if self._moved is None else self._moved + move
+
+    def forecast(self, i: int, state: Any = None) -> Any:
+        return self._last
+
+    def finish(self, sample: Any) -> Recording:
+        """The recording, with its Gram matrix.
+
+        Raises:
+            RuntimeError: a step that the run did not ask for.
+        """
+        record = self.recording
+        missing = sorted(self.moving - record.velocities.keys())
+        if missing:
+            raise RuntimeError(f"run did not ask the cache at steps {missing}")
+        record.final = max(float(flat(sample).norm()), 1e-30)
+        steps = sorted(record.velocities)
+        window = torch.stack([record.velocities[i].combined(record.scale) for i in steps])
+        record.gram = np.zeros((len(record.times) - 1,) * 2)
+        for k, i in enumerate(steps):
+            row = products(window[None, : k + 1], window[None, k])[0, :-1]
+            record.gram[i, steps[: k + 1]] = record.gram[steps[: k + 1], i] = row
+        return record
+
+
+def record(run: Callable[[int, Any], Any], times: Array, seed: int, scale: float | None = None) -> Recording:
+    """One uncached run.
+
+    Raises:
+        RuntimeError, ValueError: see :class:`Recorder`.
+    """
+    tape = Recorder(times, scale)
+    return tape.finish(run(seed, tape))
+
+
+class Probe(Tape):
+    """How much of a displacement made before step ``at`` is left at the end.
+
+    Replays a recording up to step ``at - 3``, serves that velocity once or twice more (a small, typical forecast
+    error), and computes from ``at`` on.
+    """
+
+    def __init__(self, recording: Recording, at: int) -> None:
+        self.recording, self.at = recording, at
+        steps = sorted(recording.velocities)
+        place = steps.index(at)
+        self.source = steps[max(place - 3, 0)]
+        self.before: torch.Tensor | None = None
+        self.after: torch.Tensor | None = None
+        self._last: Any = None
+
+    def needs_compute(self, i: int) -> bool:
+        return i >= self.at and i in self.recording.velocities
+
+    def _add(self, i: int, velocity: torch.Tensor) -> None:
+        record = self.recording
+        h = float(record.times[i + 1] - record.times[i])
+        move = h * (velocity - record.velocities[i].combined(record.scale))
+        self.after = move if self.after is None else self.after + move
+
+    def observe(self, i: int, value: Any, state: Any = None) -> None:
+        if self.before is None:
+            self.before = self.after
+        self._last = value
+        self._add(i, Velocity.of(value).combined(self.recording.scale))
+
+    def forecast(self, i: int, state: Any = None) -> Any:
+        if i not in self.recording.velocities:
+            return self._last
+        value = self.recording.value(i, min(i, self.source))
+        if i > self.source:
+            self._add(i, Velocity.of(value).combined(self.recording.scale))
+        self._last = value
+        return value
+
+    def survival(self) -> float:
+        """``||displacement of the sample|| / ||displacement at step `at`||``; 1 where the probe displaced nothing."""
+        if self.before is None or self.after is None or not float(self.before.norm()):
+            return 1.0
+        return float(self.after.norm() / self.before.norm())
+
+
+class Pause(BaseException):
+    """Ends a calibration run early; not an ``Exception``, so that no sampler swallows it."""
+
+
+class March(Tape):
+    """One calibration run of the cached sampler, resumed from what it already computed.
+
+    Anchors are computed once and replayed afterwards; at an anchor that is not known yet the run computes it and
+    pauses.
+    """
+
+    def __init__(self, computed: Sequence[int], recording: Recording) -> None:
+        self.computed, self.recording = set(computed), recording
+        self.values: dict[int, Any] = {}  # anchors, as the sampler gave them
+        self.weights: dict[int, tuple[Weights, Mapping[str, Sequence[int]]]] = {}  # skipped step -> weights, anchors
+
+    def needs_compute(self, i: int) -> bool:
+        return i in self.computed and i not in self.values
+
+    def observe(self, i: int, value: Any, state: Any = None) -> None:
+        leaves, structure = tree.flatten(value)
+        self.values[i] = tree.unflatten({k: v.detach().clone() for k, v in leaves.items()}, structure)
+        raise Pause
+
+    def forecast(self, i: int, state: Any = None) -> Any:
+        if i in self.values:
+            return self.values[i]
+        if i not in self.weights:  # dt = 0
+            return self.values[max(k for k in self.values if k < i)]
+        weights, anchors = self.weights[i]
+        served = Velocity(_sum(weights.velocity, [Velocity.of(self.values[k]).cond for k in anchors["velocity"]]))
+        if weights.state:
+            served.cond = served.cond + weights.state * flat(state)
+        if self.recording.guided(i):
+            pieces = [Velocity.of(self.values[k]).difference for k in anchors["difference"]]
+            served.difference = _sum(weights.difference, [piece for piece in pieces if piece is not None])
+        return give_back(served, self.values[max(self.values)])
+
+
+def _sum(weights: Sequence[float], vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.tensor(weights, dtype=torch.float32) @ torch.stack(list(vectors))
