@@ -27,6 +27,7 @@ class Settings:
     end: int | None = None
     calls: int | None = None
     plan: Plan | str | Path | None = None
+    strict: bool = True
     history: int = 6
     order: int | None = None
     sigma: float | None = None
@@ -41,7 +42,8 @@ class Settings:
     def _forecaster(self, times: Sequence[float], made_for: Mapping[str, Any]) -> Forecaster:
         return Forecaster(
             self.basis, times=times, interval=self.interval, warmup=self.warmup, end=self.end, calls=self.calls,
-            plan=self.plan, history=self.history, order=self.order, sigma=self.sigma, made_for=made_for,
+            plan=self.plan, strict=self.strict, history=self.history, order=self.order, sigma=self.sigma,
+            made_for=made_for,
         )  # fmt: skip
 
     def begin(self, times: Sequence[float], made_for: Mapping[str, Any]) -> tuple[Forecaster | None, Trace]:

@@ -7,7 +7,7 @@ function of the snapshot times and of the ``n x n`` Gram matrix of the snapshots
 from .calibrate import Calibration, calibrate
 from .forecaster import Forecaster
 from .guidance import AdaptiveGuidance
-from .plan import Plan, Weights
+from .plan import Plan, Weights, fingerprint
 from .streams import Guided
 from .trace import Trace
 
@@ -22,4 +22,5 @@ __all__ = [
     "Weights",
     "__version__",
     "calibrate",
+    "fingerprint",
 ]

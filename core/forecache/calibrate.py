@@ -189,7 +189,7 @@ class Calibration:
         Raises:
             ValueError: ``calls`` out of range. RuntimeError: as the class.
         """
-        least = len({self.effective[0], *self.edges})
+        least = len({self.effective[0], self.effective[-1], *self.edges})
         if not least <= calls <= len(self.effective):
             raise ValueError(
                 f"calls must be {least}..{len(self.effective)} (the steps that move the state), got {calls}"

@@ -31,12 +31,12 @@ class Forecaster:
 
     Args:
         basis: "auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", or an object with
-            ``weights(times, target, gram)``. "auto": guarded Lagrange of order <= 2 in true time on
-            a graded schedule (gaps that grow along the run).
+            ``weights(times, target, gram)``. "auto": guarded Lagrange of order <= 2 in true time,
+            damped by 0.7, on a schedule that is dense at both ends.
         times: the N + 1 times (t or sigma) that the sampler visits, in order. steps: short for ``range(N + 1)``.
         interval, warmup, end: HiCache's schedule (compute the first ``warmup`` steps, every ``interval``-th, and all
             from ``end`` on). With "auto" they set the budget only.
-        calls: an exact number of network calls, spread evenly ("auto": graded); instead of ``interval``.
+        calls: an exact number of network calls, spread evenly ("auto": denser at both ends); instead of ``interval``.
         computed: the computed steps themselves; instead of both.
         plan: a :class:`Plan` or its file; instead of all. strict: refuse a plan that was made for something else.
             False: warn, and serve the calibration-free ``basis`` with as many calls instead.
@@ -297,7 +297,7 @@ def _schedule(
         return schedule.check(plan.computed, effective)
     if computed is not None:
         return schedule.check(computed, effective)
-    spread = schedule.graded if basis == "auto" else schedule.even
+    spread = schedule.cosine if basis == "auto" else schedule.even
     if calls is not None:
         return spread(effective, calls)
     fixed = schedule.fixed_interval(

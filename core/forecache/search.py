@@ -144,7 +144,9 @@ def shortest_path(gaps: Gaps, effective: Sequence[int], calls: int, required: It
 def search(
     gaps: Gaps, effective: Sequence[int], calls: int, required: Iterable[int] = (), coherence: float = 0.0
 ) -> tuple[tuple[int, ...], float]:
-    """A schedule of ``calls`` computed steps with a low price; the first effective step and ``required`` are computed.
+    """A schedule of ``calls`` computed steps with a low price.
+
+    The first and the last effective step and ``required`` are computed: nothing after the last one can repair it.
 
     Starts from :func:`shortest_path`, moves one computed step by 1..4 or to any other place as long as that pays.
 
@@ -154,10 +156,10 @@ def search(
     Raises:
         ValueError: ``calls`` out of range, or too few for ``required``.
     """
-    fixed = {effective[0], *required}
+    fixed = {effective[0], effective[-1], *required}
     if not len(fixed) <= calls <= len(effective):
         raise ValueError(f"calls must be {len(fixed)}..{len(effective)}, got {calls}")
-    current = shortest_path(gaps, effective, calls, required)
+    current = shortest_path(gaps, effective, calls, fixed)
     value, improved = gaps.price(current, coherence), True
     place = {step: k for k, step in enumerate(effective)}
     while improved:

@@ -47,9 +47,23 @@ def sample(seeds: Sequence[int], mu: torch.Tensor, settings: dict[str, Any] | No
     cache = None if settings is None else Forecaster(times=grid.tolist(), **settings)
     for i in range(STEPS):
         network = partial(velocity, x, float(grid[i]), mu)
-        v = network() if cache is None else cache.step(i, network)
+        v = network() if cache is None else cache.step(i, network, state=x)
         x = x + float(grid[i + 1] - grid[i]) * v
     return x, STEPS if cache is None else cache.trace.computed
+
+
+def calibration() -> dict[str, Any]:
+    """For ``forecache calibrate forecache_lab.demo:calibration``."""
+    mu, grid = centres(), np.linspace(0, 1, STEPS + 1)
+
+    def run(seed: int, cache: Any) -> torch.Tensor:
+        x = torch.randn(1, mu.shape[1], generator=torch.Generator().manual_seed(seed))
+        for i in range(STEPS):
+            v = cache.step(i, partial(velocity, x, float(grid[i]), mu), state=x)
+            x = x + float(grid[i + 1] - grid[i]) * v
+        return x
+
+    return {"run": run, "times": grid.tolist(), "made_for": {"model": "demonstration flow"}}
 
 
 def mesh(latent: torch.Tensor) -> trimesh.Trimesh:

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from forecache import Forecaster, Plan, calibrate
+from forecache import Calibration, Forecaster, Plan
 from forecache.basis import Linear
 from forecache_adapters import hunyuan21 as adapter
 
 from .reference import CALIBRATION_SEED, TEST_SEED, hunyuan21, solids
 
 GUIDANCE = hunyuan21.GUIDANCE
-KEY = {"generator": "hunyuan21", "stage": "shape", "guidance_scale": GUIDANCE}
 GRID = (*np.linspace(0, 1, 50).tolist(), 1.0)
 
 
@@ -47,7 +46,7 @@ def runner(pipe: Any, first: int) -> Callable[[int, Any], torch.Tensor]:
         try:
             latent: torch.Tensor = pipe(
                 image=[pictures[seed]], guidance_scale=GUIDANCE, output_type="latent", enable_pbar=False,
-                generator=torch.Generator().manual_seed(seed),
+                generator=torch.Generator().manual_seed(first + seed),
             )  # fmt: skip
         finally:
             adapter.disable(pipe)
@@ -56,8 +55,11 @@ def runner(pipe: Any, first: int) -> Callable[[int, Any], torch.Tensor]:
     return run
 
 
-def ladder(pipe: Any, budgets: list[int], calibration: int, test: int) -> tuple[dict[int, Plan], str]:
+def ladder(
+    pipe: Any, budgets: list[int], calibration: int, test: int, folder: Path | None = None
+) -> tuple[dict[int, Plan], str]:
     """Plans by budget and the Markdown table of their drift."""
+    key = adapter.key(pipe, GUIDANCE)
     run = runner(pipe, TEST_SEED)
     references = [run(seed, None) for seed in range(test)]
 
@@ -68,14 +70,21 @@ def ladder(pipe: Any, budgets: list[int], calibration: int, test: int) -> tuple[
             values.append(1e3 * float((run(seed, cache) - reference).norm() / reference.norm()))
         return f"{np.median(values):.1f} / {np.percentile(values, 95):.1f}"
 
-    plans: dict[int, Plan] = {}
     lines = ["| calls of 50 | plan | its schedule, Lagrange 2 | auto | even, linear | even, reuse |", "|---" * 6 + "|"]
-    for calls in tqdm(budgets, unit="plan"):
-        conditions = runner(pipe, CALIBRATION_SEED)
-        plan = calibrate(conditions, times=GRID, calls=calls, seeds=range(calibration), made_for=KEY)
-        plans[calls] = plan
+    with tqdm(unit="run", mininterval=2) as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.set_description(f"{stage} {done}/{total}", refresh=False)
+            bar.update()
+
+        made = Calibration(
+            runner(pipe, CALIBRATION_SEED), times=GRID, seeds=range(calibration), made_for=key, folder=folder,
+            progress=progress,
+        )  # fmt: skip
+        plans = {calls: made.plan(calls) for calls in budgets}
+    for calls, plan in plans.items():
         cells = (
-            drift(plan=plan, made_for=KEY),
+            drift(plan=plan, made_for=key),
             drift(Linear(2), computed=plan.computed),
             drift("auto", calls=calls),
             drift("linear", calls=calls),

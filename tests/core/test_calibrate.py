@@ -78,13 +78,18 @@ def test_search_never_loses_to_its_start_and_keeps_the_budget(required):
     effective = effective_steps(GRID)
     for budget in (4, 9, STEPS - 1):
         found, error = search(priced, effective, budget, required)
-        assert len(found) == budget and found[0] == 0 and set(required) <= set(found) <= set(effective)
+        assert (
+            len(found) == budget
+            and found[0] == 0
+            and found[-1] == STEPS - 2
+            and set(required) <= set(found) <= set(effective)
+        )
         assert error == priced.price(found)
         if not required:
             assert error <= priced.price(Forecaster("linear", times=GRID, calls=budget).computed) * (1 + 1e-9)
     assert search(priced, effective, 9) == search(priced, effective, 9)
-    with pytest.raises(ValueError, match=r"calls must be 2\.\."):
-        search(priced, effective, 1, (5,))
+    with pytest.raises(ValueError, match=r"calls must be 3\.\."):
+        search(priced, effective, 2, (5,))
 
 
 def test_errors_that_die_out_move_calls_to_where_they_count():
@@ -306,8 +311,8 @@ def test_fit_prefers_the_prior_where_the_data_say_nothing():
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
-        ({"calls": 0}, "calls must be 1..39"),
-        ({"calls": 40}, "calls must be 1..39"),
+        ({"calls": 0}, "calls must be 2..39"),
+        ({"calls": 40}, "calls must be 2..39"),
         ({"seeds": []}, "seeds must name"),
         ({"memory": 0}, "memory must be 1..8"),
         ({"ridge": 0.0}, "ridge must be > 0"),

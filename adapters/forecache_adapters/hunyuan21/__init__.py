@@ -20,18 +20,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from forecache import Forecaster, Trace
+from forecache import Forecaster, Trace, fingerprint
 
 from ..settings import Settings
 
-__all__ = ["Handle", "disable", "enable", "enabled"]
+__all__ = ["Handle", "disable", "enable", "enabled", "key"]
 
 
 class Handle:
     """What the patched loop asks. ``trace`` is that of the newest run; no snapshot outlives its run."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, pipe: Any) -> None:
+        self.settings, self.pipe = settings, pipe
         self.trace = Trace()
 
     def begin(self, scheduler: Any, guidance_scale: float | None) -> Forecaster | None:
@@ -43,9 +43,17 @@ class Handle:
             raise ValueError(f"scheduler: {type(scheduler).__name__} calls the network {scheduler.order} times a step")
         # the consistency scheduler of the turbo models keeps its grid in `sigmas_`
         grid = scheduler.sigmas_ if hasattr(scheduler, "sigmas_") else scheduler.sigmas
-        key = {"generator": "hunyuan21", "stage": "shape", "guidance_scale": guidance_scale}
-        run, self.trace = self.settings.begin([float(t) for t in grid], key)
+        made_for = key(self.pipe, guidance_scale) if self.settings.plan is not None else {}
+        run, self.trace = self.settings.begin([float(t) for t in grid], made_for)
         return run
+
+
+def key(pipe: Any, guidance_scale: float | None) -> dict[str, Any]:
+    """What a plan for this pipeline was made for; the grid (steps, shift) is checked beside it."""
+    return {
+        "generator": "hunyuan21", "stage": "shape", "guidance_scale": guidance_scale,
+        "weights": fingerprint(pipe.model), "dtype": str(pipe.dtype),
+    }  # fmt: skip
 
 
 def enable(pipe: Any, **settings: Any) -> Handle:
@@ -63,7 +71,7 @@ def enable(pipe: Any, **settings: Any) -> Handle:
             f"pipe: {type(pipe).__module__}.{type(pipe).__name__} is not patched;"
             " run `forecache patch apply hunyuan21 CHECKOUT` on the checkout it comes from"
         )
-    pipe.forecache = Handle(Settings(**settings))
+    pipe.forecache = Handle(Settings(**settings), pipe)
     return pipe.forecache  # type: ignore[no-any-return]
 
 

@@ -23,7 +23,7 @@ NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev")
 def make_rule(
     basis: str | Any, span: tuple[float, float], order: int | None = None, sigma: float | None = None
 ) -> Rule:
-    """The rule behind a name (``auto``: guarded Lagrange of order <= 2), or any object with ``weights(...)``.
+    """The rule behind a name (``auto``: guarded Lagrange of order <= 2, damped), or an object with ``weights(...)``.
 
     Args:
         basis: one of :data:`NAMES` or an object.
@@ -37,7 +37,7 @@ def make_rule(
         TypeError: an object without ``weights``.
     """
     makers: dict[str, Callable[..., Rule]] = {
-        "auto": lambda: Linear(2),
+        "auto": lambda: Linear(2, damping=0.7),
         "reuse": Reuse,
         "linear": Linear,
         "taylor": Taylor,

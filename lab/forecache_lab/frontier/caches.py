@@ -35,7 +35,7 @@ class Cache(ABC):
     def forecast(self, i: int) -> torch.Tensor:
         """The forecast of step ``i``."""
 
-    def step(self, i: int, compute: Compute) -> torch.Tensor:
+    def step(self, i: int, compute: Compute, state: torch.Tensor | None = None) -> torch.Tensor:
         """As ``forecache.Forecaster.step``."""
         if self.needs_compute(i):
             value = compute()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from forecache import Forecaster, Plan, calibrate, schedule
+from forecache import Calibration, Forecaster, Plan, schedule
 from forecache.basis import Hermite, Linear, Reuse, Rule, Taylor
 
 from . import solvers
@@ -202,28 +201,46 @@ def forecache_rows(problem: Problem, calls: int) -> list[Method]:
     return rows
 
 
-def plan(problem: Problem, calls: int, seeds: Seeds, target: Literal["uncached", "reference"], **settings: Any) -> Plan:
-    """A calibrated plan of ``calls`` calls that lands on the uncached run or on the fine solution."""
-    if target == "reference":
-        settings["reference"] = reference_runner(problem), problem.times
-        accepted = inspect.signature(calibrate).parameters.values()
-        if any(each.name == "target" or each.kind is each.VAR_KEYWORD for each in accepted):
-            settings["target"] = target
-    key = {"problem": problem.key, "guidance_scale": problem.scale}
-    return calibrate(runner(problem), times=problem.times, calls=calls, seeds=seeds, made_for=key, **settings)
+def calibration(
+    problem: Problem, seeds: Seeds, target: Literal["uncached", "reference"], streams: Streams
+) -> Calibration:
+    """Recordings that plans of every budget share; they land on the uncached run or on the fine solution."""
+    key = target, streams, tuple(seeds)
+    if key not in problem.calibrations:
+        problem.calibrations[key] = Calibration(
+            runner(problem, streams),
+            times=problem.times,
+            seeds=seeds,
+            target=target,
+            reference=(reference_runner(problem), problem.times) if target == "reference" else None,
+            guidance_scale=None if streams == "combined" else problem.scale,
+            made_for={"problem": problem.key, "guidance_scale": problem.scale, "streams": streams},
+        )
+    return problem.calibrations[key]
 
 
 def plan_rows(problem: Problem, calls: int, seeds: Seeds) -> list[Method]:
-    """Plans, their schedule with other weights, and Euler with long steps on it."""
-    near, fine = (plan(problem, calls, seeds, target) for target in ("uncached", "reference"))
+    """Plans, their schedule with other weights, and Euler with long steps on it.
 
-    def row(name: str, make: Callable[[], Forecaster]) -> Method:
-        return Method(name, "forecache", [cached(problem, make)])
+    Where there are two branches, plans of the combined velocity and of the branches apart are candidates.
+    """
+    ways: tuple[Streams, ...] = ("combined", "optional") if problem.scale != 1 else ("combined",)
+    labels = {"combined": "", "optional": "branches apart"}
 
-    times = problem.times
+    def candidates(target: Literal["uncached", "reference"]) -> list[tuple[Candidate, Plan]]:
+        found = []
+        for streams in ways:
+            made = calibration(problem, seeds, target, streams).plan(calls)
+            make = partial(Forecaster, times=problem.times, plan=made, made_for=made.made_for)
+            found.append((cached(problem, make, labels[streams] if len(ways) > 1 else "", streams), made))
+        return found
+
+    near, fine = candidates("uncached"), candidates("reference")
+    computed = near[0][1].computed
+    on_its_steps = cached(problem, lambda: Forecaster(Linear(2), times=problem.times, computed=computed))
     return [
-        euler_on(problem, "Euler on the plan's steps", near.computed),
-        row("plan's steps, linear order 2", lambda: Forecaster(Linear(2), times=times, computed=near.computed)),
-        row("plan", lambda: Forecaster(times=times, plan=near, made_for=near.made_for)),
-        row("plan, target reference", lambda: Forecaster(times=times, plan=fine, made_for=fine.made_for)),
+        euler_on(problem, "Euler on the plan's steps", computed),
+        Method("plan's steps, linear order 2", "forecache", [on_its_steps]),
+        Method("plan", "forecache", [each for each, _ in near]),
+        Method("plan, target reference", "forecache", [each for each, _ in fine], "error"),
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from forecache import Guided, schedule
+from forecache import Calibration, Guided, schedule
 
 Seeds = Sequence[int]
 Value = Any  # torch.Tensor, or Guided(cond, uncond)
@@ -51,6 +51,7 @@ class Problem:
     uncached: dict[tuple[int, int], tuple[torch.Tensor, Value]] = field(default_factory=dict)
     #: (seed, step) -> state and value on the uncached path
     references: dict[int, torch.Tensor] = field(default_factory=dict)  #: seed -> fine states at `times`
+    calibrations: dict[Any, Calibration] = field(default_factory=dict)  #: recordings that plans share
 
     @property
     def effective(self) -> tuple[int, ...]:

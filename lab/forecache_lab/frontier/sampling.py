@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,17 +33,10 @@ class Result:
     uncond: Counts
 
 
-def ask(cache: Any, i: int, compute: Callable[..., Any], state: torch.Tensor) -> Any:
-    """The one place where a cache is asked. The state goes to those that take it."""
-    if "state" in inspect.signature(cache.step).parameters:
-        return cache.step(i, compute, state=state)
-    return cache.step(i, compute)
-
-
 class Always:
     """No cache: every step computes."""
 
-    def step(self, i: int, compute: Callable[[], Any]) -> Any:
+    def step(self, i: int, compute: Callable[[], Any], state: Any = None) -> Any:
         """The network's value."""
         return compute()
 
@@ -80,7 +72,7 @@ def sample(problem: Problem, seeds: Seeds, cache: Any = None, streams: Streams =
                 return value
             return Guided(value, value if streams == "apart" else None)
 
-        value = ask(asked, i, compute, x)
+        value = asked.step(i, compute, state=x)
         if isinstance(value, Guided) and not problem.guided(t):
             value = value.cond
         x = x + (after - t) * combine(value, problem.scale)
@@ -142,7 +134,7 @@ def reference_runner(problem: Problem) -> Callable[[int, Any], torch.Tensor]:
         for i, (t, after) in enumerate(pairwise(problem.times)):
             if after != t:
                 secant = (states[i + 1] - states[i]) / (after - t)
-                ask(cache, i, lambda secant=secant: secant, states[i])
+                cache.step(i, lambda secant=secant: secant, state=states[i])
         return states[-1]
 
     return run

@@ -123,6 +123,15 @@ def process_picture(picture: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"image": picture, "mask": torch.ones_like(picture)}
 
 
+def load_weights(path: Path, network: nn.Module, conditioner: nn.Module) -> None:
+    """Fill both modules from the file of the training script."""
+    from safetensors.torch import load_file
+
+    state = {name: value.float() for name, value in load_file(path).items()}
+    for prefix, module in (("network.", network), ("conditioner.", conditioner)):
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
 def build(
     upstream: SimpleNamespace, weights: Path | None = WEIGHTS, dtype: torch.dtype = torch.float32, turbo: bool = False
 ) -> Any:
@@ -135,11 +144,7 @@ def build(
                 if not parameter.any():
                     parameter.normal_(std=0.02)
     else:
-        from safetensors.torch import load_file
-
-        state = {name: value.float() for name, value in load_file(weights).items()}
-        network.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("network.")})
-        conditioner.load_state_dict({k[12:]: v for k, v in state.items() if k.startswith("conditioner.")})
+        load_weights(weights, network, conditioner)
     scheduler = upstream.TurboScheduler(pcm_timesteps=100) if turbo else upstream.Scheduler()
     return upstream.Pipeline(
         vae=make_autoencoder(upstream).eval(), model=network.eval(), conditioner=conditioner.eval(),
