@@ -111,8 +111,17 @@ def plans_hunyuan21(session: nox.Session) -> None:
 
 
 @nox.session
+def frontier(session: nox.Session) -> None:
+    """Drift and error against network calls: solvers, published caches, ours, in one run. -- --settings NAME ..."""
+    install(session, "frontier")
+    checkout = prepared(session, "hunyuan21", "auto")
+    out = () if "--out" in session.posargs else ("--out", str(Path("out", "frontier")))
+    session.run("python", "-m", "forecache_lab.frontier", str(checkout), *out, *session.posargs)
+
+
+@nox.session
 def train_hunyuan21(session: nox.Session) -> None:
-    """Train the reference network again (about an hour on two cores). -- --out FILE --iterations N"""
+    """Train the reference network (about an hour on one core). -- --out FILE --iterations N --resume FILE"""
     install(session, "hunyuan21")
     checkout = prepared(session, "hunyuan21", "auto")
     session.run("python", "-m", "forecache_lab.reference.train_hunyuan21", str(checkout), *session.posargs)

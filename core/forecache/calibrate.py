@@ -24,7 +24,7 @@ from .recording import load, positions, save
 from .search import Gaps, power_mean, probe_steps, search, survival
 from .tapes import Probe, record
 
-COHERENCE = (0.0, 0.5)  # of the searches whose schedules are tried in closed loop; the better one is kept
+COHERENCE = (0.0, 0.5)  # of the searches whose schedules are tried in closed loop, beside the even one
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,7 +49,7 @@ class Calibration:
     """Uncached runs, recorded once; :meth:`plan` makes a plan for any budget.
 
     Network calls: per seed one uncached run, ``probes`` times about half of one, the reference run if there is one, and
-    one or two cached runs per plan (each anchor is computed once and replayed).
+    at most three cached runs per plan (each anchor is computed once and replayed).
 
     Args:
         run: ``run(seed, cache)``; it must be deterministic for a seed and come through an exception unharmed. It should
@@ -203,6 +203,8 @@ class Calibration:
             self.ridge, self.edges,
         )  # fmt: skip
         found = {search(gaps, self.effective, calls, self.edges, coherence)[0] for coherence in COHERENCE}
+        even = schedule.even(self.effective, calls)  # where gaps are so long that open-loop prices mean little
+        found.add(schedule.with_edges(even, self.effective, self.edges, exact=True))
         self._say("schedule", 1, 1)
         ordered = dict(zip(self.seeds, conditions, strict=True))
         loops = {computed: self._close(ordered, computed) for computed in sorted(found)}

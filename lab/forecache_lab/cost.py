@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,8 +30,8 @@ import torch
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from forecache import Forecaster
-from forecache.basis import DMD
+from forecache import Forecaster, Plan, Weights
+from forecache.basis import DMD, Linear
 from forecache.snapshots import Snapshots
 
 BLOCK = 3  # calls
@@ -162,6 +164,33 @@ def measure(d: int, dtype: torch.dtype, repeats: int) -> Row:
     return Row(f"{d:,} {str(dtype).removeprefix('torch.')}", state=state, large=large, **taken)
 
 
+def serving(values: int, repeats: int) -> tuple[float, float, float]:
+    """Median milliseconds of a forecast by a plan of 4 weights, by a rule of 4 snapshots, and of loading the plan."""
+    steps = repeats + 4
+    weights = {i: Weights((-0.1, 0.2, -0.3, 1.2)) for i in range(4, steps)}
+    plan = Plan(tuple(float(t) for t in range(steps + 1)), (0, 1, 2, 3), weights)
+    caches = (
+        Forecaster(steps=steps, plan=plan, history=4),
+        Forecaster(Linear(3), steps=steps, computed=(0, 1, 2, 3), history=4, guard=math.inf),
+    )
+    value = torch.randn(1, values)
+    times: tuple[list[float], list[float]] = ([], [])
+    for i in range(steps):
+        for cache, spent in zip(caches, times, strict=True):
+            if i < 4:
+                cache.observe(i, value)
+                continue
+            start = time.perf_counter()
+            cache.forecast(i)
+            spent.append(time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        plan.save(Path(folder, "plan.json"))
+        start = time.perf_counter()
+        Plan.load(Path(folder, "plan.json"))
+        loading = time.perf_counter() - start
+    return 1e3 * statistics.median(times[0]), 1e3 * statistics.median(times[1]), 1e3 * loading
+
+
 def table(rows: Sequence[Row]) -> str:
     """The Markdown table."""
     head = ["values", "fit: theirs", "ours", "ratio", "forecast: theirs", "ours", "bare sum", "theirs / ours",
@@ -209,6 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         rows = [measure(*size) for size in sizes]
     show(rows)
+    print("\nforecast by a plan of 4 weights, by a rule of 4 snapshots, and loading a plan")
+    for values, _, repeats in sizes[::2]:
+        planned, ruled, loading = serving(values, repeats)
+        extra = planned / ruled - 1
+        print(f"{values:,} float32: {planned:.3f} ms, {ruled:.3f} ms ({100 * extra:+.1f} %); {loading:.1f} ms once")
     if options.json:
         body = {"window": WINDOW, "threads": 1, "rows": [{**asdict(row), "ratios": row.ratios} for row in rows]}
         options.json.write_text(json.dumps(body, indent=1), encoding="utf-8")

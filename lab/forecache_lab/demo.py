@@ -24,6 +24,9 @@ from .reference import solids
 from .reference.hunyuan21 import RESOLUTION, to_distance, to_latent
 
 STEPS, SPREAD = 50, 0.15
+MADE_FOR = {"model": "demonstration flow"}
+# forecache calibrate forecache_lab.demo:calibration --calls 14 --seeds 1000:1016 --out DIR
+PLAN = Path(__file__).with_name("reference") / "plans" / "demo-14.json"
 
 
 def centres(count: int = 48) -> torch.Tensor:
@@ -63,7 +66,7 @@ def calibration() -> dict[str, Any]:
             x = x + float(grid[i + 1] - grid[i]) * v
         return x
 
-    return {"run": run, "times": grid.tolist(), "made_for": {"model": "demonstration flow"}}
+    return {"run": run, "times": grid.tolist(), "made_for": MADE_FOR}
 
 
 def mesh(latent: torch.Tensor) -> trimesh.Trimesh:
@@ -88,6 +91,7 @@ def main(out: Path | None = None, seeds: int = 12) -> str:
         "hermite, interval 5": {"basis": "hermite", "interval": 5, "warmup": 4},
         "dmd, interval 5": {"basis": "dmd", "interval": 5, "warmup": 4},
         "auto, as many calls": {"basis": "auto", "interval": 5, "warmup": 4},
+        "calibrated plan": {"plan": PLAN, "made_for": MADE_FOR},
     }.items():
         latents, calls = sample(range(seeds), mu, settings)
         drift = ((latents - exact).norm(dim=1) / exact.norm(dim=1)).numpy()

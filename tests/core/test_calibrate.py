@@ -76,7 +76,7 @@ def test_the_price_of_a_gap_equals_a_replay():
 def test_search_never_loses_to_its_start_and_keeps_the_budget(required):
     priced = gaps([record(run, np.array(GRID), seed) for seed in (3, 4)])
     effective = effective_steps(GRID)
-    for budget in (4, 9, STEPS - 1):
+    for budget in (5, 9, STEPS - 1):
         found, error = search(priced, effective, budget, required)
         assert (
             len(found) == budget
@@ -131,11 +131,11 @@ def test_calibration_costs_what_it_says(plan):
     made = Calibration(run, times=GRID, seeds=CALIBRATION, made_for={"model": "toy"})
     again = made.plan(7)
     probing = sum(STEPS - 1 - at for at in made.probed)
-    assert calls["n"] in [len(CALIBRATION) * (STEPS - 1 + probing + 7 * tried) for tried in (1, 2)]
+    assert calls["n"] in [len(CALIBRATION) * (STEPS - 1 + probing + 7 * tried) for tried in (1, 2, 3)]
     assert again == plan, "calibration is deterministic"
     calls["n"] = 0
     made.plan(9)
-    assert calls["n"] <= len(CALIBRATION) * 2 * 9, "a second budget uses the same recordings"
+    assert calls["n"] <= len(CALIBRATION) * 3 * 9, "a second budget uses the same recordings"
 
 
 def test_an_interrupted_calibration_goes_on_where_it_was(plan, tmp_path):
@@ -154,7 +154,7 @@ def test_an_interrupted_calibration_goes_on_where_it_was(plan, tmp_path):
     made = Calibration(run, **options)
     assert made.plan(7) == plan
     probing = sum(STEPS - 1 - at for at in made.probed)
-    assert calls["n"] <= 3 * (STEPS - 1 + probing) + len(CALIBRATION) * 2 * 7, "five of eight were kept"
+    assert calls["n"] <= 3 * (STEPS - 1 + probing) + len(CALIBRATION) * 3 * 7, "five of eight were kept"
     with pytest.raises(ValueError, match="holds another calibration \\(made_for differ"):
         Calibration(run, **{**options, "made_for": {"model": "other"}})
     (tmp_path / "kept" / "seed-2.pt").write_bytes(b"half")

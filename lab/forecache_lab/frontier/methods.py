@@ -20,6 +20,7 @@ from .sampling import Result, Streams, reference_runner, runner, sample, solve
 
 Kind = Literal["solver", "published cache", "forecache", "control"]
 SIGMAS = (0.3, 0.5, 0.7)
+GATED = 4  # conditions that set EasyCache's threshold: each samples alone, since each has its own gate
 WARMUPS = (10, 3)  # EasyCache: the published one, and one for budgets that it does not fit into
 
 
@@ -158,7 +159,7 @@ FIXED_INTERVAL = ("reuse, fixed interval", "TaylorSeer", "HiCache")  # names tha
 
 
 def easycache_rows(problem: Problem, calls: int, seeds: Seeds) -> list[Method]:
-    """EasyCache with the smallest threshold whose mean calls over the calibration ``seeds`` keep the budget."""
+    """EasyCache with the smallest threshold whose mean calls over the first calibration ``seeds`` keep the budget."""
     last = problem.effective[-1]
     rows = []
     for name, payload in (("EasyCache", "published"), ("EasyCache's gate, reuse", "reuse")):
@@ -173,7 +174,7 @@ def easycache_rows(problem: Problem, calls: int, seeds: Seeds) -> list[Method]:
             low, high = math.log(1e-3), math.log(1e1)
             for _ in range(10):
                 middle = (low + high) / 2
-                mean = sample(problem, seeds, make(math.exp(middle))).calls.mean()
+                mean = sample(problem, seeds[:GATED], make(math.exp(middle))).calls.mean()
                 low, high = (low, middle) if mean <= calls else (middle, high)
             tau = math.exp(high)
             candidates.append(cached(problem, partial(make, tau), f"warm-up {warmup}, tau {tau:.3g}"))
@@ -222,9 +223,9 @@ def calibration(
 def plan_rows(problem: Problem, calls: int, seeds: Seeds) -> list[Method]:
     """Plans, their schedule with other weights, and Euler with long steps on it.
 
-    Where there are two branches, plans of the combined velocity and of the branches apart are candidates.
+    Where guidance is on for part of the time, plans of the combined velocity and of the branches apart are candidates.
     """
-    ways: tuple[Streams, ...] = ("combined", "optional") if problem.scale != 1 else ("combined",)
+    ways: tuple[Streams, ...] = ("combined", "optional") if problem.edges(problem.times) else ("combined",)
     labels = {"combined": "", "optional": "branches apart"}
 
     def candidates(target: Literal["uncached", "reference"]) -> list[tuple[Candidate, Plan]]:
