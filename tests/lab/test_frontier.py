@@ -16,7 +16,6 @@ from forecache_lab.frontier import flows, measure, methods, network, report, sam
 from forecache_lab.frontier.caches import EasyCache, HiCachePP, Spectrum, ramp, spectrum_weights
 from forecache_lab.frontier.problems import Network, Problem, combine, shifted
 from forecache_lab.reference import CALIBRATION_SEED, TEST_SEED, hunyuan21, solids
-from forecache_patches import PatchError, apply, checkout, find, load_lock, load_series
 
 SEEDS = range(4)
 
@@ -304,16 +303,9 @@ def test_the_command_says_what_it_needs(capsys, tmp_path):
 
 # --- the network ------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def hunyuan(tmp_path_factory):
+def hunyuan(patched):
     """Settings on the reference network."""
-    root = tmp_path_factory.mktemp("upstream") / "patched"
-    upstream = find(load_lock(), "hunyuan21")
-    try:
-        checkout(upstream, root, source="auto")
-    except PatchError as error:
-        pytest.skip(f"Hunyuan3D-2.1 is not reachable, neither its repository nor its package: {error}")
-    apply(load_series(upstream), root)
-    return network.problems(root)
+    return network.problems(patched)
 
 
 def test_the_uncached_loop_is_the_pipelines(hunyuan):
