@@ -10,11 +10,9 @@ import numpy as np
 import torch
 
 from . import schedule
-from .basis import Linear
-from .fit import fit
+from .fit import fit, prior
 from .plan import Weights
 from .recording import Recording, Velocity
-from .select import GUARD, serve
 from .snapshots import Array
 from .tapes import March, Pause
 
@@ -93,8 +91,9 @@ class ClosedLoop:
         with_state = self.model.start is not None
         columns = {seed: self._columns(seed, known, apart) for seed in self.conditions}
         wanted = {seed: (each.target[i + 1] - self.moved[seed]) / h for seed, each in self.conditions.items()}
-        prior = np.concatenate([self._prior(known, i), *([self._prior(apart, i)] if apart else []), [0.0] * with_state])
-        w, self.misfits[str(i)] = fit(columns, wanted, prior, len(known), self.ridge)
+        apart_prior = [self._prior(apart, i)] if apart else []
+        toward = np.concatenate([self._prior(known, i), *apart_prior, [0.0] * with_state])
+        w, self.misfits[str(i)] = fit(columns, wanted, toward, len(known), self.ridge)
         n, m = len(known), len(known) + len(apart)
         weights = Weights(tuple(map(float, w[:n])), float(w[m]) if with_state else 0.0, tuple(map(float, w[n:m])))
         for seed, march in self.marches.items():
@@ -112,9 +111,7 @@ class ClosedLoop:
         return torch.stack(rows)
 
     def _prior(self, anchors: Sequence[int], i: int) -> Array:
-        """Guarded Lagrange weights of order <= 2."""
-        times = self.times[list(anchors)]
-        return serve(Linear(2), times, float(self.times[i]), np.eye(len(anchors)), GUARD).weights
+        return prior(self.times[list(anchors)], float(self.times[i]))
 
     def distances(self) -> Array:
         """``[S]``: distance of each run to its target, relative to the sample."""

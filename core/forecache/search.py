@@ -20,9 +20,7 @@ from itertools import pairwise
 import numpy as np
 
 from . import schedule
-from .basis import Linear
-from .fit import solve
-from .select import GUARD, serve
+from .fit import prior, solve
 from .snapshots import Array
 
 MOVES = (1, -1, 2, -2, 3, -3, 4, -4)
@@ -67,8 +65,8 @@ class Gaps:
         rows = []
         for i in range(known[-1] + 1, end):
             if (anchors, i) not in self._weights:
-                prior = serve(Linear(2), times, float(self.times[i]), np.eye(len(known)), GUARD).weights
-                self._weights[anchors, i] = solve(k, self.mean[known, i], prior, len(known), self.ridge)
+                toward = prior(times, float(self.times[i]))
+                self._weights[anchors, i] = solve(k, self.mean[known, i], toward, len(known), self.ridge)
             rows.append(self._weights[anchors, i])
         return np.array(rows)
 

@@ -55,9 +55,7 @@ def runner(pipe: Any, first: int) -> Callable[[int, Any], torch.Tensor]:
     return run
 
 
-def ladder(
-    pipe: Any, budgets: list[int], calibration: int, test: int, folder: Path | None = None
-) -> tuple[dict[int, Plan], str]:
+def ladder(pipe: Any, budgets: list[int], calibration: int, test: int) -> tuple[dict[int, Plan], str]:
     """Plans by budget and the Markdown table of their drift."""
     key = adapter.key(pipe, GUIDANCE)
     run = runner(pipe, TEST_SEED)
@@ -78,7 +76,7 @@ def ladder(
             bar.update()
 
         made = Calibration(
-            runner(pipe, CALIBRATION_SEED), times=GRID, seeds=range(calibration), made_for=key, folder=folder,
+            runner(pipe, CALIBRATION_SEED), times=GRID, seeds=range(calibration), made_for=key,
             progress=progress,
         )  # fmt: skip
         plans = {calls: made.plan(calls) for calls in budgets}
