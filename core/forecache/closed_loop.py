@@ -32,10 +32,11 @@ class Condition:
 
 
 class ClosedLoop:
-    """Marches the runs of ``conditions`` under the schedule ``computed``, fitting the weights of each skipped step.
+    """Marches the runs of ``conditions`` under the schedule ``computed`` and fits the weights of each skipped step and,
+    as a correction, of the last one.
 
     Attributes:
-        misfits: by skipped step, the root mean square over the runs of ``||F w - u|| / ||u||``.
+        misfits: by served step, the root mean square over the runs of ``||F w - u|| / ||u||``.
         forward: by anchor, ``[median, p95]`` over the runs of the relative error that the calibration-free rule would
             have made there; what a run's trace reports as forward error can be held against it.
     """
@@ -55,15 +56,24 @@ class ClosedLoop:
         self.forward: dict[str, list[float]] = {}
 
     def advance(self, i: int) -> Weights | None:
-        """Make step ``i`` of every run; the weights that serve it, if it is skipped."""
+        """Make step ``i`` of every run: compute it, or fit the weights that serve it; the last computed one both.
+
+        An error of the sample that lies in the span of the columns when the last velocity arrives can be taken out with
+        it, and by nothing later; this is what the corrector of a predictor-corrector sampler does (UniPC, Zhao et al.
+        2023, section 3.1).
+        """
         h = float(self.times[i + 1] - self.times[i])
         known = schedule.window([k for k in self.computed if k < i], self.memory, self.edges)
-        if i in self.computed:
-            self._compute(i, h, () if i in self.edges else known)
-            return None
-        return self._skip(i, h, known)
+        if i not in self.computed:
+            return self._serve(i, h, known)
+        self._compute(i, () if i in self.edges else known)
+        if i == self.computed[-1] and self.misfits:
+            return self._serve(i, h, schedule.window(self.computed, self.memory, self.edges))
+        for seed, arrived in self.anchors.items():
+            self.moved[seed] = self.moved[seed] + h * arrived[i].combined(self.scale)
+        return None
 
-    def _compute(self, i: int, h: float, known: Sequence[int]) -> None:
+    def _compute(self, i: int, known: Sequence[int]) -> None:
         errors = []
         for seed, march in self.marches.items():
             try:
@@ -77,11 +87,10 @@ class ClosedLoop:
                 guess = _vector(self._prior(known, i)) @ torch.stack([self.anchors[seed][k].cond for k in known])
                 errors.append(float((guess - arrived.cond).norm() / arrived.cond.norm().clamp(min=1e-30)))
             self.anchors[seed][i] = arrived
-            self.moved[seed] = self.moved[seed] + h * arrived.combined(self.scale)
         if errors:
             self.forward[str(i)] = [float(np.median(errors)), float(np.percentile(errors, 95))]
 
-    def _skip(self, i: int, h: float, known: tuple[int, ...]) -> Weights:
+    def _serve(self, i: int, h: float, known: tuple[int, ...]) -> Weights:
         apart = tuple(k for k in known if self.model.guided(k)) if self.model.guided(i) else ()
         if self.model.guided(i) and not apart:
             raise RuntimeError(

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from . import schedule, tree
-from .basis import Rule, Unfit, make_rule
+from .basis import Reuse, Rule, Unfit, make_rule
 from .plan import Plan, Weights
-from .select import GUARD
+from .select import GUARD, serve
 from .snapshots import MAX_HISTORY, Array
 from .streams import Guided, Stream
 from .trace import Step, Trace
@@ -105,11 +105,14 @@ class Forecaster:
         self.edges = frozenset(int(i) for i in edges)
         if self.edges:
             self.computed = schedule.with_edges(self.computed, self.effective, sorted(self.edges), calls is not None)
-        self._plan = {} if plan is None else {i: w for i, w in plan.weights.items() if i in self.effective}
-        longest = max((max(len(w.velocity), len(w.difference)) for w in self._plan.values()), default=0)
+        served = {} if plan is None else {i: w for i, w in plan.weights.items() if i in self.effective}
+        self._corrections = {i: w for i, w in served.items() if i in self.computed}
+        self._plan = {i: w for i, w in served.items() if i not in self.computed}
+        self.guard = guard
+        longest = max((max(len(w.velocity), len(w.difference)) for w in served.values()), default=0)
         if history < longest:
             raise ValueError(f"history must be >= {longest}, the longest weights of the plan, got {history}")
-        rule = _Planned(self._plan, self.times, self.rule) if self._plan else self.rule
+        rule = _Planned(self._plan, self.times, self.rule) if served else self.rule
         self._stream: Callable[[], Stream] = lambda: Stream(rule, history, batch_dim, guard)
         self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
         self._streams: dict[str, Stream] = {}
@@ -125,30 +128,31 @@ class Forecaster:
 
         ``compute`` returns a tensor, a structure of tensors, or ``Guided(cond, uncond)``; each leaf is a stream.
         ``Guided(cond, None)``, where guidance is off, ends the history of ``uncond`` and goes on with that of ``cond``.
-        A computed value is handed back untouched.
+        A computed value is handed back untouched, unless the plan corrects it (its last one).
 
         ``state`` is the sampler's x at this step, in the structure of the velocity (of one branch); a plan that has a
         column for it needs it, nothing else reads it.
         """
         if not self.needs_compute(i):
             return self.forecast(i, state)
-        value = compute()
-        self.observe(i, value, state)
-        return value
+        return self.observe(i, compute(), state)
 
     def needs_compute(self, i: int) -> bool:
         """Whether step ``i`` calls the network. The first step asked for always does: there is nothing to reuse."""
         self._check(i)
         return not self._streams or (i in self._wanted and not self._still(i))
 
-    def observe(self, i: int, value: Any, state: Any = None) -> None:
-        """Take the computed value of step ``i``. ``state`` is for calibration, which follows the sampler.
+    def observe(self, i: int, value: Any, state: Any = None) -> Any:
+        """Take the computed value of step ``i``; returns what the sampler should use, as :meth:`step` does.
 
         Raises:
-            ValueError: steps out of order; another structure, shape, dtype or device than before; NaN or infinity.
-                Nothing of the run's state changes then.
+            ValueError: steps out of order; another structure, shape, dtype or device than before; NaN or infinity; a
+                plan that needs the state and did not get it. Nothing of the run's state changes then.
         """
         self._check(i)
+        correction = self._corrections.get(i)
+        if correction is not None:
+            self._check_state(i, correction, state)
         leaves, structure = tree.flatten(value)
         fresh = not self._streams or i in self.edges
         guided = isinstance(value, Guided)
@@ -168,7 +172,26 @@ class Forecaster:
         skill = {name: float(audit.skill.max()) for name, audit in audits.items() if audit is not None}
         self._streams, self._structure, self._last = streams, structure, i
         self._kind, self._guided = kind, guided
-        self.trace.steps.append(Step(i, self.times[i], "computed", forward_error=error, skill=skill))
+        entry = Step(i, self.times[i], "computed", forward_error=error, skill=skill)
+        self.trace.steps.append(entry)
+        return value if correction is None else self._correct(entry, correction, value, state)
+
+    def _correct(self, entry: Step, weights: Weights, value: Any, state: Any) -> Any:
+        """The computed value with what the plan adds to it; whatever hinders that is named in the trace."""
+        rule = _Planned({entry.index: weights}, self.times, Reuse())
+        corrected = {}
+        for name, stream in self._streams.items():
+            known = stream.snapshots
+            served = serve(rule, np.array(known.times), entry.time, np.eye(len(known)), self.guard)
+            corrected[name] = known.combine(served.weights)
+            entry.rules[name] = served.rule
+            if served.fallbacks:
+                entry.fallbacks[name] = list(served.fallbacks)
+        if entry.fallbacks:
+            return value
+        self._add_columns(weights, corrected, state)
+        assert self._structure is not None
+        return tree.unflatten(corrected, self._structure)
 
     def forecast(self, i: int, state: Any = None) -> Any:
         """The forecast of step ``i``. ``state``: see :meth:`step`.
@@ -192,17 +215,21 @@ class Forecaster:
                 if reasons:
                     fallbacks[name] = reasons
             if i in self._plan and all(rule == _Planned.name for rule in rules.values()):
-                self._add_columns(i, self._plan[i], leaves, state)
+                self._check_state(i, self._plan[i], state)
+                self._add_columns(self._plan[i], leaves, state)
             entry = Step(i, self.times[i], "forecast", rules=rules, fallbacks=fallbacks)
         self._last = i
         self.trace.steps.append(entry)
         return tree.unflatten(leaves, self._structure)
 
-    def _add_columns(self, i: int, weights: Weights, leaves: dict[str, torch.Tensor], state: Any) -> None:
+    @staticmethod
+    def _check_state(i: int, weights: Weights, state: Any) -> None:
+        if weights.state and state is None:
+            raise ValueError(f"state must be given at step {i}: this plan has a column for it (step(..., state=x))")
+
+    def _add_columns(self, weights: Weights, leaves: dict[str, torch.Tensor], state: Any) -> None:
         """What a plan adds to the sums of velocities: the state, and weights of their own for ``cond - uncond``."""
         if weights.state:
-            if state is None:
-                raise ValueError(f"state must be given at step {i}: this plan has a column for it (step(..., state=x))")
             given, prefix = tree.flatten(state)[0], "cond" if self._guided else ""
             names = [name for name in leaves if name.startswith(prefix)]
             for name, x in zip(names, given.values(), strict=True):

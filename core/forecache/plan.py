@@ -18,12 +18,15 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Weights:
-    """What serves one skipped step: ``v = sum_j velocity[j] v_j + state x``.
+    """What serves one step: ``v = sum_j velocity[j] v_j + state x``.
+
+    A skipped step is served from the snapshots before it. A computed one is corrected: its own velocity is the newest
+    of the snapshots.
 
     Attributes:
         velocity: of the newest snapshots, oldest first; they sum to 1. Of both guidance branches, if ``difference`` is
             empty.
-        state: of the sampler's state x at the skipped step.
+        state: of the sampler's state x at the step.
         difference: of the newest snapshots of ``d = cond - uncond``, where the branches are forecast apart:
             ``cond = sum_j velocity[j] cond_j + state x`` and ``uncond = cond - sum_j difference[j] d_j``.
     """
@@ -40,7 +43,8 @@ class Plan:
     Attributes:
         times: the N + 1 times of the grid it belongs to.
         computed: steps that call the network.
-        weights: per skipped step. A step without an entry is served by the forecaster's calibration-free rule.
+        weights: per step. A skipped step without an entry is served by the forecaster's calibration-free rule; a
+            computed step without one, and only the last need have one, keeps the network's velocity.
         edges: as in :class:`forecache.Forecaster`.
         made_for: the key (weights, guidance scale, stage, dtype, ...): every entry must match where it is used.
         statistics: of the calibration, for people: seeds, target, expected errors by step.
@@ -67,15 +71,15 @@ class Plan:
         if not set(self.edges) <= set(self.computed):
             raise ValueError(f"plan: edges must be computed steps, got {list(self.edges)}")
         for step, w in self.weights.items():
-            if step in self.computed or not self.computed[0] < step < steps:
-                raise ValueError(f"plan: weights for step {step}, which is not a skipped step")
+            if not self.computed[0] < step < steps:
+                raise ValueError(f"plan: weights for step {step}, which has no snapshot before it")
             if not all(map(math.isfinite, (*w.velocity, w.state, *w.difference))):
                 raise ValueError(f"plan: weights of step {step} must be finite, got {w}")
             if not w.velocity or abs(sum(w.velocity) - 1) > 1e-6:
                 raise ValueError(f"plan: velocity weights of step {step} must sum to 1, got {list(w.velocity)}")
-            known = sum(i < step for i in self.computed)
+            known = sum(i <= step for i in self.computed)
             if max(len(w.velocity), len(w.difference)) > known:
-                raise ValueError(f"plan: step {step} has more weights than the {known} snapshots before it")
+                raise ValueError(f"plan: step {step} has more weights than the {known} snapshots that it can have")
 
     @property
     def needs_state(self) -> bool:

@@ -26,7 +26,7 @@ class Tape(ABC):
     def needs_compute(self, i: int) -> bool: ...
 
     @abstractmethod
-    def observe(self, i: int, value: Any, state: Any = None) -> None: ...
+    def observe(self, i: int, value: Any, state: Any = None) -> Any: ...
 
     @abstractmethod
     def forecast(self, i: int, state: Any = None) -> Any: ...
@@ -34,9 +34,7 @@ class Tape(ABC):
     def step(self, i: int, compute: Callable[[], Any], state: Any = None) -> Any:
         """As :meth:`forecache.Forecaster.step`."""
         if self.needs_compute(i):
-            value = compute()
-            self.observe(i, value, state)
-            return value
+            return self.observe(i, compute(), state)
         return self.forecast(i, state)
 
 
@@ -66,7 +64,7 @@ class Recorder(Tape):
                     "sampler in `times`, and the guidance_scale of the run if it returns Guided branches"
                 )
 
-    def observe(self, i: int, value: Any, state: Any = None) -> None:
+    def observe(self, i: int, value: Any, state: Any = None) -> Any:
         if state is not None:
             self._follow(i, flat(state))
         velocity = Velocity.of(value)
@@ -77,6 +75,7 @@ class Recorder(Tape):
         h = float(record.times[i + 1] - record.times[i])
         move = h * velocity.combined(record.scale)
         self._moved = move if self._moved is None else self._moved + move
+        return value
 
     def forecast(self, i: int, state: Any = None) -> Any:
         return self._last
@@ -136,11 +135,12 @@ class Probe(Tape):
         move = h * (velocity - record.velocities[i].combined(record.scale))
         self.after = move if self.after is None else self.after + move
 
-    def observe(self, i: int, value: Any, state: Any = None) -> None:
+    def observe(self, i: int, value: Any, state: Any = None) -> Any:
         if self.before is None:
             self.before = self.after
         self._last = value
         self._add(i, Velocity.of(value).combined(self.recording.scale))
+        return value
 
     def forecast(self, i: int, state: Any = None) -> Any:
         if i not in self.recording.velocities:
@@ -177,7 +177,7 @@ class March(Tape):
     def needs_compute(self, i: int) -> bool:
         return i in self.computed and i not in self.values
 
-    def observe(self, i: int, value: Any, state: Any = None) -> None:
+    def observe(self, i: int, value: Any, state: Any = None) -> Any:
         leaves, structure = tree.flatten(value)
         self.values[i] = tree.unflatten({k: v.detach().clone() for k, v in leaves.items()}, structure)
         raise Pause

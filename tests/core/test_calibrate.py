@@ -176,7 +176,7 @@ def test_plan_beats_its_own_schedule_and_the_even_one_on_other_seeds(plan):
 
 
 def test_weights_sum_to_one_and_meet_the_guard(plan):
-    assert set(plan.weights) == set(range(STEPS - 1)) - set(plan.computed)
+    assert set(plan.weights) == set(range(STEPS - 1)) - set(plan.computed[:-1]), "the last one is corrected"
     for each in plan.weights.values():
         w = each.velocity
         assert abs(sum(w) - 1) < 1e-9 and np.abs(w).sum() <= 4 + 1e-9 and len(w) <= 4
@@ -261,6 +261,29 @@ def test_branches_apart_and_the_guidance_edge():
     assert apart < 0.2 * across, "control: the combined velocity extrapolated across the edge"
     with pytest.raises(ValueError, match="guidance_scale must be given"):
         calibrate(guided, times=GRID, calls=9, seeds=[0])
+
+
+def test_the_last_velocity_is_corrected(plan):
+    """It takes out what of the error its columns reach; the same correction the other way adds it once more."""
+    last = plan.computed[-1]
+
+    def planned(sign):
+        w = plan.weights[last]
+        own = np.eye(len(w.velocity))[-1]
+        turned = Weights(tuple(own + sign * (np.array(w.velocity) - own)), sign * w.state)
+        return Plan(plan.times, plan.computed, {**plan.weights, last: turned})
+
+    found = [np.mean(drifts(lambda p=p: Forecaster(times=GRID, plan=p), CALIBRATION)) for p in map(planned, (1, 0, -1))]
+    assert found[0] < 0.9 * found[1] < 0.9 * found[2]
+    cache = Forecaster(times=GRID, plan=planned(1))
+    run(100, cache)
+    assert cache.trace.computed == 7 and cache.trace.steps[last].rules and not cache.trace.fallbacks
+
+
+def test_nothing_to_correct_where_every_step_is_computed():
+    made = calibrate(run, times=GRID, calls=STEPS - 1, seeds=range(2))
+    assert not made.weights
+    assert torch.equal(run(100, Forecaster(times=GRID, plan=made)), run(100, None))
 
 
 def test_a_sampler_that_is_not_euler_is_refused():

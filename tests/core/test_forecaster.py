@@ -708,6 +708,37 @@ def test_planned_weights_meet_the_guard() -> None:
     assert "plan: |w|_1 = 9 > 4" in cache.trace.steps[3].fallbacks["v"][0]
 
 
+def test_a_plan_corrects_a_computed_step() -> None:
+    """The weights of step 9 are of the snapshots of 4, 7 and 9 itself."""
+    ends = plan(weights={9: Weights((0.25, -0.75, 1.5), state=2.0)})
+    cache = Forecaster("linear", steps=10, plan=ends, made_for=made_for())
+    x = torch.ones(2, 40, dtype=torch.float64)
+    found = [cache.step(i, lambda i=i: smooth(i), state=x) for i in range(10)]
+    assert torch.equal(found[7], smooth(7)), "no other computed step"
+    assert torch.allclose(found[9], 0.25 * smooth(4) - 0.75 * smooth(7) + 1.5 * smooth(9) + 2 * x)
+    assert cache.trace.steps[9].kind == "computed" and cache.trace.steps[9].rules == {"v": "plan"}
+    assert not cache.trace.steps[7].rules
+    plain = Forecaster("linear", steps=10, computed=ends.computed)
+    values(plain, smooth)
+    audits = [each.trace.steps[9].forward_error["v"] for each in (plain, cache)]
+    assert np.isclose(*audits, rtol=1e-9), "the audit is of the forecast, not of the correction"
+    with pytest.raises(ValueError, match="state must be given at step 9"):
+        values(Forecaster("linear", steps=10, plan=ends, made_for=made_for()), smooth)
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"), [((0.0,) * 4 + (1.0,), "4 of 5 snapshots"), ((-4.0, 5.0), "|w|_1 = 9 > 4")]
+)
+def test_a_correction_that_is_not_possible_is_named(weights: tuple[float, ...], reason: str) -> None:
+    cache = Forecaster("linear", steps=10, plan=plan(weights={9: Weights(weights)}), made_for=made_for())
+    if len(weights) == 5:  # a run that is joined late has fewer snapshots
+        values_ = [cache.step(i, lambda i=i: smooth(i)) for i in range(3, 10)]
+    else:
+        values_ = values(cache, smooth)
+    assert torch.equal(values_[-1], smooth(9))
+    assert reason in cache.trace.steps[-1].fallbacks["v"][0]
+
+
 def test_plan_longer_than_the_history() -> None:
     with pytest.raises(ValueError, match="history must be >= 3"):
         Forecaster("linear", steps=10, plan=plan(), made_for=made_for(), history=2)
@@ -780,8 +811,8 @@ def test_files_that_are_no_plans(tmp_path: Path, text: str) -> None:
         ({"computed": ()}, "strictly increasing"),
         ({"computed": (0, 4, 2)}, "strictly increasing"),
         ({"computed": (0, 10)}, r"0\.\.9"),
-        ({"weights": {2: Weights((1.0,))}}, "not a skipped step"),
-        ({"weights": {10: Weights((1.0,))}}, "not a skipped step"),
+        ({"weights": {0: Weights((1.0,))}}, "no snapshot before it"),
+        ({"weights": {10: Weights((1.0,))}}, "no snapshot before it"),
         ({"weights": {3: Weights((0.0, 0.0))}}, "sum to 1"),
         ({"weights": {3: Weights(())}}, "sum to 1"),
         ({"weights": {3: Weights((float("nan"), 1.0))}}, "must be finite"),
