@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from . import schedule
+from .basis import make_rule
 from .fit import fit, prior
 from .plan import Weights
 from .recording import Recording, Velocity
+from .select import GUARD, serve
 from .snapshots import Array
 from .tapes import March, Pause
 
@@ -54,6 +56,7 @@ class ClosedLoop:
         self.anchors: dict[int, dict[int, Velocity]] = {seed: {} for seed in conditions}
         self.misfits: dict[str, float] = {}
         self.forward: dict[str, list[float]] = {}
+        self._rule = make_rule("auto", (float(self.times[0]), float(self.times[-1])))
 
     def advance(self, i: int) -> Weights | None:
         """Make step ``i`` of every run: compute it, or fit the weights that serve it; the last computed one both.
@@ -84,7 +87,9 @@ class ClosedLoop:
                 raise RuntimeError(f"run({seed}, cache) did not ask the cache at step {i}")
             arrived = Velocity.of(march.values[i])
             if known:
-                guess = _vector(self._prior(known, i)) @ torch.stack([self.anchors[seed][k].cond for k in known])
+                times, served = self.times[list(known)], float(self.times[i])
+                w = serve(self._rule, times, served, np.eye(len(known)), GUARD).weights
+                guess = _vector(w) @ torch.stack([self.anchors[seed][k].cond for k in known])
                 errors.append(float((guess - arrived.cond).norm() / arrived.cond.norm().clamp(min=1e-30)))
             self.anchors[seed][i] = arrived
         if errors:

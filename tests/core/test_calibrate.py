@@ -280,6 +280,20 @@ def test_the_last_velocity_is_corrected(plan):
     assert cache.trace.computed == 7 and cache.trace.steps[last].rules and not cache.trace.fallbacks
 
 
+def test_the_expected_forward_errors_are_those_of_the_trace(plan):
+    found = {}
+    for seed in CALIBRATION:
+        cache = Forecaster(times=GRID, plan=plan, made_for={"model": "toy"})
+        run(seed, cache)
+        for step in cache.trace.steps:
+            for error in step.forward_error.values():
+                found.setdefault(str(step.index), []).append(error)
+    expected = plan.statistics["forward_error"]
+    assert found.keys() == expected.keys()
+    for step, errors in found.items():
+        assert np.allclose(expected[step], [np.median(errors), np.percentile(errors, 95)], rtol=1e-3)
+
+
 def test_nothing_to_correct_where_every_step_is_computed():
     made = calibrate(run, times=GRID, calls=STEPS - 1, seeds=range(2))
     assert not made.weights
