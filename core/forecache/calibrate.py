@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from . import schedule
+from . import files, schedule
 from .closed_loop import ClosedLoop, Condition
 from .plan import Plan, Weights
 from .recording import load, positions, save
@@ -170,9 +170,8 @@ class Calibration:
                 raise ValueError(f"folder: {folder} holds another calibration ({', '.join(differ)} differ)")
             return
         folder.mkdir(parents=True, exist_ok=True)
-        partial = name.with_name(f"{name.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(self._key(), indent=1), encoding="utf-8")
-        partial.replace(name)
+        text = json.dumps(self._key(), indent=1)
+        files.replace(name, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     def _file(self, seed: int) -> Path:
         assert self.folder is not None

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from . import files
+
 VERSION = 2
 
 
@@ -111,12 +113,10 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON atomically: the file is either the old plan or the new one."""
-        target = Path(path)
         body = {"forecache_plan": VERSION, **asdict(self)}
         body["weights"] = {str(k): {n: v for n, v in asdict(w).items() if v} for k, w in self.weights.items()}
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(body, indent=1), encoding="utf-8")
-        partial.replace(target)
+        text = json.dumps(body, indent=1)
+        files.replace(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -6,7 +6,6 @@ the sampler moves by ``v = c + (g - 1) d``, which is ``u + g (c - u)``.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import tree
+from . import files, tree
 from .snapshots import Array
 from .streams import Guided
 
@@ -121,9 +120,7 @@ def save(path: Path, recording: Recording, survival: Array, target: list[torch.T
         "cond": {i: v.cond for i, v in recording.velocities.items()},
         "difference": {i: v.difference for i, v in recording.velocities.items() if v.difference is not None},
     }  # fmt: skip
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    torch.save(body, partial)
-    partial.replace(path)
+    files.replace(path, lambda partial: torch.save(body, partial))
 
 
 def load(path: Path) -> tuple[Recording, Array, list[torch.Tensor]]:
