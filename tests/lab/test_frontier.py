@@ -11,6 +11,7 @@ import torch
 
 from forecache import Forecaster, Guided, schedule
 from forecache.basis import Linear, Reuse
+from forecache_lab import refresh
 from forecache_lab.frontier import __main__ as command
 from forecache_lab.frontier import flows, measure, methods, network, report, sampling, solvers
 from forecache_lab.frontier.caches import EasyCache, HiCachePP, Spectrum, ramp, spectrum_weights
@@ -330,3 +331,26 @@ def test_guided_parts_of_the_shifted_grids(hunyuan):
         inside, outside = (problem.branches(x, 0.4, [TEST_SEED], on) for on in (True, False))
         assert torch.allclose(inside.cond, outside, atol=1e-5)
         assert not torch.allclose(combine(inside, problem.scale), outside, atol=1e-2)
+
+
+@pytest.mark.parametrize("how", ["move", "insert"])
+def test_an_early_refresh_keeps_the_budget(how):
+    problem = flows.gaussian(20)
+    settings = {"times": problem.times, "computed": (0, 2, 7, 12, 17, 19)}
+    eager, never = refresh.Refreshing(how, {2: 0.0}, **settings), refresh.Refreshing("never", {2: 0.0}, **settings)
+    for cache in (eager, never):
+        sampling.sample(problem, [0], cache)
+    steps = [[s.index for s in cache.trace.steps if s.kind == "computed"] for cache in (eager, never)]
+    assert steps[1] == [0, 2, 7, 12, 17, 19] and never.refreshed == 0
+    assert steps[0] == ([0, 2, 4, 12, 17, 19] if how == "move" else [0, 2, 4, 7, 12, 19]) and eager.refreshed == 1
+
+
+def test_weights_of_other_snapshots_are_not_served():
+    problem = flows.gaussian(20)
+    made = methods.calibration(problem, range(100, 104), "uncached", "combined").plan(6)
+    limits = {made.computed[1]: 0.0}
+    cache = refresh.Refreshing("move", limits, times=problem.times, plan=made, made_for=made.made_for)
+    sampling.sample(problem, [0], cache)
+    moved = min(s.index for s in cache.trace.steps if s.kind == "computed" and s.index not in made.computed)
+    rules = {s.index: s.rules["v"] for s in cache.trace.steps if s.kind == "forecast"}
+    assert all((rule == "plan") == (i < moved) for i, rule in rules.items())
