@@ -35,6 +35,14 @@ def prepared(session: nox.Session, upstream: str, source: str) -> Path:
     return checkout
 
 
+def on_hunyuan21(session: nox.Session, extras: str, module: str, *defaults: str) -> None:
+    """A module of the lab on the patched checkout; an option on the command line takes the place of its default."""
+    install(session, extras)
+    checkout = prepared(session, "hunyuan21", "auto")
+    given = () if set(defaults[:1]) & set(session.posargs) else defaults
+    session.run("python", "-m", f"forecache_lab.{module}", str(checkout), *given, *session.posargs)
+
+
 def drift(session: nox.Session, upstream: str, basis: str) -> None:
     """Check out, patch, smoke, drift: -- [--source git|wheel|auto] [--weights NAME --image FILE] [--seeds N] ..."""
     parser = argparse.ArgumentParser()
@@ -104,24 +112,16 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def plans_hunyuan21(session: nox.Session) -> None:
     """Calibrate plans for the reference network and print drift against calls. -- --calls 9 11 15 --out DIR"""
-    install(session, "hunyuan21")
-    checkout = prepared(session, "hunyuan21", "auto")
-    out = () if "--out" in session.posargs else ("--out", str(Path("out", "plans_hunyuan21")))
-    session.run("python", "-m", "forecache_lab.plans", str(checkout), *out, *session.posargs)
+    on_hunyuan21(session, "hunyuan21", "plans", "--out", str(Path("out", "plans_hunyuan21")))
 
 
 @nox.session
 def frontier(session: nox.Session) -> None:
     """Drift and error against network calls: solvers, published caches, ours, in one run. -- --settings NAME ..."""
-    install(session, "frontier")
-    checkout = prepared(session, "hunyuan21", "auto")
-    out = () if "--out" in session.posargs else ("--out", str(Path("out", "frontier")))
-    session.run("python", "-m", "forecache_lab.frontier", str(checkout), *out, *session.posargs)
+    on_hunyuan21(session, "frontier", "frontier", "--out", str(Path("out", "frontier")))
 
 
 @nox.session
 def train_hunyuan21(session: nox.Session) -> None:
     """Train the reference network (about an hour on one core). -- --out FILE --iterations N --resume FILE"""
-    install(session, "hunyuan21")
-    checkout = prepared(session, "hunyuan21", "auto")
-    session.run("python", "-m", "forecache_lab.reference.train_hunyuan21", str(checkout), *session.posargs)
+    on_hunyuan21(session, "hunyuan21", "reference.train_hunyuan21")

@@ -4,8 +4,8 @@ The fit marches the *cached* sampler: at a skipped step the target is the veloci
 ``u = (X_{i+1} - x_i) / h_i``, and the weights of the newest snapshots, of the sampler's state and, where the guidance
 branches come apart, of their differences minimise ``sum_s ||F_s w - u_s||^2 / ||u_s||^2`` over the calibration runs
 with a ridge toward guarded Lagrange weights (0 for the state). The last computed velocity is corrected by the same fit.
-The sampler must be Euler in ``times``
-(``x_{i+1} = x_i + h_i v_i``), as flow-matching samplers are; its states then follow from the velocities.
+The sampler must be Euler in ``times`` (``x_{i+1} = x_i + h_i v_i``), as flow-matching samplers are; its states then
+follow from the velocities.
 """
 
 from __future__ import annotations
