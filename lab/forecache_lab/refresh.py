@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from forecache import Calibration, Forecaster, Plan
+from forecache.trace import Step
 
 from .frontier import network
 from .frontier.problems import Problem
@@ -45,7 +46,7 @@ class Refreshing(Forecaster):
     def observe(self, i: int, value: Any, state: Any = None) -> Any:
         """As :meth:`forecache.Forecaster.observe`; the score may move later computed steps."""
         given = super().observe(i, value, state)
-        if self.how != "never" and score(self) > self.limits.get(i, math.inf):
+        if self.how != "never" and score(self.trace.steps[-1]) > self.limits.get(i, math.inf):
             self._refresh(i)
         return given
 
@@ -60,23 +61,25 @@ class Refreshing(Forecaster):
         self._wanted = self._wanted - {gone} | {(i + later[0]) // 2}
         self.refreshed += 1
 
-    def forecast(self, i: int, state: Any = None) -> Any:
-        """As :meth:`forecache.Forecaster.forecast`; where a plan's weights are of other snapshots than there are, the
-        calibration-free rule takes over.
+    def needs_compute(self, i: int) -> bool:
+        """As :meth:`forecache.Forecaster.needs_compute`; from the first step on whose snapshots are not those that the
+        plan's weights were fitted to, the calibration-free rule serves the run and nothing is corrected.
         """
-        if i in self._plan:
+        weights = {**self._plan, **self._corrections}.get(i)
+        if weights is not None and self.refreshed:
+            n = len(weights.velocity) - (i in self._corrections)  # a corrected step is the newest of its own snapshots
             mine = [step.index for step in self.trace.steps if step.kind == "computed"]
-            planned, n = [k for k in self.computed if k < i], len(self._plan[i].velocity)
+            planned = [k for k in self.computed if k < i]
             if mine[-n:] != planned[-n:]:
-                self._plan = {k: w for k, w in self._plan.items() if k != i}
+                self._plan, self._corrections = {}, {}
                 for stream in self._streams.values():
                     stream.rule = self.rule
-        return super().forecast(i, state)
+        return super().needs_compute(i)
 
 
-def score(cache: Forecaster) -> float:
-    """The forward error of the newest step."""
-    return max(cache.trace.steps[-1].forward_error.values(), default=0.0)
+def score(step: Step) -> float:
+    """The forward error of a step, 0 where nothing was forecast."""
+    return max(step.forward_error.values(), default=0.0)
 
 
 def scores(problem: Problem, seeds: range, make: Callable[..., Forecaster]) -> Limits:
@@ -87,7 +90,7 @@ def scores(problem: Problem, seeds: range, make: Callable[..., Forecaster]) -> L
         sample(problem, [seed], cache)
         for step in cache.trace.steps:
             if step.forward_error:
-                found.setdefault(step.index, []).append(max(step.forward_error.values()))
+                found.setdefault(step.index, []).append(score(step))
     return {i: float(np.percentile(each, 95)) for i, each in found.items()}
 
 

@@ -354,3 +354,4 @@ def test_weights_of_other_snapshots_are_not_served():
     moved = min(s.index for s in cache.trace.steps if s.kind == "computed" and s.index not in made.computed)
     rules = {s.index: s.rules["v"] for s in cache.trace.steps if s.kind == "forecast"}
     assert all((rule == "plan") == (i < moved) for i, rule in rules.items())
+    assert made.computed[-1] in made.weights and not cache.trace.steps[-1].rules, "nor is the last step corrected"
