@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from forecache.basis import DMD, Chebyshev, Hermite, Linear, Reuse, Rule, Taylor
+from forecache.basis import DMD, Auto, Chebyshev, Hermite, Linear, Reuse, Rule, Taylor
 
 RULES: tuple[Rule, ...] = (
     Reuse(),
@@ -20,6 +20,7 @@ RULES: tuple[Rule, ...] = (
     Hermite(2),
     DMD(),
     Chebyshev(),
+    Auto(),
 )
 NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev")
 

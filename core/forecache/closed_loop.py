@@ -11,11 +11,11 @@ import torch
 
 from . import schedule
 from .basis import make_rule
+from .basis.guard import serve
 from .fit import fit, prior
 from .plan import Weights
 from .recording import Recording, Velocity
-from .select import GUARD, serve
-from .snapshots import Array
+from .snapshots import Array, products
 from .tapes import March, Pause
 
 
@@ -66,10 +66,10 @@ class ClosedLoop:
         2023, section 3.1).
         """
         h = float(self.times[i + 1] - self.times[i])
-        known = schedule.window([k for k in self.computed if k < i], self.memory, self.edges)
+        before = [k for k in self.computed if k < i]
         if i not in self.computed:
-            return self._serve(i, h, known)
-        self._compute(i, () if i in self.edges else known)
+            return self._serve(i, h, schedule.window(before, self.memory, self.edges))
+        self._compute(i, () if i in self.edges else schedule.window(before, self._rule.window, self.edges))
         if i == self.computed[-1] and self.misfits:
             return self._serve(i, h, schedule.window(self.computed, self.memory, self.edges))
         for seed, arrived in self.anchors.items():
@@ -87,9 +87,10 @@ class ClosedLoop:
                 raise RuntimeError(f"run({seed}, cache) did not ask the cache at step {i}")
             arrived = Velocity.of(march.values[i])
             if known:
-                times, served = self.times[list(known)], float(self.times[i])
-                w = serve(self._rule, times, served, np.eye(len(known)), GUARD).weights
-                guess = _vector(w) @ torch.stack([self.anchors[seed][k].cond for k in known])
+                window = torch.stack([self.anchors[seed][k].cond for k in known])
+                gram = np.stack([products(window[None], each[None])[0, :-1] for each in window])
+                w = serve(self._rule, self.times[list(known)], float(self.times[i]), gram).weights
+                guess = _vector(w) @ window
                 errors.append(float((guess - arrived.cond).norm() / arrived.cond.norm().clamp(min=1e-30)))
             self.anchors[seed][i] = arrived
         if errors:

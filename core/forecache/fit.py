@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from .basis import Linear
-from .select import GUARD, blend, serve
+from .basis import GUARD, Linear
+from .basis.guard import blend, serve
 from .snapshots import Array, products
 
 
 def prior(times: Array, target: float) -> Array:
     """``w0``: guarded Lagrange weights of order <= 2 of the snapshots at ``times``."""
-    return serve(Linear(2), times, target, np.eye(len(times)), GUARD).weights
+    return serve(Linear(2), times, target, np.eye(len(times))).weights
 
 
 def fit(

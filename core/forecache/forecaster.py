@@ -12,11 +12,13 @@ import torch
 
 from . import schedule, tree
 from .basis import Reuse, Rule, Unfit, make_rule
+from .basis.guard import serve
 from .plan import Plan, Weights
-from .select import GUARD, serve
 from .snapshots import MAX_HISTORY, Array
 from .streams import Guided, Stream
 from .trace import Step, Trace
+
+FEW = 5  # calls up to which plain Euler with as many steps may do as well as "auto" (docs/frontier.md)
 
 
 class Forecaster:
@@ -31,8 +33,8 @@ class Forecaster:
 
     Args:
         basis: "auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", or an object with
-            ``weights(times, target, gram)``. "auto": guarded Lagrange of order <= 2 in true time,
-            damped by 0.7, on a schedule that is dense at both ends.
+            ``weights(times, target, gram)``. "auto" (:class:`forecache.basis.Auto`): Lagrange in true
+            time, cautious or bold as the run's own snapshots allow, on a schedule that is dense at both ends.
         times: the N + 1 times (t or sigma) that the sampler visits, in order. steps: short for ``range(N + 1)``.
         interval, warmup, end: HiCache's schedule (compute the first ``warmup`` steps, every ``interval``-th, and all
             from ``end`` on). With "auto" they set the budget only.
@@ -45,7 +47,7 @@ class Forecaster:
         history: snapshots kept per stream, at most 8.
         batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
         order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).
-        guard: largest ``||w||_1`` served (``math.inf``: none).
+        guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 but for "auto" (1.75 or 8).
         made_for: what this run is (model hash, guidance, ...), compared with a plan's key.
 
     Raises:
@@ -70,7 +72,7 @@ class Forecaster:
         batch_dim: int | None = 0,
         order: int | None = None,
         sigma: float | None = None,
-        guard: float = GUARD,
+        guard: float | None = None,
         made_for: Mapping[str, Any] | None = None,
     ) -> None:
         if (times is None) == (steps is None):
@@ -79,7 +81,7 @@ class Forecaster:
             raise ValueError(f"steps must be >= 1, got {steps}")
         self.times = tuple(float(t) for t in (times if times is not None else range((steps or 0) + 1)))
         self.effective = schedule.effective_steps(self.times)
-        if not guard >= 1:
+        if guard is not None and not guard >= 1:
             raise ValueError(f"guard must be >= 1 (the norm of reuse), got {guard}")
         if not 1 <= history <= MAX_HISTORY:
             raise ValueError(f"history must be 1..{MAX_HISTORY}, got {history}")
@@ -89,9 +91,7 @@ class Forecaster:
         if plan is not None and not strict and (differences := plan.differences(self.times, dict(made_for or {}))):
             if any(value is not None for value in (interval, calls, computed)):
                 raise ValueError("give one of interval, calls, computed, plan; got plan and another")
-            note = f"plan not used, it was made for something else: {'; '.join(differences)}"
-            warnings.warn(f"forecache: {note}", stacklevel=2)
-            self._notes.append(note)
+            self._warn(f"plan not used, it was made for something else: {'; '.join(differences)}")
             calls, plan = min(len(plan.computed), max(len(self.effective), 1)), None
         if plan is not None:
             plan.check(self.times, dict(made_for or {}))
@@ -102,6 +102,11 @@ class Forecaster:
         if history < self.rule.floor:
             raise ValueError(f"history must be >= {self.rule.floor} for basis {self.rule.name!r}, got {history}")
         self.computed = _schedule(basis, self.effective, interval, warmup, end, calls, computed, plan)
+        if basis == "auto" and plan is None and computed is None and len(self.computed) <= FEW < len(self.effective):
+            self._warn(
+                f"auto with {len(self.computed)} of {len(self.effective)} calls: with so few, the sampler with "
+                f"{len(self.computed)} steps of its own often does as well; try fewer steps, or a plan"
+            )
         self.edges = frozenset(int(i) for i in edges)
         if self.edges:
             self.computed = schedule.with_edges(self.computed, self.effective, sorted(self.edges), calls is not None)
@@ -121,6 +126,10 @@ class Forecaster:
         self._guided = False
         self._last: int | None = None
         self.trace = self._fresh_trace()
+
+    def _warn(self, note: str) -> None:
+        warnings.warn(f"forecache: {note}", stacklevel=3)
+        self._notes.append(note)
 
     # --- one step ---------------------------------------------------------------------------------------------------
     def step(self, i: int, compute: Callable[[], Any], state: Any = None) -> Any:

@@ -64,17 +64,20 @@ def even(effective: Sequence[int], calls: int) -> tuple[int, ...]:
     return tuple(effective[(k * (n - 1) * 2 + calls - 1) // (2 * (calls - 1))] for k in range(calls))
 
 
-def cosine(effective: Sequence[int], calls: int, power: float = 1.15, mix: float = 0.8) -> tuple[int, ...]:
+def cosine(effective: Sequence[int], calls: int, power: float = 1.15, mix: float | None = None) -> tuple[int, ...]:
     """An exact budget that is dense at both ends: call k near ``(1 - m) u + m ((1 - cos(pi u)) / 2)^p`` of the way,
     ``u = k / (calls - 1)``.
 
     Calibrated plans of our flows have this shape: at the start the velocity changes fastest, at the end nothing is left
-    of the flow that could contract an error. ``mix = 0`` is :func:`even`; the constants come from
+    of the flow that could contract an error. ``mix = 0`` is :func:`even`, which is what a grid of 12 steps needs, whose
+    ends cannot be resolved any finer; by default m grows to 0.65 for grids of 36 steps and more. The constants come from
     ``python -m forecache_lab.spread`` (docs/results.md).
 
     Raises:
         ValueError: ``calls`` outside ``1 .. len(effective)``, ``power < 1`` or ``mix`` outside [0, 1].
     """
+    if mix is None:
+        mix = 0.65 * min(max((len(effective) - 12) / 24, 0.0), 1.0)
     if power < 1 or not 0 <= mix <= 1:
         raise ValueError(f"cosine needs power >= 1 and mix in 0..1, got {power} and {mix}")
     spread, last = even(effective, calls), len(effective) - 1

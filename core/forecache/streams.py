@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .basis import Rule
-from .select import Served, serve
+from .basis.guard import Served, serve
 from .snapshots import Array, Snapshots, residual
 
 TINY = 1e-100  # denominator of a zero value: the ratio is huge and finite
@@ -34,7 +34,7 @@ class Audit:
 class Stream:
     """Snapshots of one tensor, its rule, and both clocks (the sampler's time, the step index)."""
 
-    def __init__(self, rule: Rule, history: int, batch_dim: int | None, guard: float) -> None:
+    def __init__(self, rule: Rule, history: int, batch_dim: int | None, guard: float | None) -> None:
         self.rule, self.guard = rule, guard
         self.snapshots = Snapshots(min(history, rule.window), batch_dim)
         self.indices: list[int] = []

@@ -59,6 +59,7 @@ def test_the_structure_may_change_at_an_edge_only():
             without.step(i, lambda i=i: value(i))
 
 
+@pytest.mark.filterwarnings("ignore:forecache. auto with")
 @pytest.mark.parametrize("calls", [3, 5, 10, STEPS])
 def test_an_exact_budget_stays_exact(calls):
     cache = Forecaster("auto", times=GRID, calls=calls, edges=[EDGE])

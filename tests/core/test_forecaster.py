@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core_helpers import NAMES, mixture_velocity
 from forecache import Forecaster, Guided, Plan, Weights
-from forecache.basis import Linear, Rule
+from forecache.basis import Auto, Linear, Rule
 
 GRID = [1 - (i / 20) ** 1.3 for i in range(21)]  # uneven, falling
 Tensor = torch.Tensor
@@ -112,6 +113,7 @@ def test_still_times_all_along() -> None:
     assert run(cache, flow, start(), [0.3] * 3)[1] == [0] and cache.trace.computed == 1
 
 
+@pytest.mark.filterwarnings("ignore:forecache. auto with")
 def test_the_last_effective_step_is_computed() -> None:
     for basis, how in itertools.product(NAMES, ({"interval": 7}, {"calls": 5}, {"interval": 4, "warmup": 4})):
         grid = [*np.linspace(0, 1, 20), 1.0]
@@ -421,11 +423,12 @@ def test_the_guard_is_always_met_and_falling_back_is_named(
     values(cache, lambda t: smooth(t) + 0.2 * torch.randn(2, 40, dtype=torch.float64))
     assert len(served) == cache.trace.forecast
     for w in served:
-        assert (np.abs(w).sum(1) <= 4 + 1e-9).all() and np.abs(w.sum(1) - 1).max() < 1e-9
+        assert (np.abs(w).sum(1) <= (1.75 if basis == "auto" else 4) + 1e-9).all() and np.abs(w.sum(1) - 1).max() < 1e-9
     for step in cache.trace.steps:
         if step.kind == "forecast":
-            name = cache.rule.name
-            assert step.rules["v"] == name or step.fallbacks["v"]
+            rule = cache.rule
+            names = [each.name for each in ((rule.cautious, rule.bold) if isinstance(rule, Auto) else (rule,))]
+            assert set(step.rules["v"].split("/")) <= set(names) or step.fallbacks["v"]
     if basis in ("linear", "taylor"):
         free = Forecaster(basis, times=grid, interval=6, warmup=4, guard=float("inf"))
         served.clear()
@@ -641,6 +644,18 @@ def test_argument_errors(given: dict[str, Any], message: str) -> None:
         Forecaster(**given)
 
 
+def test_auto_recommends_fewer_steps_where_euler_does_as_well() -> None:
+    with pytest.warns(UserWarning, match="auto with 5 of 20 calls.*fewer steps, or a plan"):
+        cache = Forecaster(times=GRID, calls=5)
+    assert "fewer steps" in cache.trace.notes[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for silent in ({"calls": 6}, {"computed": [0, 9, 19]}, {"basis": "linear", "calls": 5}):  # controls
+            assert not Forecaster(**{"times": GRID, **silent}).trace.notes
+        assert not Forecaster(steps=5, interval=1).trace.notes
+
+
+@pytest.mark.filterwarnings("ignore:forecache. auto with")
 def test_number_of_calls() -> None:
     assert Forecaster("dmd", steps=50, interval=5, warmup=4).computed == (0, 1, 2, 3, *range(8, 49, 5), 49)
     for calls in range(1, 51):

@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from core_helpers import NAMES, RULES, gram, windows
-from forecache.basis import DMD, Chebyshev, Hermite, Linear, Reuse, Rule, Taylor, Unfit, dmd, make_rule
+from forecache.basis import DMD, GUARD, Auto, Chebyshev, Hermite, Linear, Reuse, Rule, Taylor, Unfit, dmd, make_rule
+from forecache.basis.auto import forward_error
 from forecache.basis.dmd import GROWTH, difference_dmd, exponential_weights
+from forecache.basis.guard import serve
 from forecache.basis.hermite import physicists_hermite, scaled_hermite
 from forecache.basis.taylor import backward_differences
-from forecache.select import GUARD, serve
 from scenarios import exponentials
 
 TIME_RULES = tuple(rule for rule in RULES if rule.clock == "time")
@@ -287,7 +288,7 @@ def test_what_is_served_meets_the_guard(rule: Rule, window: tuple, guard: float)
     assert np.isfinite(served.weights).all()
     assert np.abs(served.weights).sum() <= guard + 1e-9
     assert abs(served.weights.sum() - 1) < 1e-9
-    assert served.rule == rule.name or served.fallbacks  # never silent
+    assert served.rule == rule.chosen(window[0], window[2]).name or served.fallbacks  # never silent
 
 
 def test_guard_lowers_the_order_then_blends() -> None:
@@ -326,11 +327,60 @@ def test_each_rule_of_the_chain_reads_its_own_clock() -> None:
     assert np.abs(wrong.weights - served.weights).max() > 0.1
 
 
+# --- the calibration-free default ---------------------------------------------------------------------------------------
+TIMES = np.array([0.0, 0.04, 0.12, 0.22, 0.3])
+
+
+def scattered(noise: float, seed: int = 0) -> np.ndarray:
+    """Snapshots ``[5, 64]`` of a quadratic at ``TIMES``, with scatter relative to the velocity."""
+    rng = np.random.default_rng(seed)
+    a, b, c = rng.normal(size=(3, 64))
+    clean = np.stack([a + b * t + c * t * t for t in TIMES])
+    return clean + noise * np.linalg.norm(a) / 8 * rng.normal(size=clean.shape)
+
+
+def test_auto_is_bold_where_the_snapshots_are_smooth_and_cautious_where_they_scatter() -> None:
+    auto = Auto()
+    assert auto.chosen(TIMES, gram(scattered(0.0))) is auto.bold
+    assert auto.chosen(TIMES, gram(scattered(0.2))) is auto.cautious
+    assert auto.chosen(TIMES[:3], gram(scattered(0.0)[:3])) is auto.cautious  # no audit yet
+    assert Auto(gate=0).chosen(TIMES, gram(scattered(0.0))) is auto.cautious  # controls: without evidence
+    assert Auto(gate=1e9).chosen(TIMES, gram(scattered(0.2))) is auto.bold
+    with pytest.raises(ValueError, match="gate must be >= 0"):
+        Auto(gate=-1.0)
+
+
+def test_auto_is_exact_on_a_cubic_once_it_is_bold() -> None:
+    times, target = np.array([0.0, 0.1, 0.25, 0.3, 0.45]), 0.48
+    v = np.stack([np.array([1.0, t, t * t, t**3]) for t in times])
+    served = serve(Auto(), times, target, gram(v))
+    assert served.rule == "linear3"
+    assert np.abs(served.weights @ v - np.array([1.0, target, target**2, target**3])).max() < 1e-9
+    cautious = serve(Auto(gate=0), times, target, gram(v))  # control
+    assert np.abs(cautious.weights @ v - np.array([1.0, target, target**2, target**3])).max() > 1e-3
+
+
+def test_forward_error_is_the_miss_of_the_newest_snapshot() -> None:
+    v, rule = scattered(0.1), Linear(2)
+    w = serve(rule, TIMES[:-1], TIMES[-1], gram(v[:-1])).weights
+    assert forward_error(rule, TIMES, gram(v)) == pytest.approx(np.linalg.norm(v[-1] - w @ v[:-1]), rel=1e-9)
+
+
+def test_auto_is_kept_on_its_rules_guards() -> None:
+    bold = serve(Auto(gate=1e9), TIMES, 0.6, gram(scattered(0.0)))
+    cautious = serve(Auto(gate=0), TIMES, 0.6, gram(scattered(0.0)))
+    assert np.abs(bold.weights).sum() <= 8 + 1e-9 and np.abs(cautious.weights).sum() <= 1.75 + 1e-9
+    assert bold.fallbacks and cautious.fallbacks  # both were asked for more
+    assert (
+        np.abs(bold.weights).sum() > 4 > 2 * np.abs(serve(Auto(), TIMES, 0.6, gram(scattered(0.2)), 1.5).weights).sum()
+    )
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 def test_names_and_arguments() -> None:
     for name in NAMES:
         assert isinstance(make_rule(name, (0.0, 1.0)), Rule)
-    assert isinstance(make_rule("auto", (0, 1)), Linear)
+    assert isinstance(make_rule("auto", (0, 1)), Auto)
     assert make_rule("linear", (0, 1), order=3) == Linear(3)
     assert make_rule("hermite", (0, 1), order=1, sigma=0.7) == Hermite(1, 0.7)
     rule = Reuse()

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ..snapshots import Array
+from .auto import Auto
 from .chebyshev import Chebyshev
 from .dmd import DMD
 from .hermite import Hermite
 from .linear import Linear
 from .reuse import Reuse
-from .rule import Rule, Unfit
+from .rule import GUARD, Rule, Unfit
 from .taylor import Taylor
 
 NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev")
@@ -23,7 +24,7 @@ NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev")
 def make_rule(
     basis: str | Any, span: tuple[float, float], order: int | None = None, sigma: float | None = None
 ) -> Rule:
-    """The rule behind a name (``auto``: guarded Lagrange of order <= 2, damped), or an object with ``weights(...)``.
+    """The rule behind a name (``auto``: :class:`Auto`), or an object with ``weights(...)``.
 
     Args:
         basis: one of :data:`NAMES` or an object.
@@ -37,7 +38,7 @@ def make_rule(
         TypeError: an object without ``weights``.
     """
     makers: dict[str, Callable[..., Rule]] = {
-        "auto": lambda: Linear(2, damping=0.7),
+        "auto": Auto,
         "reuse": Reuse,
         "linear": Linear,
         "taylor": Taylor,
@@ -78,4 +79,17 @@ class _Foreign(Rule):
         return Linear(1)
 
 
-__all__ = ["DMD", "NAMES", "Chebyshev", "Hermite", "Linear", "Reuse", "Rule", "Taylor", "Unfit", "make_rule"]
+__all__ = [
+    "DMD",
+    "GUARD",
+    "NAMES",
+    "Auto",
+    "Chebyshev",
+    "Hermite",
+    "Linear",
+    "Reuse",
+    "Rule",
+    "Taylor",
+    "Unfit",
+    "make_rule",
+]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..snapshots import Array
 from .reuse import Reuse
-from .rule import Polynomial, Rule, newest
+from .rule import GUARD, Polynomial, Rule, newest
 
 
 def lagrange(times: Array, target: float, order: int) -> Array:
@@ -34,6 +34,7 @@ class Linear(Polynomial):
     """
 
     damping: float = 1.0
+    guard: float = GUARD
 
     stem = "linear"
     least = 0
@@ -54,4 +55,4 @@ class Linear(Polynomial):
     def lower(self) -> Rule | None:
         if self.order == 0:
             return Reuse()
-        return Linear(self.order - 1, self.damping) if self.order > 1 else None
+        return Linear(self.order - 1, self.damping, self.guard) if self.order > 1 else None

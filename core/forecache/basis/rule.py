@@ -9,6 +9,8 @@ import numpy as np
 
 from ..snapshots import MAX_HISTORY, Array
 
+GUARD = 4.0
+
 
 class Unfit(Exception):
     """A rule has no forecast for this window; the message says why, and the trace keeps it."""
@@ -22,6 +24,11 @@ class Rule:
     floor: int = 1  #: fewest snapshots with which the rule is itself; a shorter ``history`` is refused
     clock: ClassVar[Literal["time", "index"]] = "time"  #: "index" only for rules published on step indices
     uses_gram: ClassVar[bool] = True  #: False: one weight vector serves every item of a batch
+    guard: float = GUARD  #: largest ``||w||_1`` that it is served with, unless the forecaster sets one
+
+    def chosen(self, times: Array, gram: Array) -> Rule:
+        """The rule that serves this window: itself, or one that the evidence in the Gram matrix speaks for."""
+        return self
 
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         """Weights ``w[n]`` of the forecast ``v(target) = sum_j w_j v_j``.

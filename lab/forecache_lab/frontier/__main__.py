@@ -21,6 +21,7 @@ from . import flows, network, report
 from .measure import Bench, Row
 from .problems import Problem
 
+FIRST = TEST_SEED + 64  # the test conditions before it were looked at while the methods were made
 CLOSED = ("gaussian", "mixture")
 NETWORK = ("hunyuan50", "hunyuan25shift3", "hunyuan12shift3", "hunyuan12shift5")
 
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
             bench = Bench(
                 problem, range(CALIBRATION_SEED, CALIBRATION_SEED + a.calibration),
-                range(TEST_SEED, TEST_SEED + a.test), a.meshes, say,
+                range(FIRST, FIRST + a.test), a.meshes, say,
             )  # fmt: skip
             rows.append(bench.uncached())
             for calls in budgets[:1] if a.quick else budgets:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .basis import Rule, Unfit
-from .basis.rule import newest
-from .snapshots import Array
+from ..snapshots import Array
+from .rule import Rule, Unfit, newest
 
-GUARD = 4.0
 ROUNDING = 1e-5  # relative: rational gaps give norms of exactly 4, and a float32 grid must not decide otherwise
 
 
@@ -28,12 +26,12 @@ def serve(
     times: Array,
     target: float,
     gram: Array,
-    guard: float = GUARD,
+    guard: float | None = None,
     steps: tuple[Array, float] | None = None,
 ) -> Served:
     """Ask ``rule``, then its lower rules, for weights that are finite and meet ``||w||_1 <= guard``.
 
-    ``steps``: the same anchors and target as step indices, for the rules of the chain whose clock that is (``None``:
+    ``guard=None``: each rule's own. ``steps``: the same anchors and target as step indices, for the rules of the chain whose clock that is (``None``:
     ``times`` are indices).
 
     ``||w||_1`` is the Lebesgue constant: noise eps in the snapshots reaches the forecast as at most ``||w||_1 eps``.
@@ -44,6 +42,8 @@ def serve(
     reuse = newest(len(times))
     current: Rule | None = rule
     while current is not None:
+        current = current.chosen(times, gram)
+        limit = current.guard if guard is None else guard
         n = min(current.window, len(times))
         w = np.zeros(len(times))
         lower = current.lower()
@@ -57,14 +57,14 @@ def serve(
         size = float(np.abs(w).sum())
         if not np.isfinite(w).all():
             fallbacks.append(f"{current.name}: weights are not finite")
-        elif size <= guard * (1 + ROUNDING):
+        elif size <= limit * (1 + ROUNDING):
             return Served(w, current.name, tuple(fallbacks))
         elif lower is None:
-            s = blend(w, reuse, guard)
-            fallbacks.append(f"{current.name}: |w|_1 = {size:.3g} > {guard:g}, blended toward reuse by {1 - s:.3g}")
+            s = blend(w, reuse, limit)
+            fallbacks.append(f"{current.name}: |w|_1 = {size:.3g} > {limit:g}, blended toward reuse by {1 - s:.3g}")
             return Served(reuse + s * (w - reuse), current.name, tuple(fallbacks))
         else:
-            fallbacks.append(f"{current.name}: |w|_1 = {size:.3g} > {guard:g}")
+            fallbacks.append(f"{current.name}: |w|_1 = {size:.3g} > {limit:g}")
         current = lower
     return Served(reuse, "reuse", tuple(fallbacks))
 

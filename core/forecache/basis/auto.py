@@ -1,0 +1,61 @@
+"""The calibration-free default: cautious, unless the run itself shows that its velocity is smooth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..snapshots import Array
+from .guard import serve
+from .linear import Linear
+from .rule import Rule
+
+EVIDENCE = 4  # snapshots from which on the newest one is an audit: a line is the least that must have been possible
+
+
+def forward_error(rule: Rule, times: Array, gram: Array) -> float:
+    """``||v_n - sum_j w_j v_j||`` of the newest snapshot, with the weights of the window before it: what ``rule`` would
+    have got wrong. From the Gram matrix, ``[-w, 1] G [-w, 1]^T``.
+    """
+    w = serve(rule, times[:-1], float(times[-1]), gram[:-1, :-1]).weights
+    signed = np.append(-w, 1.0)
+    return float(np.sqrt(max(signed @ gram @ signed, 0.0)))
+
+
+@dataclass(frozen=True)
+class Auto(Rule):
+    """Lagrange in true time, as bold as the newest computed value allows.
+
+    A trained network's velocities scatter about a smooth curve, and extrapolation amplifies scatter by ``||w||_1``:
+    ``cautious`` is damped and kept on a short leash. A flow without scatter (closed form, or a very good network) is
+    served far better by a high order, undamped. Which one a run is, its own snapshots say: ``bold`` serves while its
+    forecast of the newest of them missed it by less than ``gate`` times what ``cautious`` missed. On closed-form flows
+    the ratio of the two is 0.1 to 0.65 from the middle of a run on, on the trained network 0.65 to 4 (docs/results.md).
+
+    Raises:
+        ValueError: ``gate`` negative.
+    """
+
+    cautious: Rule = Linear(2, damping=0.7, guard=1.75)  # noqa: RUF009  frozen
+    bold: Rule = Linear(3, guard=8.0)  # noqa: RUF009  frozen
+    gate: float = 0.7
+
+    name = "auto"
+    window = 5
+    floor = 3
+
+    def __post_init__(self) -> None:
+        if not self.gate >= 0:
+            raise ValueError(f"gate must be >= 0, got {self.gate}")
+
+    def weights(self, times: Array, target: float, gram: Array) -> Array:
+        """Those of the chosen rule, under its guard."""
+        return serve(self.chosen(times, gram), times, target, gram).weights
+
+    def chosen(self, times: Array, gram: Array) -> Rule:
+        """See the class."""
+        if len(times) < EVIDENCE:
+            return self.cautious
+        bold, cautious = (forward_error(rule, times, gram) for rule in (self.bold, self.cautious))
+        return self.bold if bold < self.gate * cautious else self.cautious
