@@ -22,7 +22,9 @@ from . import files, schedule
 from .closed_loop import ClosedLoop, Condition
 from .plan import Plan, Weights
 from .recording import load, positions, save
+from .refine import Refiner
 from .search import Gaps, power_mean, probe_steps, search, survival
+from .snapshots import Array
 from .tapes import Probe, record
 
 COHERENCE = (0.0, 0.5)  # of the searches whose schedules are tried in closed loop, beside the even one
@@ -50,7 +52,7 @@ class Calibration:
     """Uncached runs, recorded once; :meth:`plan` makes a plan for any budget.
 
     Network calls: per seed one uncached run, ``probes`` times about half of one, the reference run if there is one, and
-    at most three cached runs per plan (each anchor is computed once and replayed).
+    at most three cached runs per plan (each anchor is computed once and replayed), and what ``refine`` takes.
 
     Args:
         run: ``run(seed, cache)``; it must be deterministic for a seed and come through an exception unharmed. It should
@@ -67,6 +69,8 @@ class Calibration:
         memory: snapshots per forecast.
         ridge: toward guarded Lagrange weights, relative to the data.
         probes: steps at which the survival of errors is measured; 0: every error counts as if it survived.
+        refine: rounds of Gauss-Newton on all weights of a plan together (:mod:`forecache.refine`). A round costs several
+            times the network calls of the uncached runs; the first lowers drift most.
         made_for: the plans' key.
         folder: keeps the recording of each seed, so that an interrupted calibration goes on where it was.
         progress: called as ``progress(stage, done, total)``.
@@ -90,6 +94,7 @@ class Calibration:
         memory: int = 4,
         ridge: float = 1e-3,
         probes: int = 8,
+        refine: int = 0,
         made_for: Mapping[str, Any] | None = None,
         folder: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
@@ -110,11 +115,14 @@ class Calibration:
             raise ValueError(f"ridge must be > 0, got {ridge}")
         if not 0 <= probes <= 64:
             raise ValueError(f"probes must be 0..64 steps, got {probes}")
+        if not 0 <= refine <= 16:
+            raise ValueError(f"refine must be 0..16 rounds, got {refine}")
         foreign = sorted(set(edges) - set(self.effective))
         if foreign:
             raise ValueError(f"edges must be steps that move the state, got {foreign}")
         self.run, self.target, self.reference = run, target, reference
         self.scale, self.edges, self.memory, self.ridge = guidance_scale, tuple(sorted(edges)), memory, ridge
+        self.refine = refine
         self.made_for = dict(made_for or {})
         self.probed = probe_steps(self.effective, probes) if probes else ()
         self.folder = None if folder is None else Path(folder)
@@ -210,11 +218,14 @@ class Calibration:
         loops = {computed: self._close(ordered, computed) for computed in sorted(found)}
         computed, (loop, weights) = min(loops.items(), key=lambda each: power_mean(each[1][0].distances()))
         distances = loop.distances()
+        if self.refine:
+            weights, distances = self._refine(loop)
         statistics = {
             "seeds": self.seeds,
             "target": self.target,
             "memory": self.memory,
             "ridge": self.ridge,
+            "refine": self.refine,
             "predicted_drift": gaps.price(computed),
             "distance_to_target": [float(np.median(distances)), float(np.percentile(distances, 95))],
             "expected_misfit": loop.misfits,
@@ -224,6 +235,15 @@ class Calibration:
             },
         }
         return Plan(tuple(self.times.tolist()), computed, weights, self.edges, self.made_for, statistics)
+
+    def _refine(self, loop: ClosedLoop) -> tuple[dict[int, Weights], Array]:
+        refiner, total = Refiner(loop), self.refine * len(self.seeds)
+        for k in range(self.refine):
+            done = k * len(self.seeds)
+            better = refiner.round(lambda seed, done=done: self._say("refinement", done + seed, total))  # type: ignore[misc]
+            if not better:
+                break
+        return {i: weights for i, (weights, _) in refiner.plan.items()}, refiner.distances()
 
     def _close(
         self, conditions: Mapping[int, Condition], computed: tuple[int, ...]

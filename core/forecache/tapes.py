@@ -18,6 +18,8 @@ from .plan import Weights
 from .recording import Recording, Velocity, flat, give_back
 from .snapshots import Array, products
 
+Served = tuple[Weights, Mapping[str, Sequence[int]]]  # weights of one step, and the anchors that they belong to
+
 
 class Tape(ABC):
     """The calls of a forecaster."""
@@ -172,7 +174,7 @@ class March(Tape):
     def __init__(self, computed: Sequence[int], recording: Recording) -> None:
         self.computed, self.recording = set(computed), recording
         self.values: dict[int, Any] = {}  # anchors, as the sampler gave them
-        self.weights: dict[int, tuple[Weights, Mapping[str, Sequence[int]]]] = {}  # skipped step -> weights, anchors
+        self.weights: dict[int, Served] = {}  # by skipped step
 
     def needs_compute(self, i: int) -> bool:
         return i in self.computed and i not in self.values
@@ -187,14 +189,60 @@ class March(Tape):
             return self.values[i]
         if i not in self.weights:  # dt = 0
             return self.values[max(k for k in self.values if k < i)]
-        weights, anchors = self.weights[i]
-        served = Velocity(_sum(weights.velocity, [Velocity.of(self.values[k]).cond for k in anchors["velocity"]]))
-        if weights.state:
-            served.cond = served.cond + weights.state * flat(state)
-        if self.recording.guided(i):
-            pieces = [Velocity.of(self.values[k]).difference for k in anchors["difference"]]
-            served.difference = _sum(weights.difference, [piece for piece in pieces if piece is not None])
+        served = serve(self.weights[i], self.values, state, self.recording.guided(i))
         return give_back(served, self.values[max(self.values)])
+
+
+class Rollout(Tape):
+    """One whole run of the cached sampler under given weights.
+
+    Args:
+        recording: of the same condition, for grid, scale and guidance.
+        computed: anchors.
+        weights: by step, of every skipped step that moves the state and of a corrected anchor.
+        values: anchors that are known already, as the sampler gave them, and need no call.
+
+    Attributes:
+        values: of all anchors, when the run has ended. moved: displacement of the sample.
+    """
+
+    def __init__(
+        self, recording: Recording, computed: Sequence[int], weights: Mapping[int, Served], values: Mapping[int, Any]
+    ) -> None:
+        self.recording, self.computed, self.weights, self.values = recording, set(computed), weights, dict(values)
+        self.moved: torch.Tensor | None = None
+
+    def needs_compute(self, i: int) -> bool:
+        return i in self.computed and i not in self.values
+
+    def observe(self, i: int, value: Any, state: Any = None) -> Any:
+        leaves, structure = tree.flatten(value)
+        self.values[i] = tree.unflatten({k: v.detach().clone() for k, v in leaves.items()}, structure)
+        return self.forecast(i, state)
+
+    def forecast(self, i: int, state: Any = None) -> Any:
+        known = {k: value for k, value in self.values.items() if k <= i}
+        like = known[max(known)]
+        if i in self.weights:
+            velocity = serve(self.weights[i], known, state, self.recording.guided(i))
+        else:  # an anchor as it is, or a step with dt = 0
+            velocity = Velocity.of(like)
+        h = float(self.recording.times[i + 1] - self.recording.times[i])
+        move = h * velocity.combined(self.recording.scale)
+        self.moved = move if self.moved is None else self.moved + move
+        return give_back(velocity, like) if i in self.weights else like
+
+
+def serve(served: Served, values: Mapping[int, Any], state: Any, guided: bool) -> Velocity:
+    """One step's velocity from weights, anchors and the sampler's state."""
+    weights, anchors = served
+    velocity = Velocity(_sum(weights.velocity, [Velocity.of(values[k]).cond for k in anchors["velocity"]]))
+    if weights.state:
+        velocity.cond = velocity.cond + weights.state * flat(state)
+    if guided:
+        pieces = [Velocity.of(values[k]).difference for k in anchors["difference"]]
+        velocity.difference = _sum(weights.difference, [piece for piece in pieces if piece is not None])
+    return velocity
 
 
 def _sum(weights: Sequence[float], vectors: Sequence[torch.Tensor]) -> torch.Tensor:

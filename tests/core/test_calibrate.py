@@ -12,8 +12,9 @@ from forecache import Calibration, Forecaster, Guided, Plan, Weights, calibrate
 from forecache.basis import Linear
 from forecache.fit import fit
 from forecache.recording import load, positions
+from forecache.refine import Refiner, Shift
 from forecache.schedule import effective_steps
-from forecache.search import Gaps, probe_steps, search, survival
+from forecache.search import Gaps, power_mean, probe_steps, search, survival
 from forecache.tapes import record
 
 STEPS = 40
@@ -369,3 +370,75 @@ def test_bad_arguments(wrong, error):
 def test_a_run_that_ignores_the_cache_is_refused():
     with pytest.raises(RuntimeError, match="did not ask the cache at steps"):
         calibrate(lambda seed, cache: run(seed, None), times=GRID, calls=5, seeds=[0])
+
+
+# --- refinement -------------------------------------------------------------------------------------------------------
+def refined(rounds: int, **options) -> Plan:
+    return calibrate(run, times=GRID, calls=7, seeds=range(16), refine=rounds, **options)
+
+
+def test_refinement_lands_closer_on_runs_that_it_has_not_seen():
+    plain, better = refined(0), refined(2)
+    assert plain.computed == better.computed and plain.weights != better.weights
+    assert better.statistics["refine"] == 2
+    before, after = (drifts(lambda plan=plan: Forecaster(times=GRID, plan=plan), TEST) for plan in (plain, better))
+    assert power_mean(np.array(after)) < 0.95 * power_mean(np.array(before))
+    assert refined(2) == better, "deterministic"
+    for weights in better.weights.values():
+        assert abs(sum(weights.velocity) - 1) < 1e-9 and sum(map(abs, weights.velocity)) <= 4 + 1e-9
+
+
+def test_refinement_of_branches_apart():
+    options = {"times": GRID, "calls": 9, "seeds": CALIBRATION, "guidance_scale": 3.0}
+    plain, better = calibrate(guided, **options), calibrate(guided, refine=1, **options)
+    moved = [i for i, w in better.weights.items() if w.difference != plain.weights[i].difference]
+    assert moved and max(moved) < EDGE
+    before, after = (
+        drifts(lambda plan=plan: Forecaster(times=GRID, plan=plan), CALIBRATION, guided, guided)
+        for plan in (plain, better)
+    )
+    assert power_mean(np.array(after)) < power_mean(np.array(before))
+
+
+def test_a_rollout_is_the_run_that_the_plan_will_make():
+    made = Calibration(run, times=GRID, seeds=range(4))
+    made.record()
+    loop, weights = made._close(made.conditions, (0, 2, 6, 12, 20, 30, 38))
+    refiner = Refiner(loop)
+    plan = Plan(tuple(GRID), loop.computed, weights)
+    for seed, rollout in refiner.here.items():
+        start = made.conditions[seed].recording.start
+        served = run(seed, Forecaster(times=GRID, plan=plan))[0]
+        assert torch.allclose(start + rollout.moved, served, atol=1e-5)
+    assert np.allclose(refiner.distances(), loop.distances(), atol=1e-6)
+
+
+def test_a_round_that_lands_no_closer_changes_nothing(monkeypatch):
+    made = Calibration(run, times=GRID, seeds=range(4))
+    made.record()
+    refiner = Refiner(made._close(made.conditions, (0, 4, 10, 20, 30, 38))[0])
+    plan, solve = dict(refiner.plan), np.linalg.solve
+    with monkeypatch.context() as patched:
+        patched.setattr(np.linalg, "solve", lambda a, b: -solve(a, b))  # control: the wrong way
+        assert not refiner.round()
+    assert refiner.plan == plan
+    before = refiner.distances()
+    assert refiner.round() and refiner.distances().mean() < before.mean()
+
+
+def test_refinement_replays_what_it_knows():
+    """A trial of a gap computes only the anchors after it."""
+    made = Calibration(run, times=GRID, seeds=[0])
+    made.record()
+    refiner = Refiner(made._close(made.conditions, (0, 4, 10, 20, 30, 38))[0])
+    calls["n"] = 0
+    refiner.round()
+    trials = sum(sum(a > shift.steps[0] for a in refiner.computed) for shift in refiner.shifts)
+    assert trials < calls["n"] <= trials + 4 * len(refiner.computed)
+    assert refiner.shifts[-1] == Shift((38,), "state")
+
+
+@pytest.mark.parametrize("rounds", [-1, 17])
+def test_refine_is_checked(rounds):
+    with pytest.raises(ValueError, match=r"refine must be 0\.\.16"):
+        Calibration(run, times=GRID, seeds=[0], refine=rounds)

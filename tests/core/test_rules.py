@@ -327,7 +327,7 @@ def test_each_rule_of_the_chain_reads_its_own_clock() -> None:
     assert np.abs(wrong.weights - served.weights).max() > 0.1
 
 
-# --- the calibration-free default ---------------------------------------------------------------------------------------
+# --- the calibration-free default -------------------------------------------------------------------------------------
 TIMES = np.array([0.0, 0.04, 0.12, 0.22, 0.3])
 
 

@@ -31,8 +31,8 @@ def serve(
 ) -> Served:
     """Ask ``rule``, then its lower rules, for weights that are finite and meet ``||w||_1 <= guard``.
 
-    ``guard=None``: each rule's own. ``steps``: the same anchors and target as step indices, for the rules of the chain whose clock that is (``None``:
-    ``times`` are indices).
+    ``guard=None``: each rule's own. ``steps``: the same anchors and target as step indices, for the rules of the chain
+    whose clock that is (``None``: ``times`` are indices).
 
     ``||w||_1`` is the Lebesgue constant: noise eps in the snapshots reaches the forecast as at most ``||w||_1 eps``.
     At the end of the chain the weights are blended toward reuse, ``w <- e_n + s (w - e_n)`` with the largest s in

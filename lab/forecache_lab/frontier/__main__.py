@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--meshes", type=int, default=4, help="test conditions whose meshes are compared (3 s each and row)"
     )
+    parser.add_argument("--refine", type=int, default=0, help="rounds of refinement of the plans that imitate")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="2 conditions of either kind, one budget, no mesh")
     a = parser.parse_args(argv)
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
             bench = Bench(
                 problem, range(CALIBRATION_SEED, CALIBRATION_SEED + a.calibration),
-                range(FIRST, FIRST + a.test), a.meshes, say,
+                range(FIRST, FIRST + a.test), a.meshes, a.refine, say,
             )  # fmt: skip
             rows.append(bench.uncached())
             for calls in budgets[:1] if a.quick else budgets:

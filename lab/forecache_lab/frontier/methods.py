@@ -203,10 +203,10 @@ def forecache_rows(problem: Problem, calls: int) -> list[Method]:
 
 
 def calibration(
-    problem: Problem, seeds: Seeds, target: Literal["uncached", "reference"], streams: Streams
+    problem: Problem, seeds: Seeds, target: Literal["uncached", "reference"], streams: Streams, refine: int
 ) -> Calibration:
     """Recordings that plans of every budget share; they land on the uncached run or on the fine solution."""
-    key = target, streams, tuple(seeds)
+    key = target, streams, tuple(seeds), refine
     if key not in problem.calibrations:
         problem.calibrations[key] = Calibration(
             runner(problem, streams),
@@ -215,28 +215,30 @@ def calibration(
             target=target,
             reference=(reference_runner(problem), problem.times) if target == "reference" else None,
             guidance_scale=None if streams == "combined" else problem.scale,
+            refine=refine,
             made_for={"problem": problem.key, "guidance_scale": problem.scale, "streams": streams},
         )
     return problem.calibrations[key]
 
 
-def plan_rows(problem: Problem, calls: int, seeds: Seeds) -> list[Method]:
+def plan_rows(problem: Problem, calls: int, seeds: Seeds, refine: int = 0) -> list[Method]:
     """Plans, their schedule with other weights, and Euler with long steps on it.
 
-    Where guidance is on for part of the time, plans of the combined velocity and of the branches apart are candidates.
+    ``refine``: rounds of refinement for the plans that land on the uncached run; the others are not refined. Where guidance is on for part of the time, plans of the combined velocity and of the branches apart are candidates.
     """
     ways: tuple[Streams, ...] = ("combined", "optional") if problem.edges(problem.times) else ("combined",)
     labels = {"combined": "", "optional": "branches apart"}
 
-    def candidates(target: Literal["uncached", "reference"]) -> list[tuple[Candidate, Plan]]:
+    def candidates(target: Literal["uncached", "reference"], rounds: int) -> list[tuple[Candidate, Plan]]:
         found = []
         for streams in ways:
-            made = calibration(problem, seeds, target, streams).plan(calls)
+            made = calibration(problem, seeds, target, streams, rounds).plan(calls)
             make = partial(Forecaster, times=problem.times, plan=made, made_for=made.made_for)
-            found.append((cached(problem, make, labels[streams] if len(ways) > 1 else "", streams), made))
+            how = ", ".join(filter(None, (labels[streams], f"refined, {rounds} round(s)" if rounds else "")))
+            found.append((cached(problem, make, how, streams), made))
         return found
 
-    near, fine = candidates("uncached"), candidates("reference")
+    near, fine = candidates("uncached", refine), candidates("reference", 0)
     computed = near[0][1].computed
     on_its_steps = cached(problem, lambda: Forecaster(Linear(2), times=problem.times, computed=computed))
     return [

@@ -1,0 +1,162 @@
+"""All weights of a plan together: Gauss-Newton on where the runs land.
+
+The closed loop fits one step after the other and brings each to the target's *state*. What a displacement that it must
+leave does to the network afterwards it cannot know. Here the unknowns are one shift per gap and column, added to the
+weights of all steps of that gap (and to those of the corrected anchor); their effect on the sample is measured by
+running the cached sampler with each of them moved a little, so the network needs no gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+
+from .basis import GUARD
+from .basis.guard import blend
+from .closed_loop import ClosedLoop
+from .plan import Weights
+from .recording import Velocity
+from .search import power_mean
+from .snapshots import Array
+from .tapes import Rollout, Served
+
+PROBE = 0.01  # size of a trial shift: what it adds to a forecast, relative to the newest velocity
+DAMPING = 1e-2  # of Levenberg-Marquardt, relative to the diagonal
+SCALES = (1.0, 0.5, 0.25, 0.1)  # of the step, until one lands closer
+Plan = Mapping[int, Served]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One unknown: a weight at ``place`` of the steps of one gap. A velocity's is taken from the newest one's, so that
+    the sum stays 1.
+    """
+
+    steps: tuple[int, ...]
+    kind: Literal["velocity", "difference", "state"]
+    place: int = 0
+
+    def add(self, weights: Weights, amount: float) -> Weights:
+        """``weights`` with ``amount`` more of this column."""
+        if self.kind == "state":
+            return replace(weights, state=weights.state + amount)
+        values = list(getattr(weights, self.kind))
+        values[self.place] += amount
+        if self.kind == "velocity":
+            values[-1] -= amount
+        return replace(weights, **{self.kind: tuple(values)})
+
+
+class Refiner:
+    """Refines the weights that ``loop`` fitted.
+
+    Network calls a round: per run, each unknown of a gap times the anchors after it, and at most four cached runs.
+
+    Attributes:
+        plan: by step, weights and their anchors.
+    """
+
+    def __init__(self, loop: ClosedLoop) -> None:
+        self.run, self.conditions, self.computed, self.scale = loop.run, loop.conditions, loop.computed, loop.scale
+        self.plan: Plan = dict(next(iter(loop.marches.values())).weights)
+        self.shifts = list(self._shifts())
+        self.here = self._all(self.plan)
+
+    def _shifts(self) -> list[Shift]:
+        found = []
+        gaps = [tuple(range(a + 1, b)) for a, b in pairwise((*self.computed, max(self.plan, default=0) + 1))]
+        for gap in (*gaps, self.computed[-1:]):
+            steps = tuple(i for i in gap if i in self.plan)
+            if not steps:
+                continue
+            weights, _ = self.plan[steps[0]]
+            found += [Shift(steps, "velocity", k) for k in range(len(weights.velocity) - 1)]
+            guided = min(len(self.plan[i][0].difference) for i in steps)
+            found += [Shift(steps, "difference", k) for k in range(guided)]
+            if all(each.recording.start is not None for each in self.conditions.values()):
+                found.append(Shift(steps, "state"))
+        return found
+
+    def _roll(self, seed: int, plan: Plan, known: Mapping[int, object]) -> Rollout:
+        rollout = Rollout(self.conditions[seed].recording, self.computed, plan, known)
+        self.run(seed, rollout)
+        return rollout
+
+    def _all(self, plan: Plan) -> dict[int, Rollout]:
+        return {seed: self._roll(seed, plan, {}) for seed in self.conditions}
+
+    def _left(self, seed: int, rollout: Rollout) -> torch.Tensor:
+        """What the run misses its target by, relative to the sample."""
+        assert rollout.moved is not None
+        condition = self.conditions[seed]
+        return (condition.target[-1] - rollout.moved).double() / condition.recording.final
+
+    def distances(self) -> Array:
+        """``[S]``: distance of each run to its target, relative to the sample."""
+        return np.array([float(self._left(seed, rollout).norm()) for seed, rollout in self.here.items()])
+
+    def round(self, progress: Callable[[int], None] = lambda done: None) -> bool:
+        """One Gauss-Newton step for ``sum_s ||r_s||`` (each run weighted by 1 / ||r_s||), accepted where the power mean
+        of the distances falls; returns whether it did.
+        """
+        m = len(self.shifts)
+        system, right, before = np.zeros((m, m)), np.zeros(m), power_mean(self.distances())
+        for k, (seed, rollout) in enumerate(self.here.items()):
+            left = self._left(seed, rollout)
+            effects = torch.stack([self._effect(seed, shift, left) for shift in self.shifts])
+            weight = 1 / max(float(left.norm()), 1e-12)
+            system += weight * (effects @ effects.T).numpy()
+            right += weight * (effects @ left).numpy()
+            progress(k + 1)
+        diagonal = np.diag(system)
+        damped = system + np.diag(DAMPING * diagonal + 1e-12 * max(float(diagonal.sum()), 1e-300))
+        step = np.linalg.solve(damped, right)
+        for scale in SCALES:
+            plan = self._moved(scale * step)
+            rollouts = self._all(plan)
+            if power_mean(np.array([float(self._left(s, each).norm()) for s, each in rollouts.items()])) < before:
+                self.plan, self.here = plan, rollouts
+                return True
+        return False
+
+    def _effect(self, seed: int, shift: Shift, left: torch.Tensor) -> torch.Tensor:
+        """``[d]``: derivative of the sample by the shift, relative to the sample; a one-sided difference."""
+        amount = self._trial(seed, shift)
+        plan = {**self.plan}
+        for i in shift.steps:
+            plan[i] = shift.add(self.plan[i][0], amount), self.plan[i][1]
+        known = {k: value for k, value in self.here[seed].values.items() if k <= shift.steps[0]}
+        return (left - self._left(seed, self._roll(seed, plan, known))) / amount
+
+    def _trial(self, seed: int, shift: Shift) -> float:
+        anchors, values = self.plan[shift.steps[0]][1], self.here[seed].values
+        newest = Velocity.of(values[anchors["velocity"][-1]]).cond
+        if shift.kind == "velocity":
+            column = Velocity.of(values[anchors["velocity"][shift.place]]).cond - newest
+        elif shift.kind == "difference":
+            difference = Velocity.of(values[anchors["difference"][shift.place]]).difference
+            assert difference is not None
+            column = (self.scale - 1) * difference
+        else:
+            start = self.conditions[seed].recording.start
+            assert start is not None
+            column = start
+        return min(PROBE * float(newest.norm()) / max(float(column.norm()), 1e-30), 1.0)
+
+    def _moved(self, step: Array) -> Plan:
+        """The plan with every unknown moved; velocity weights go no further than the guard lets them."""
+        plan = dict(self.plan)
+        for shift, amount in zip(self.shifts, step, strict=True):
+            for i in shift.steps:
+                plan[i] = shift.add(plan[i][0], float(amount)), plan[i][1]
+        for i, (weights, anchors) in plan.items():
+            old, new = np.array(self.plan[i][0].velocity), np.array(weights.velocity)
+            if np.abs(new).sum() > GUARD:
+                new = old + blend(new, old, GUARD) * (new - old)
+                plan[i] = replace(weights, velocity=tuple(map(float, new))), anchors
+        return plan
