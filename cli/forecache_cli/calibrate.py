@@ -75,12 +75,15 @@ def calibrate(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for plan-CALLS.json and the recordings.")],
     seeds: Annotated[str, typer.Option(help="Calibration conditions: N or FIRST:END.")] = "16",
     test: Annotated[str, typer.Option(help="Conditions to measure drift on, disjoint from those.")] = "100000:100016",
+    refine: Annotated[
+        int | None, typer.Option(help="Rounds of refinement; pays with 32 seeds (default: SOURCE's, else 0).")
+    ] = None,
 ) -> None:
     """Make plans and print drift against calls. Interrupted, the same command goes on where it was."""
     from forecache import Calibration
     from forecache.ladder import ladder, table
 
-    options = dict(load(source))
+    options = dict(load(source)) | ({} if refine is None else {"refine": refine})
     with Progress(transient=True) as bar:
         tasks: dict[str, Any] = {}
 

@@ -45,11 +45,12 @@ class Shift:
         """``weights`` with ``amount`` more of this column."""
         if self.kind == "state":
             return replace(weights, state=weights.state + amount)
-        values = list(getattr(weights, self.kind))
+        values = list(weights.velocity if self.kind == "velocity" else weights.difference)
         values[self.place] += amount
-        if self.kind == "velocity":
-            values[-1] -= amount
-        return replace(weights, **{self.kind: tuple(values)})
+        if self.kind == "difference":
+            return replace(weights, difference=tuple(values))
+        values[-1] -= amount
+        return replace(weights, velocity=tuple(values))
 
 
 class Refiner:
@@ -117,7 +118,7 @@ class Refiner:
         damped = system + np.diag(DAMPING * diagonal + 1e-12 * max(float(diagonal.sum()), 1e-300))
         step = np.linalg.solve(damped, right)
         for scale in SCALES:
-            plan = self._moved(scale * step)
+            plan = self._moved(np.asarray(scale * step))
             rollouts = self._all(plan)
             if power_mean(np.array([float(self._left(s, each).norm()) for s, each in rollouts.items()])) < before:
                 self.plan, self.here = plan, rollouts

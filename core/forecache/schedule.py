@@ -71,7 +71,7 @@ def cosine(effective: Sequence[int], calls: int, power: float = 1.15, mix: float
     Calibrated plans of our flows have this shape: at the start the velocity changes fastest, at the end nothing is left
     of the flow that could contract an error. ``mix = 0`` is :func:`even`, which is what a grid of 12 steps needs: its
     ends cannot be resolved any finer. By default m grows to 0.65 for grids of 36 steps and more. The constants come
-    from ``python -m forecache_lab.spread`` (docs/results.md).
+    from ``python -m forecache_lab.auto`` (docs/results.md).
 
     Raises:
         ValueError: ``calls`` outside ``1 .. len(effective)``, ``power < 1`` or ``mix`` outside [0, 1].

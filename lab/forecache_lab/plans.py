@@ -55,7 +55,7 @@ def runner(pipe: Any, first: int) -> Callable[[int, Any], torch.Tensor]:
     return run
 
 
-def ladder(pipe: Any, budgets: list[int], calibration: int, test: int) -> tuple[dict[int, Plan], str]:
+def ladder(pipe: Any, budgets: list[int], calibration: int, test: int, refine: int) -> tuple[dict[int, Plan], str]:
     """Plans by budget and the Markdown table of their drift."""
     key = adapter.key(pipe, GUIDANCE)
     run = runner(pipe, TEST_SEED)
@@ -77,7 +77,7 @@ def ladder(pipe: Any, budgets: list[int], calibration: int, test: int) -> tuple[
 
         made = Calibration(
             runner(pipe, CALIBRATION_SEED), times=GRID, seeds=range(calibration), made_for=key,
-            progress=progress,
+            refine=refine, progress=progress,
         )  # fmt: skip
         plans = {calls: made.plan(calls) for calls in budgets}
     for calls, plan in plans.items():
@@ -96,13 +96,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--calls", type=int, nargs="+", default=[9, 11, 15])
-    parser.add_argument("--calibration", type=int, default=16, help="calibration conditions")
+    parser.add_argument("--calibration", type=int, default=32, help="calibration conditions")
+    parser.add_argument("--refine", type=int, default=1, help="rounds of refinement")
     parser.add_argument("--test", type=int, default=16, help="test conditions")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     torch.set_num_threads(1)
     pipe = hunyuan21.build(hunyuan21.load(a.checkout))
-    plans, table = ladder(pipe, a.calls, a.calibration, a.test)
+    plans, table = ladder(pipe, a.calls, a.calibration, a.test, a.refine)
     a.out.mkdir(parents=True, exist_ok=True)
     for calls, plan in plans.items():
         plan.save(a.out / f"hunyuan21-{calls}.json")

@@ -46,6 +46,8 @@ def test_plans_for_several_budgets_and_their_drift(source, tmp_path):
     plan = Plan.load(out / "plan-5.json")
     assert Forecaster(times=plan.times, plan=plan, made_for={"model": "toy"}).computed == plan.computed
     before = (out / "plan-5.json").read_bytes()
+    assert invoke(f"{source}:toy", *options, "--refine", "1").exit_code == 0
+    assert Plan.load(out / "plan-5.json").statistics["refine"] == 1
     assert invoke(f"{source}:toy", *options).exit_code == 0
     assert (out / "plan-5.json").read_bytes() == before, "resumed from its recordings, to the same plan"
 

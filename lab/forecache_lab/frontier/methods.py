@@ -224,7 +224,8 @@ def calibration(
 def plan_rows(problem: Problem, calls: int, seeds: Seeds, refine: int = 0) -> list[Method]:
     """Plans, their schedule with other weights, and Euler with long steps on it.
 
-    ``refine``: rounds of refinement for the plans that land on the uncached run; the others are not refined. Where guidance is on for part of the time, plans of the combined velocity and of the branches apart are candidates.
+    Where guidance is on for part of the time, plans of the combined velocity and of the branches apart are candidates.
+    ``refine``: rounds of refinement for the plans that land on the uncached run; the others are not refined.
     """
     ways: tuple[Streams, ...] = ("combined", "optional") if problem.edges(problem.times) else ("combined",)
     labels = {"combined": "", "optional": "branches apart"}
