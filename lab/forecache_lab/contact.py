@@ -51,5 +51,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     try:
         main(given.checkout, given.out)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, RuntimeError) as error:
         parser.exit(1, f"error: {error}\n")
