@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from . import schedule, tree
-from .basis import Reuse, Rule, Unfit, make_rule
+from .basis import Reuse, make_rule
 from .basis.guard import serve
-from .plan import Plan, Weights
-from .snapshots import MAX_HISTORY, Array
+from .plan import Plan, Planned, Weights
+from .snapshots import MAX_HISTORY
 from .streams import Guided, Stream
 from .trace import Step, Trace
 
@@ -101,7 +101,16 @@ class Forecaster:
         self.rule = make_rule(basis, (self.times[0], self.times[-1]), order, sigma)
         if history < self.rule.floor:
             raise ValueError(f"history must be >= {self.rule.floor} for basis {self.rule.name!r}, got {history}")
-        self.computed = _schedule(basis, self.effective, interval, warmup, end, calls, computed, plan)
+        self.computed = schedule.choose(
+            self.effective,
+            basis == "auto",
+            interval,
+            warmup,
+            end,
+            calls,
+            computed,
+            None if plan is None else plan.computed,
+        )
         if basis == "auto" and plan is None and computed is None and len(self.computed) <= FEW < len(self.effective):
             self._warn(
                 f"auto with {len(self.computed)} of {len(self.effective)} calls: with so few, the sampler with "
@@ -117,7 +126,7 @@ class Forecaster:
         longest = max((max(len(w.velocity), len(w.difference)) for w in served.values()), default=0)
         if history < longest:
             raise ValueError(f"history must be >= {longest}, the longest weights of the plan, got {history}")
-        rule = _Planned(self._plan, self.times, self.rule) if served else self.rule
+        rule = Planned(self._plan, self.times, self.rule) if served else self.rule
         self._stream: Callable[[], Stream] = lambda: Stream(rule, history, batch_dim, guard)
         self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
         self._streams: dict[str, Stream] = {}
@@ -187,7 +196,7 @@ class Forecaster:
 
     def _correct(self, entry: Step, weights: Weights, value: Any, state: Any) -> Any:
         """The computed value with what the plan adds to it; whatever hinders that is named in the trace."""
-        rule = _Planned({entry.index: weights}, self.times, Reuse())
+        rule = Planned({entry.index: weights}, self.times, Reuse())
         corrected = {}
         for name, stream in self._streams.items():
             known = stream.snapshots
@@ -223,7 +232,7 @@ class Forecaster:
                 reasons = list(dict.fromkeys(reason for s in served for reason in s.fallbacks))
                 if reasons:
                     fallbacks[name] = reasons
-            if i in self._plan and all(rule == _Planned.name for rule in rules.values()):
+            if i in self._plan and all(rule == Planned.name for rule in rules.values()):
                 self._check_state(i, self._plan[i], state)
                 self._add_columns(self._plan[i], leaves, state)
             entry = Step(i, self.times[i], "forecast", rules=rules, fallbacks=fallbacks)
@@ -289,54 +298,3 @@ class Forecaster:
     def nbytes(self) -> int:
         """Bytes of snapshots held now."""
         return sum(stream.snapshots.nbytes for stream in self._streams.values())
-
-
-class _Planned(Rule):
-    """A plan's weights where it has them, the calibration-free rule elsewhere."""
-
-    name = "plan"
-    uses_gram = True  # for the rule below it
-
-    def __init__(self, plan: Mapping[int, Weights], times: Sequence[float], otherwise: Rule) -> None:
-        self._otherwise = otherwise
-        self._weights = {times[step]: np.array(w.velocity) for step, w in plan.items()}
-
-    def weights(self, times: Array, target: float, gram: Array) -> Array:
-        w = self._weights.get(target)
-        if w is None:
-            raise Unfit("no weights for this step")
-        if len(w) > len(times):
-            raise Unfit(f"{len(times)} of {len(w)} snapshots")
-        return np.concatenate([np.zeros(len(times) - len(w)), w])
-
-    def lower(self) -> Rule | None:
-        return self._otherwise
-
-
-def _schedule(
-    basis: str | Any,
-    effective: tuple[int, ...],
-    interval: int | None,
-    warmup: int | None,
-    end: int | None,
-    calls: int | None,
-    computed: Sequence[int] | None,
-    plan: Plan | None,
-) -> tuple[int, ...]:
-    given = {"interval": interval, "calls": calls, "computed": computed, "plan": plan}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise ValueError(f"give one of interval, calls, computed, plan; got {' and '.join(named)}")
-    if interval is None and (warmup is not None or end is not None) and named:
-        raise ValueError(f"warmup and end belong to interval, not to {named[0]}")
-    if plan is not None:
-        return schedule.check(plan.computed, effective)
-    if computed is not None:
-        return schedule.check(computed, effective)
-    spread = schedule.cosine if basis == "auto" else schedule.even
-    if calls is not None:
-        return spread(effective, calls)
-    fixed = schedule.fixed_interval(
-        effective, 4 if interval is None else interval, 2 if warmup is None else warmup, end
-    )
-    return spread(effective, len(fixed)) if basis == "auto" and effective else fixed

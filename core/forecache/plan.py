@@ -6,14 +6,17 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import files
+from .basis import Rule, Unfit
+from .snapshots import Array
 
 VERSION = 2
 
@@ -149,6 +152,28 @@ def _weights(velocity: list[float], state: float = 0.0, difference: list[float] 
 def _plain(value: Any) -> Any:
     """As JSON hands it back: a tuple in a key is the list that the file holds."""
     return json.loads(json.dumps(value))
+
+
+class Planned(Rule):
+    """A plan's weights where it has them, the calibration-free rule elsewhere."""
+
+    name = "plan"
+    uses_gram = True  # for the rule below it
+
+    def __init__(self, plan: Mapping[int, Weights], times: Sequence[float], otherwise: Rule) -> None:
+        self._otherwise = otherwise
+        self._weights = {times[step]: np.array(w.velocity) for step, w in plan.items()}
+
+    def weights(self, times: Array, target: float, gram: Array) -> Array:
+        w = self._weights.get(target)
+        if w is None:
+            raise Unfit("no weights for this step")
+        if len(w) > len(times):
+            raise Unfit(f"{len(times)} of {len(w)} snapshots")
+        return np.concatenate([np.zeros(len(times) - len(w)), w])
+
+    def lower(self) -> Rule | None:
+        return self._otherwise
 
 
 def fingerprint(network: torch.nn.Module, values: int = 64) -> str:

@@ -162,3 +162,37 @@ def check(computed: Sequence[int], effective: Sequence[int]) -> tuple[int, ...]:
     if foreign:
         raise ValueError(f"schedule holds steps {foreign} that are not among the {len(effective)} effective steps")
     return steps
+
+
+def choose(
+    effective: Sequence[int],
+    dense: bool,
+    interval: int | None = None,
+    warmup: int | None = None,
+    end: int | None = None,
+    calls: int | None = None,
+    computed: Sequence[int] | None = None,
+    plan: Sequence[int] | None = None,
+) -> tuple[int, ...]:
+    """The schedule that a forecaster's arguments ask for; by default the fixed interval 4.
+
+    ``dense``: an exact budget is spread by :func:`cosine`, not :func:`even`, and an interval sets the budget only.
+
+    Raises:
+        ValueError: more than one of ``interval``, ``calls``, ``computed`` and ``plan`` (its computed steps), or what
+            the schedule asked for raises.
+    """
+    given = {"interval": interval, "calls": calls, "computed": computed, "plan": plan}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise ValueError(f"give one of interval, calls, computed, plan; got {' and '.join(named)}")
+    if interval is None and (warmup is not None or end is not None) and named:
+        raise ValueError(f"warmup and end belong to interval, not to {named[0]}")
+    steps = computed if computed is not None else plan
+    if steps is not None:
+        return check(steps, effective)
+    spread = cosine if dense else even
+    if calls is not None:
+        return spread(effective, calls)
+    fixed = fixed_interval(effective, 4 if interval is None else interval, 2 if warmup is None else warmup, end)
+    return spread(effective, len(fixed)) if dense and effective else fixed
