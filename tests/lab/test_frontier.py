@@ -11,7 +11,7 @@ import torch
 
 from forecache import Forecaster, Guided, schedule
 from forecache.basis import Linear, Reuse
-from forecache_lab import refresh
+from forecache_lab import limits, refresh
 from forecache_lab.frontier import __main__ as command
 from forecache_lab.frontier import flows, measure, methods, network, report, sampling, solvers
 from forecache_lab.frontier.caches import EasyCache, HiCachePP, Spectrum, ramp, spectrum_weights
@@ -355,3 +355,18 @@ def test_weights_of_other_snapshots_are_not_served():
     rules = {s.index: s.rules["v"] for s in cache.trace.steps if s.kind == "forecast"}
     assert all((rule == "plan") == (i < moved) for i, rule in rules.items())
     assert made.computed[-1] in made.weights and not cache.trace.steps[-1].rules, "nor is the last step corrected"
+
+
+def test_the_span_of_the_calls_bounds_every_choice_of_weights():
+    problem = flows.gaussian()
+    plan = methods.calibration(problem, range(100, 104), "uncached", "combined", 0).plan(6)
+    for seed in range(3):
+        drift, least = limits.left(problem, plan, seed)
+        assert 0 < least < drift
+        other = sample_with(problem, seed, Forecaster("auto", times=problem.times, computed=plan.computed))
+        assert least < 0.2 and drift < other  # control: another rule on the same steps is further off
+
+
+def sample_with(problem, seed, cache):
+    uncached, cached = (sampling.sample(problem, [seed], each).latents for each in (None, cache))
+    return float((cached - uncached).norm() / uncached.norm())
