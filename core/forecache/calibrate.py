@@ -10,6 +10,7 @@ follow from the velocities.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 from . import files, schedule
 from .closed_loop import ClosedLoop, Condition
 from .plan import Plan, Weights
-from .recording import load, positions, save
+from .recording import Recording, load, positions, save
 from .refine import Refiner
 from .search import Gaps, power_mean, probe_steps, search, survival
 from .snapshots import Array
@@ -129,33 +130,50 @@ class Calibration:
         self.folder = None if folder is None else Path(folder)
         self._say = progress or (lambda stage, done, total: None)
         self.conditions: dict[int, Condition] = {}
+        self._base: Calibration | None = None  # whose recordings and probes serve here too
         if self.folder is not None:
             self._claim(self.folder)
+
+    def toward(self, reference: tuple[Run, Sequence[float]]) -> Calibration:
+        """The same with ``target="reference"``: recordings and probes are shared, only the reference runs are made."""
+        other = copy.copy(self)
+        other.target, other.reference, other.folder, other.conditions = "reference", reference, None, {}
+        other._base = self
+        return other
 
     # --- recordings -------------------------------------------------------------------------------------------------
     def record(self) -> None:
         """Record and probe the uncached runs that are not recorded yet; :meth:`plan` does it when it is first asked."""
         for k, seed in enumerate(self.seeds):
-            if seed not in self.conditions:
-                self.conditions[seed] = self._load(seed) or self._record(seed)
+            self._condition(seed)
             self._say("uncached runs", k + 1, len(self.seeds))
 
+    def _condition(self, seed: int) -> Condition:
+        if seed not in self.conditions:
+            self.conditions[seed] = self._load(seed) or self._record(seed)
+        return self.conditions[seed]
+
     def _record(self, seed: int) -> Condition:
-        recording = record(self.run, self.times, seed, self.scale)
+        shared = None if self._base is None else self._base._condition(seed)
+        recording = record(self.run, self.times, seed, self.scale) if shared is None else shared.recording
         if self.reference is None:
             target = positions(recording, self.times)
         else:
             fine = np.array([float(t) for t in self.reference[1]])
             target = positions(record(self.reference[0], fine, seed, self.scale), self.times)
+        left = self._probe(seed, recording) if shared is None else shared.survival
+        condition = Condition(recording, left, target)
+        if self.folder is not None:
+            save(self._file(seed), recording, condition.survival, target)
+        return condition
+
+    def _probe(self, seed: int, recording: Recording) -> Array:
         left = []
         for at in self.probed:
             probe = Probe(recording, at)
             self.run(seed, probe)
             left.append(probe.survival())
-        condition = Condition(recording, np.array(left), target)
-        if self.folder is not None:
-            save(self._file(seed), recording, condition.survival, target)
-        return condition
+        return np.array(left)
 
     def _key(self) -> dict[str, Any]:
         fine = None if self.reference is None else [float(t) for t in self.reference[1]]

@@ -442,3 +442,19 @@ def test_refinement_replays_what_it_knows():
 def test_refine_is_checked(rounds):
     with pytest.raises(ValueError, match=r"refine must be 0\.\.16"):
         Calibration(run, times=GRID, seeds=[0], refine=rounds)
+
+
+def test_both_targets_share_their_recordings():
+    options = {"times": GRID, "seeds": range(4), "probes": 4}
+    fine = np.linspace(0, 1, (STEPS - 1) * 8 + 1).tolist()
+    reference = (lambda seed, cache: run(seed, cache, fine)), fine
+    near = Calibration(run, **options)
+    near.plan(7)
+    calls["n"] = 0
+    shared = near.toward(reference).plan(7)
+    made = calls["n"]
+    alone = Calibration(run, target="reference", reference=reference, **options)
+    calls["n"] = 0
+    assert alone.plan(7) == shared != near.plan(7)
+    assert made < calls["n"] - 4 * (STEPS - 1), "neither uncached runs nor probes again"
+    assert near.target == "uncached" and near.reference is None

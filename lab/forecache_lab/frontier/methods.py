@@ -205,20 +205,23 @@ def forecache_rows(problem: Problem, calls: int) -> list[Method]:
 def calibration(
     problem: Problem, seeds: Seeds, target: Literal["uncached", "reference"], streams: Streams, refine: int
 ) -> Calibration:
-    """Recordings that plans of every budget share; they land on the uncached run or on the fine solution."""
-    key = target, streams, tuple(seeds), refine
-    if key not in problem.calibrations:
-        problem.calibrations[key] = Calibration(
+    """Recordings that plans of every budget and of both targets share: they land on the uncached run or on the fine
+    solution.
+    """
+    near, fine = ("uncached", streams, tuple(seeds)), ("reference", streams, tuple(seeds))
+    if near not in problem.calibrations:
+        problem.calibrations[near] = Calibration(
             runner(problem, streams),
             times=problem.times,
             seeds=seeds,
-            target=target,
-            reference=(reference_runner(problem), problem.times) if target == "reference" else None,
             guidance_scale=None if streams == "combined" else problem.scale,
-            refine=refine,
             made_for={"problem": problem.key, "guidance_scale": problem.scale, "streams": streams},
         )
-    return problem.calibrations[key]
+        reference = reference_runner(problem), problem.times
+        problem.calibrations[fine] = problem.calibrations[near].toward(reference)
+    made = problem.calibrations[near if target == "uncached" else fine]
+    made.refine = refine
+    return made
 
 
 def plan_rows(problem: Problem, calls: int, seeds: Seeds, refine: int = 0) -> list[Method]:
