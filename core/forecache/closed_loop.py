@@ -15,7 +15,7 @@ from .basis.guard import serve
 from .fit import fit, prior
 from .plan import Weights
 from .recording import Recording, Velocity
-from .snapshots import Array, products
+from .snapshots import Array, gram_matrix
 from .tapes import March, Pause
 
 
@@ -88,8 +88,7 @@ class ClosedLoop:
             arrived = Velocity.of(march.values[i])
             if known:
                 window = torch.stack([self.anchors[seed][k].cond for k in known])
-                gram = np.stack([products(window[None], each[None])[0, :-1] for each in window])
-                w = serve(self._rule, self.times[list(known)], float(self.times[i]), gram).weights
+                w = serve(self._rule, self.times[list(known)], float(self.times[i]), gram_matrix(window)).weights
                 guess = _vector(w) @ window
                 errors.append(float((guess - arrived.cond).norm() / arrived.cond.norm().clamp(min=1e-30)))
             self.anchors[seed][i] = arrived

@@ -9,7 +9,7 @@ import torch
 
 from .basis import GUARD, Linear
 from .basis.guard import blend, serve
-from .snapshots import Array, products
+from .snapshots import Array, gram_matrix
 
 
 def prior(times: Array, target: float) -> Array:
@@ -36,8 +36,7 @@ def fit(
     m = len(prior)
     k, r, rows = np.zeros((m, m)), np.zeros(m), []
     for seed, f in columns.items():
-        window = torch.cat((f, wanted[seed][None]))[None]
-        g = np.stack([products(window, each[None])[0, :-1] for each in window[0]])
+        g = gram_matrix(torch.cat((f, wanted[seed][None])))
         scale = max(g[m, m], 1e-300)
         k += g[:m, :m] / scale
         r += g[:m, m] / scale

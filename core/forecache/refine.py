@@ -28,7 +28,7 @@ from .tapes import Rollout, Served
 PROBE = 0.01  # size of a trial shift: what it adds to a forecast, relative to the newest velocity
 DAMPING = 1e-2  # of Levenberg-Marquardt, relative to the diagonal
 SCALES = (1.0, 0.5, 0.25, 0.1)  # of the step, until one lands closer
-Plan = Mapping[int, Served]
+ByStep = Mapping[int, Served]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Refiner:
 
     def __init__(self, loop: ClosedLoop) -> None:
         self.run, self.conditions, self.computed, self.scale = loop.run, loop.conditions, loop.computed, loop.scale
-        self.plan: Plan = dict(next(iter(loop.marches.values())).weights)
+        self.plan: ByStep = dict(next(iter(loop.marches.values())).weights)
         self.shifts = list(self._shifts())
         self.here = self._all(self.plan)
 
@@ -83,12 +83,12 @@ class Refiner:
                 found.append(Shift(steps, "state"))
         return found
 
-    def _roll(self, seed: int, plan: Plan, known: Mapping[int, object]) -> Rollout:
+    def _roll(self, seed: int, plan: ByStep, known: Mapping[int, object]) -> Rollout:
         rollout = Rollout(self.conditions[seed].recording, self.computed, plan, known)
         self.run(seed, rollout)
         return rollout
 
-    def _all(self, plan: Plan) -> dict[int, Rollout]:
+    def _all(self, plan: ByStep) -> dict[int, Rollout]:
         return {seed: self._roll(seed, plan, {}) for seed in self.conditions}
 
     def _left(self, seed: int, rollout: Rollout) -> torch.Tensor:
@@ -149,7 +149,7 @@ class Refiner:
             column = start
         return min(PROBE * float(newest.norm()) / max(float(column.norm()), 1e-30), 1.0)
 
-    def _moved(self, step: Array) -> Plan:
+    def _moved(self, step: Array) -> ByStep:
         """The plan with every unknown moved; velocity weights go no further than the guard lets them."""
         plan = dict(self.plan)
         for shift, amount in zip(self.shifts, step, strict=True):

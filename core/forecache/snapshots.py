@@ -45,6 +45,11 @@ def products(window: torch.Tensor, value: torch.Tensor) -> Array:
     return rows
 
 
+def gram_matrix(rows: torch.Tensor) -> Array:
+    """Dot products ``[n, n]`` of the vectors ``rows [n, d]``, as :func:`products` forms them."""
+    return np.stack([products(rows[None], each[None])[0, :-1] for each in rows])
+
+
 def chunk(device: torch.device) -> int:
     """Values of a snapshot that are converted at a time, into one work buffer."""
     return CHUNK if device.type == "cpu" else CHUNK * 16

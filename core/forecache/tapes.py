@@ -180,8 +180,7 @@ class March(Tape):
         return i in self.computed and i not in self.values
 
     def observe(self, i: int, value: Any, state: Any = None) -> Any:
-        leaves, structure = tree.flatten(value)
-        self.values[i] = tree.unflatten({k: v.detach().clone() for k, v in leaves.items()}, structure)
+        self.values[i] = _owned(value)
         raise Pause
 
     def forecast(self, i: int, state: Any = None) -> Any:
@@ -216,8 +215,7 @@ class Rollout(Tape):
         return i in self.computed and i not in self.values
 
     def observe(self, i: int, value: Any, state: Any = None) -> Any:
-        leaves, structure = tree.flatten(value)
-        self.values[i] = tree.unflatten({k: v.detach().clone() for k, v in leaves.items()}, structure)
+        self.values[i] = _owned(value)
         return self.forecast(i, state)
 
     def forecast(self, i: int, state: Any = None) -> Any:
@@ -243,6 +241,12 @@ def serve(served: Served, values: Mapping[int, Any], state: Any, guided: bool) -
         pieces = [Velocity.of(values[k]).difference for k in anchors["difference"]]
         velocity.difference = _sum(weights.difference, [piece for piece in pieces if piece is not None])
     return velocity
+
+
+def _owned(value: Any) -> Any:
+    """A copy: the network may write its next value into the same buffer."""
+    leaves, structure = tree.flatten(value)
+    return tree.unflatten({k: v.detach().clone() for k, v in leaves.items()}, structure)
 
 
 def _sum(weights: Sequence[float], vectors: Sequence[torch.Tensor]) -> torch.Tensor:
