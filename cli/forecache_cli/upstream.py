@@ -88,4 +88,5 @@ def tell_licence(upstream: patches.Upstream, source: str = "git") -> None:
     """Say under which licence the files are, and where its text is."""
     limit = f" ({upstream.restriction})" if upstream.restriction else ""
     files = upstream.wheel.licence_files if source == "wheel" and upstream.wheel else upstream.licence_files
-    say(f"licence: {upstream.licence}{limit}; read {', '.join(files)} there")
+    names = ", ".join(Path(file).name for file in files)
+    say(f"licence: {upstream.licence}{limit}; read {names} there")

@@ -36,12 +36,19 @@ class Blob:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package on the Python index that carries the same files: ``<prefix>/<path>`` in it is ``<path>`` upstream."""
+    """A package on the Python index that carries the same files.
+
+    Attributes:
+        prefix: folder of the wheel; what lies below it belongs below ``root`` of the checkout (``""``: its top).
+        licence_files: files of the wheel that go to the top of the checkout.
+        differs: files of the checkout that are not those of the commit.
+    """
 
     package: str
     version: str
     sha256: str
     prefix: str
+    root: str
     licence_files: tuple[str, ...]
     differs: tuple[str, ...]
 
@@ -200,10 +207,13 @@ def _wheel(table: _Table) -> Wheel:
         version=table.text("version", r"[A-Za-z0-9][A-Za-z0-9.+!_-]*", "an exact version"),
         sha256=table.text("sha256", r"[0-9a-f]{64}", "64 lower-case hex digits"),
         prefix=table.text("prefix", _ONE_LINE, "a folder in the wheel"),
+        root=table.text("root", r"[^\r\n]*", "a folder of the checkout", default=""),
         licence_files=table.paths("licence_files", required=True),
         differs=table.paths("differs"),
     )
     if not is_inside(wheel.prefix):
         raise table.refuse("prefix", wheel.prefix, "a folder in the wheel: relative, with / and without ..")
+    if wheel.root and not is_inside(wheel.root):
+        raise table.refuse("root", wheel.root, "a folder of the checkout: relative, with / and without ..")
     table.finish(", ".join(Wheel.__dataclass_fields__))
     return wheel

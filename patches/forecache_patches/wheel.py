@@ -68,7 +68,6 @@ def extract(file: Path, upstream: Upstream, wheel: Wheel, root: Path) -> None:
 
 def _plan(archive: zipfile.ZipFile, upstream: Upstream, wheel: Wheel) -> list[tuple[str, zipfile.ZipInfo]]:
     """Pairs (path in the checkout, member), after every member has been found harmless."""
-    wanted = (*wheel.licence_files, *upstream.sparse)
     plan = []
     for member in archive.infolist():
         # The name as stored: zipfile cuts at NUL and, on Windows, turns backslashes round, for `filename`.
@@ -78,13 +77,22 @@ def _plan(archive: zipfile.ZipFile, upstream: Upstream, wheel: Wheel) -> list[tu
             raise CheckoutError(f"{_name(archive)} holds a member that points outside, {name!r}; nothing was extracted")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise CheckoutError(f"{_name(archive)} holds a link, {name!r}; nothing was extracted")
-        path = name.removeprefix(f"{wheel.prefix}/")
-        inside = path != name and any(path == one or path.startswith(f"{one}/") for one in wanted)
-        if inside and not member.is_dir():
+        path = _path(name, upstream, wheel)
+        if path is not None and not member.is_dir():
             plan.append((path, member))
-    if not plan:
+    if all(member.orig_filename in wheel.licence_files for _, member in plan):
         raise CheckoutError(f"{_name(archive)} holds nothing below {wheel.prefix}")
     return plan
+
+
+def _path(name: str, upstream: Upstream, wheel: Wheel) -> str | None:
+    """Where the member ``name`` belongs in the checkout; None: nowhere."""
+    if name in wheel.licence_files:
+        return PurePosixPath(name).name
+    below = name.removeprefix(f"{wheel.prefix}/")
+    path = f"{wheel.root}/{below}" if wheel.root else below
+    inside = below != name and any(path == one or path.startswith(f"{one}/") for one in upstream.sparse)
+    return path if inside else None
 
 
 def _name(archive: zipfile.ZipFile) -> str:

@@ -182,3 +182,12 @@ def test_real_wheel_from_the_index(tmp_path: Path) -> None:
     patches.apply(series, root)
     patches.revert(series, root)
     assert snapshot(root) == before
+
+
+def test_a_wheel_may_hold_the_package_under_another_name(toy):
+    toy.write_lock(prefix=f"{PREFIX}/pkg", root="pkg")
+    root = toy.checkout(source="wheel")
+    assert sorted(snapshot(root)) == sorted([*FILES, "LICENSE", ".forecache-upstream.json"])
+    toy.write_lock(prefix=f"{PREFIX}/pkg", root="other")
+    with pytest.raises(patches.CheckoutError, match="holds nothing below"):
+        toy.checkout("second", source="wheel")

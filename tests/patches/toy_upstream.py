@@ -104,6 +104,7 @@ class Toy:
             "commit": commit,
             "sha256": hashlib.sha256(self.wheel.read_bytes()).hexdigest(),
             "prefix": PREFIX,
+            "root": "",
             "loop": patches.blobs.blob_id(FILES[LOOP]),
             "mode": "100755",
             "extra": "",
@@ -128,7 +129,8 @@ package = "toy-wheel"
 version = "1.0"
 sha256 = "{values["sha256"]}"
 prefix = "{values["prefix"]}"
-licence_files = ["LICENSE"]
+root = "{values["root"]}"
+licence_files = ["{PREFIX}/LICENSE"]
 """,
             encoding="utf-8",
         )
