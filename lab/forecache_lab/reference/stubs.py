@@ -29,6 +29,9 @@ def stub(*names: str) -> None:
         module.__path__ = []  # a package: its submodules can be imported
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         sys.modules[name] = module
+        parent, _, leaf = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], leaf, module)
 
 
 def is_stub(name: str) -> bool:

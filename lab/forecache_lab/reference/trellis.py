@@ -1,0 +1,136 @@
+"""TRELLIS's own pipelines, samplers and network classes around small networks.
+
+Real upstream code: ``run``, ``run_multi_image`` and ``run_variant``, the guidance-interval Euler sampler, both flow
+networks with their sparse convolutions, the occupancy decoder. Ours: the packages of :mod:`.sparse`, the image or text
+features, the decoders of the structured latent.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .sparse import provide, provide_flash_attn, provide_spconv
+from .stubs import stub
+
+COND_TOKENS, COND_CHANNELS = 5, 32
+# Defaults of the weights' pipeline.json (25 steps) and of the application (12 steps), field by field the same
+SAMPLER = {"steps": 25, "rescale_t": 3.0, "cfg_strength": 5.0, "cfg_interval": [0.5, 1.0]}
+
+
+def load(checkout: Path | str) -> SimpleNamespace:
+    """Import the pipelines, samplers and networks of a checkout that holds ``trellis``; classes by role.
+
+    Raises:
+        FileNotFoundError: ``checkout`` does not hold the package.
+        RuntimeError: another checkout's ``trellis`` is already imported (a process holds one).
+    """
+    root = Path(checkout).resolve() / "trellis"
+    if not (root / "pipelines" / "samplers" / "flow_euler.py").is_file():
+        raise FileNotFoundError(f"checkout: {checkout} holds no trellis/pipelines/samplers/flow_euler.py")
+    # read when the package is imported; sparse attention knows no SDPA, hence the stand-in of its flash_attn
+    os.environ.update(
+        ATTN_BACKEND="sdpa", SPARSE_ATTN_BACKEND="flash_attn", SPARSE_BACKEND="spconv", SPCONV_ALGO="native"
+    )
+    provide_flash_attn()
+    provide_spconv()
+    stub("torchvision", "torchvision.transforms")
+    stub("open3d", "open3d.geometry")
+    stub("rembg")
+    stub("transformers")
+    for name in ("trellis", "trellis.pipelines"):  # their __init__ import kaolin, nvdiffrast, ...
+        provide(name).__path__ = [str(root.joinpath(*name.split(".")[1:]))]
+    import trellis.models as models  # type: ignore[import-not-found]
+    import trellis.modules.sparse as sparse  # type: ignore[import-not-found]
+    import trellis.pipelines.samplers as samplers  # type: ignore[import-not-found]
+
+    sys.modules["trellis.pipelines"].samplers = samplers  # type: ignore[attr-defined]
+    from trellis.pipelines import trellis_image_to_3d, trellis_text_to_3d
+
+    if Path(samplers.__file__).resolve().parent != root / "pipelines" / "samplers":
+        raise RuntimeError(f"checkout: {samplers.__file__} is already imported; start a new process for {checkout}")
+    return SimpleNamespace(
+        samplers=samplers,
+        models=models,
+        SparseTensor=sparse.SparseTensor,
+        ImagePipeline=trellis_image_to_3d.TrellisImageTo3DPipeline,
+        TextPipeline=trellis_text_to_3d.TrellisTextTo3DPipeline,
+    )
+
+
+def wake(network: nn.Module, seed: int, std: float = 0.05) -> nn.Module:
+    """Draw all-zero parameters anew: with its zero output layer an untouched network predicts v = 0, and every cache
+    test passes vacuously.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        if parameter.dim() and not parameter.any():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * std
+    return network.eval()
+
+
+def networks(upstream: SimpleNamespace) -> dict[str, nn.Module]:
+    """Small woken networks by the pipeline's names: latents 8^3 x 4, occupancy 16^3."""
+    torch.manual_seed(0)
+    small: dict[str, Any] = {
+        "model_channels": 48, "cond_channels": COND_CHANNELS, "num_blocks": 2, "num_heads": 2, "pe_mode": "ape",
+        "qk_rms_norm": True,
+    }  # fmt: skip
+    models = upstream.models
+    return {
+        "sparse_structure_flow_model": wake(
+            models.SparseStructureFlowModel(resolution=8, in_channels=4, out_channels=4, patch_size=1, **small), 1
+        ),
+        "slat_flow_model": wake(
+            models.SLatFlowModel(
+                resolution=16, in_channels=8, out_channels=8, patch_size=2, num_io_res_blocks=2, io_block_channels=[16],
+                **small,
+            ), 2,
+        ),
+        "sparse_structure_decoder": wake(
+            models.SparseStructureDecoder(
+                out_channels=1, latent_channels=4, num_res_blocks=1, channels=[32, 16], num_res_blocks_middle=1
+            ), 3,
+        ),
+    }  # fmt: skip
+
+
+def features(conditions: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """A row of random tokens per condition (an integer seed), zeros for the negative branch."""
+    rows = [
+        torch.randn(COND_TOKENS, COND_CHANNELS, generator=torch.Generator().manual_seed(int(c))) for c in conditions
+    ]
+    cond = torch.stack(rows)
+    return {"cond": cond, "neg_cond": torch.zeros_like(cond)}
+
+
+def build(upstream: SimpleNamespace, text: bool = False) -> Any:
+    """The upstream's image (or text) pipeline around small woken networks; a condition is an integer."""
+    base = upstream.TextPipeline if text else upstream.ImagePipeline
+
+    class Small(base):  # type: ignore[misc,valid-type]
+        def _init_image_cond_model(self, name: str) -> None:
+            """No DINOv2."""
+
+        def _init_text_cond_model(self, name: str) -> None:
+            """No CLIP."""
+
+        def get_cond(self, conditions: Sequence[Any]) -> dict[str, torch.Tensor]:
+            return features(conditions)
+
+        def decode_slat(self, latent: Any, formats: Sequence[str] = ()) -> dict[str, Any]:
+            return {"slat": latent}
+
+    sampler = upstream.samplers.FlowEulerGuidanceIntervalSampler
+    norm = {"mean": [0.0] * 8, "std": [1.0] * 8}
+    pipe = Small(networks(upstream), sampler(1e-5), sampler(1e-5), norm, None)
+    pipe.sparse_structure_sampler_params = dict(SAMPLER)
+    pipe.slat_sampler_params = dict(SAMPLER)
+    return pipe
