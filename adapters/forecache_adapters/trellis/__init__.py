@@ -9,8 +9,8 @@
     print(handle.traces["slat"].calls)  # network calls by branch
     trellis.disable(pipeline)
 
-Stages: ``sparse_structure`` and ``slat``. The branches are forecast below guidance, so nothing is extrapolated across the
-edge of its interval: ``cond`` goes on over it, ``uncond`` ends there.
+Stages: ``sparse_structure`` and ``slat``. The branches are forecast below guidance, so nothing is extrapolated across
+the edge of its interval: ``cond`` goes on over it, ``uncond`` ends there.
 """
 
 from __future__ import annotations
