@@ -37,8 +37,12 @@ def register(kind: type) -> None:
         _pytree.register_pytree_node(kind, _flatten, _unflatten, flatten_with_keys_fn=_flatten_with_keys)
 
 
+def _items(value: Any) -> list[torch.Tensor]:
+    return [value.feats[rows] for rows in value.layout]
+
+
 def _flatten(value: Any) -> tuple[list[torch.Tensor], _Frame]:
-    return [value.feats[rows] for rows in value.layout], _Frame(value)
+    return _items(value), _Frame(value)
 
 
 def _flatten_with_keys(value: Any) -> tuple[list[tuple[Any, torch.Tensor]], _Frame]:

@@ -7,6 +7,7 @@ networks, both decoder networks and, from the repository, the dual grid's conver
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +46,7 @@ def load(checkout: Path | str) -> SimpleNamespace:
     import trellis2.modules.sparse as sparse  # type: ignore[import-not-found]
 
     provide("trellis2.modules.image_feature_extractor")
-    import trellis2.pipelines  # type: ignore[import-not-found]
-
+    importlib.import_module("trellis2.pipelines")  # before the next line: it becomes an attribute of this one
     provide("trellis2.pipelines.rembg")
     import trellis2.models as models  # type: ignore[import-not-found]
     import trellis2.models.sc_vaes.sparse_unet_vae as unet_vae  # type: ignore[import-not-found]
