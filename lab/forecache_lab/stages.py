@@ -1,0 +1,271 @@
+"""Drift of a staged generator, one stage at a time: ``python -m forecache_lab.stages trellis CHECKOUT --basis dmd``.
+
+Every stage gets a fixed condition, fixed noise and fixed coordinates. End to end one voxel more or less in the first
+stage would redraw the noise of the second, and the score would show that. Smoke first (off and a full schedule are
+bit-identical), then a table per stage and grid; writes ``stages.md``, ``stages.json`` and, where there are meshes,
+``comparison.png``. Exits 1 if the smoke fails or the wrong-sign control is not told from the rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import trimesh
+from tqdm import tqdm
+
+from forecache import schedule
+from forecache.basis import Hermite, make_rule
+
+from . import geometry, render
+from .combined import combined, fork_schedule
+from .drift import WrongSign
+
+INTERVALS = (2, 3)
+WARMUP = 4  # as the forks of these generators have it
+
+
+@dataclass
+class Output:
+    """One run of a stage.
+
+    Attributes:
+        latent: what the sampler returned, features only. calls: at the network, by branch where that is known.
+        seconds: of the sampler.
+        occupancy: voxels that the latent decodes to; ``None``: the stage has none. mesh: its surface.
+    """
+
+    latent: torch.Tensor
+    calls: int
+    seconds: float
+    occupancy: torch.Tensor | None = None
+    mesh: trimesh.Trimesh | None = None
+
+
+class Staged(Protocol):
+    """A generator as this measurement sees it."""
+
+    title: str
+    conditions: str  #: one line for the table
+    adapter: Any  #: module with ``enabled``
+
+    @property
+    def grids(self) -> Mapping[str, Sequence[int]]:
+        """Numbers of steps to measure, by stage."""
+        ...
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, for the adapter."""
+        ...
+
+    def sampler(self, stage: str) -> Any:
+        """The stage's sampler object."""
+        ...
+
+    def sample(self, stage: str, seed: int, steps: int) -> Output:
+        """Run one stage with the noise and condition of ``seed``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row: ``settings`` for the adapter, or the ``rule`` of the combined velocity on the steps ``computed``, or plain
+    Euler on ``steps`` steps, or nothing (the uncached run once more).
+    """
+
+    label: str
+    settings: Mapping[str, Any] | None = None
+    rule: Any = None
+    computed: tuple[int, ...] = ()
+    steps: int | None = None
+
+
+def methods(basis: str, steps: int) -> list[Method]:
+    """The rows of one table. The combined-velocity controls have as many calls as the rule that they stand below."""
+    rows = [Method("uncached, again")]
+    for interval in INTERVALS:
+        settings = {"basis": basis, "interval": interval, "warmup": WARMUP}
+        rows.append(Method(f"{basis}, interval {interval}", settings))
+        computed = schedule.fixed_interval(range(steps), interval, WARMUP)
+        rows.append(
+            Method(f"control: combined velocity, interval {interval}", None, make_rule(basis, (1, 0)), computed)
+        )
+    least = max(INTERVALS[0], 3) if steps < 20 else INTERVALS[0]
+    for interval in sorted({least, 3}):
+        rows.append(
+            Method(f"control: the forks' Hermite, interval {interval}", None, Hermite(2, 0.5),
+                   tuple(fork_schedule(steps, interval)))
+        )  # fmt: skip
+    wrong = {"basis": WrongSign(make_rule(basis, (1.0, 0.0))), "interval": 2, "warmup": WARMUP}
+    rows.append(Method("control: wrong sign, interval 2", wrong))
+    for interval in INTERVALS:
+        k = len(schedule.fixed_interval(range(steps), interval, WARMUP))
+        rows.append(Method(f"Euler, {k} steps", steps=k))
+    return rows
+
+
+def run(subject: Staged, stage: str, seed: int, steps: int, method: Method | None) -> Output:
+    """One run of a stage under a method; ``None``: uncached."""
+    on: AbstractContextManager[Any] = nullcontext()
+    if method is not None and method.settings is not None:
+        others = dict.fromkeys(subject.grids)
+        on = subject.adapter.enabled(subject.pipe, stages={**others, stage: method.settings})
+    elif method is not None and method.rule is not None:
+        on = combined(subject.sampler(stage), method.rule, steps, method.computed)
+    with on:
+        return subject.sample(stage, seed, steps if method is None or method.steps is None else method.steps)
+
+
+def relative(output: Output, reference: Output) -> float:
+    """``||x - x_ref|| / ||x_ref||`` of the latents."""
+    return float((output.latent - reference.latent).norm() / reference.latent.norm())
+
+
+def score(output: Output, reference: Output) -> dict[str, float]:
+    """The columns of one run against the uncached run with the same noise."""
+    found = {
+        "calls": float(output.calls),
+        "speed-up": reference.seconds / output.seconds,
+        "latent drift": relative(output, reference),
+    }
+    if output.occupancy is not None and reference.occupancy is not None:
+        both, either = output.occupancy & reference.occupancy, output.occupancy | reference.occupancy
+        found["occupancy IoU"] = float(both.sum() / either.sum())
+        found["flip rate"] = float((output.occupancy ^ reference.occupancy).float().mean())
+    if output.mesh is not None and reference.mesh is not None:
+        found["Chamfer"] = geometry.compare(output.mesh, reference.mesh).chamfer
+    return found
+
+
+HIGHER = ("speed-up", "occupancy IoU")
+
+
+def summary(scores: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Median and p95 (the bad tail) by column."""
+    return {
+        name: [
+            float(np.median([each[name] for each in scores])),
+            float(np.percentile([each[name] for each in scores], 5 if name in HIGHER else 95)),
+        ]
+        for name in scores[0]
+    }
+
+
+def smoke(subject: Staged) -> None:
+    """Uncached twice and a full schedule give one latent in every stage, bit for bit.
+
+    Raises:
+        RuntimeError: names the stage that differs.
+    """
+    for stage, grids in subject.grids.items():
+        first, again = (run(subject, stage, 0, grids[-1], None) for _ in range(2))
+        full = run(subject, stage, 0, grids[-1], Method("", {"basis": "reuse", "interval": 1}))
+        if not (torch.equal(first.latent, again.latent) and torch.equal(first.latent, full.latent)):
+            raise RuntimeError(f"smoke: {stage}: uncached runs, or a full schedule, differ")
+        if full.calls != first.calls:
+            raise RuntimeError(f"smoke: {stage}: {first.calls} calls uncached, {full.calls} in a full schedule")
+        print(f"smoke: {stage}: off is bit-identical, full schedule too, {first.calls} network calls")
+
+
+def to_markdown(stage: str, steps: int, rows: Mapping[str, Mapping[str, Sequence[float]]], floor: float | None) -> str:
+    """A table; cells are ``median / p95``."""
+    names = list(next(iter(rows.values())))
+    lines = [f"### {stage}, {steps} steps", "", f"| method | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
+    for label, row in rows.items():
+        cells = [f"{row['calls'][0]:.0f}"]
+        cells += [f"{row[name][0]:.3g} / {row[name][1]:.3g}" for name in names if name != "calls"]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    if floor is not None:
+        lines.append(f"\nChamfer of the uncached mesh against another sampling of itself: {floor:.3g} (median).")
+    return "\n".join(lines)
+
+
+def check(rows: Mapping[str, Mapping[str, Sequence[float]]], basis: str) -> list[str]:
+    """What a table must tell apart; the ones that it does not."""
+    drift = {label: row["latent drift"][0] for label, row in rows.items()}
+    failed = []
+    if drift["control: wrong sign, interval 2"] <= drift[f"{basis}, interval 2"]:
+        failed.append("the wrong-sign control drifts no more than the rule")
+    if drift["uncached, again"] != 0:
+        failed.append("two uncached runs differ")
+    return failed
+
+
+def main(argv: list[str] | None = None) -> int:
+    from .subjects.trellis import Trellis
+    from .subjects.trellis2 import Trellis2
+
+    subjects: dict[str, Any] = {"trellis": Trellis, "trellis2": Trellis2}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=sorted(subjects))
+    parser.add_argument("checkout", type=Path, help="patched checkout of the upstream")
+    parser.add_argument("--basis", default="dmd")
+    parser.add_argument("--seeds", type=int, default=8, help="test conditions")
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args(argv)
+    if a.seeds < 1:
+        parser.error(f"--seeds must be >= 1, got {a.seeds}")
+    if a.out.exists() and not a.out.is_dir():
+        parser.error(f"--out must be a folder, got the file {a.out}")
+    try:
+        make_rule(a.basis, (0.0, 1.0))
+        subject = subjects[a.subject](a.checkout)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        parser.exit(1, f"error: {error}\n")
+    print(f"{subject.title}\n{subject.conditions}")
+    smoke(subject)
+    tables, body, failed = [], {}, []
+    shown: dict[str, list[trimesh.Trimesh]] = {}
+    total = sum((len(methods(a.basis, steps)) + 1) * a.seeds for grids in subject.grids.values() for steps in grids)
+    with tqdm(total=total, unit="run", file=sys.stdout, mininterval=2) as bar:
+        for stage, grids in subject.grids.items():
+            for steps in grids:
+                references = [run(subject, stage, seed, steps, None) for seed in range(a.seeds)]
+                bar.update(a.seeds)
+                rows, every = {}, {}
+                for method in methods(a.basis, steps):
+                    bar.set_description(f"{stage}, {steps} steps, {method.label}", refresh=False)
+                    outputs = []
+                    for seed in range(a.seeds):
+                        outputs.append(run(subject, stage, seed, steps, method))
+                        bar.update()
+                    every[method.label] = [score(o, r) for o, r in zip(outputs, references, strict=True)]
+                    rows[method.label] = summary(every[method.label])
+                    if steps == grids[-1] and outputs[0].mesh is not None:
+                        shown[f"{stage}: {method.label}"] = [o.mesh for o in outputs[:3] if o.mesh is not None]
+                meshes = [r.mesh for r in references if r.mesh is not None]
+                floor = float(np.median([geometry.floor(m).chamfer for m in meshes])) if meshes else None
+                tables.append(to_markdown(stage, steps, rows, floor))
+                body[f"{stage}, {steps} steps"] = {"rows": rows, "runs": every}
+                failed += [f"{stage}, {steps} steps: {what}" for what in check(rows, a.basis)]
+    a.out.mkdir(parents=True, exist_ok=True)
+    head = (
+        f"{subject.title}: {subject.conditions}, n = {a.seeds} test conditions; median / p95 against the uncached run "
+        "with the same noise, condition and coordinates."
+    )
+    text = "\n\n".join([head, *tables])
+    (a.out / "stages.md").write_text(text + "\n", encoding="utf-8")
+    (a.out / "stages.json").write_text(json.dumps({"title": head, "tables": body}, indent=1), encoding="utf-8")
+    picked = [label for label in shown if "Euler" not in label and "forks" not in label]
+    if picked:
+        render.sheet(
+            a.out / "comparison.png", list(zip(*(shown[label] for label in picked), strict=True)),
+            [label.replace(": ", ":\n", 1) for label in picked], [f"seed {k}" for k in range(len(shown[picked[0]]))],
+        )  # fmt: skip
+    print(f"\n{text}\n\nwritten to {a.out}: stages.md, stages.json" + (", comparison.png" if picked else ""))
+    for what in failed:
+        print(f"FAILED: {what}: this measurement tells nothing")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
