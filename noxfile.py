@@ -26,17 +26,11 @@ def install(session: nox.Session, extras: str) -> None:
     session.install("-c", "constraints.txt", f".[{extras}]")
 
 
-def made(session: nox.Session, upstream: str, source: str) -> Path:
-    """The upstream at its pin; made once and kept in nox's cache."""
+def prepared(session: nox.Session, upstream: str, source: str) -> Path:
+    """The upstream at its pin, patched; made once and kept in nox's cache."""
     checkout = Path(session.cache_dir, "upstreams", upstream)
     checkout.parent.mkdir(parents=True, exist_ok=True)
     session.run("forecache", "upstream", "checkout", upstream, str(checkout), "--source", source)
-    return checkout
-
-
-def prepared(session: nox.Session, upstream: str, source: str) -> Path:
-    """As :func:`made`, and patched."""
-    checkout = made(session, upstream, source)
     session.run("forecache", "patch", "apply", upstream, str(checkout))
     return checkout
 
@@ -137,6 +131,6 @@ def train_hunyuan21(session: nox.Session) -> None:
 def train_trellis(session: nox.Session) -> None:
     """Train both reference networks, the second with the conditioner of the first. -- --out DIR --iterations N ..."""
     install(session, "trellis")
-    checkout = made(session, "trellis", "auto")
+    checkout = prepared(session, "trellis", "auto")
     for stage in ("sparse_structure", "slat"):
         session.run("python", "-m", "forecache_lab.reference.train_trellis", str(checkout), stage, *session.posargs)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .pictures import PICTURE as PICTURE  # the size of a picture belongs to the interface of this module
-from .pictures import PictureConditioner
+from .pictures import PICTURE as PICTURE  # both belong to the interface of this module too
+from .pictures import PictureConditioner as PictureConditioner
 from .stubs import stub
 from .training import fill
 
