@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forecache import Forecaster, Plan, Trace
-from forecache.schedule import effective_steps
+from forecache import Forecaster, Plan, Trace, schedule
 
 FEW_STEPS = 8  # a step-distilled model leaves nothing to forecast
 
@@ -48,11 +48,40 @@ class Settings:
 
     def begin(self, times: Sequence[float], made_for: Mapping[str, Any]) -> tuple[Forecaster | None, Trace]:
         """A forecaster for one run over ``times``, and the trace it writes; ``None`` where the cache stays off."""
-        effective = effective_steps(times)
-        if len(effective) <= FEW_STEPS and not self.few_steps:
+        reason = self.off(times)
+        if reason is not None:
             trace = Trace()
-            trace.notes.append(f"off: {len(effective)} steps, a distilled model's count (few_steps=True overrides)")
-            warnings.warn(f"forecache is {trace.notes[0]}", stacklevel=3)
+            trace.notes.append(reason)
             return None, trace
         forecaster = self._forecaster(times, made_for)
         return forecaster, forecaster.trace
+
+    def off(self, times: Sequence[float]) -> str | None:
+        """Why the cache stays off in a run over ``times``, which is said as a warning; ``None``: it does not."""
+        steps = len(schedule.effective_steps(times))
+        if steps > FEW_STEPS or self.few_steps:
+            return None
+        reason = f"off: {steps} steps, a distilled model's count (few_steps=True overrides)"
+        warnings.warn(f"forecache is {reason}", stacklevel=4)
+        return reason
+
+    def computed(self, steps: Sequence[int], total: int) -> frozenset[int]:
+        """Which of a branch's ``steps`` call the network, in a run of ``total`` steps.
+
+        The schedule counts the branch's own steps, so warm-up, interval and last step hold for a branch that runs on
+        some of them only; a budget of calls is shared out in proportion.
+        """
+        calls = end = None
+        if self.calls is not None:
+            calls = min(max(round(self.calls * len(steps) / total), 2), len(steps))
+        if self.end is not None:
+            end = bisect_left(steps, self.end)
+        chosen = schedule.choose(range(len(steps)), self.basis == "auto", self.interval, self.warmup, end, calls)
+        return frozenset(steps[k] for k in chosen)
+
+    def history_of(self, times: Sequence[float], batch_dim: int | None) -> Forecaster:
+        """A forecaster whose caller decides which steps compute."""
+        return Forecaster(
+            self.basis, times=times, interval=1, history=self.history, order=self.order, sigma=self.sigma,
+            batch_dim=batch_dim,
+        )  # fmt: skip

@@ -122,6 +122,7 @@ class Forecaster:
         served = {} if plan is None else {i: w for i, w in plan.weights.items() if i in self.effective}
         self._corrections = {i: w for i, w in served.items() if i in self.computed}
         self._plan = {i: w for i, w in served.items() if i not in self.computed}
+        self._planned = plan is not None
         self.guard = guard
         longest = max((max(len(w.velocity), len(w.difference)) for w in served.values()), default=0)
         if history < longest:
@@ -268,9 +269,12 @@ class Forecaster:
     def _check(self, i: int) -> None:
         if not 0 <= i < len(self.times) - 1:
             raise ValueError(f"step must be 0..{len(self.times) - 2}, got {i}")
-        if self._last is not None and i != self._last + 1:
-            again = i == self._last
-            hint = "a solver with several calls a step needs a Forecaster for each" if again else "reset() starts a run"
+        jump = 0 if self._last is None else i - self._last - 1
+        if jump < 0 or (jump and self._planned):
+            if jump == -1:
+                hint = "a solver with several calls a step needs a Forecaster for each"
+            else:
+                hint = "a plan is asked at every step" if jump > 0 else "reset() starts a run"
             raise ValueError(f"steps out of order: step {i} after step {self._last}; {hint}")
 
     # --- the run ----------------------------------------------------------------------------------------------------

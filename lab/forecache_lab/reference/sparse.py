@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -165,3 +166,19 @@ def provide_flex_gemm() -> None:
     provide(
         "flex_gemm.ops.spconv", sparse_submanifold_conv3d=convolution, set_algorithm=ignore, set_hashmap_ratio=ignore
     )
+
+
+def voxel_hash() -> tuple[Callable[..., None], Callable[..., torch.Tensor]]:
+    """Insert and look up rows by voxel, in the place of the two CUDA functions of ``o_voxel._C``."""
+    rows: dict[int, int] = {}
+
+    def insert(keys: Any, values: Any, coords: torch.Tensor, *grid: int) -> None:
+        rows.clear()
+        rows.update({key: row for row, key in enumerate(_flat(coords.long(), list(grid)).tolist())})
+
+    def look_up(keys: Any, values: Any, coords: torch.Tensor, *grid: int) -> torch.Tensor:
+        outside = ((coords[:, 1:] < 0) | (coords[:, 1:] >= torch.tensor(grid))).any(1).tolist()
+        found = _flat(coords.long(), list(grid)).tolist()
+        return torch.tensor([-1 if out else rows.get(key, -1) for out, key in zip(outside, found, strict=True)]).int()
+
+    return insert, look_up

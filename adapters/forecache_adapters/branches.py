@@ -1,0 +1,185 @@
+"""The network's branches within one sampling run: who serves each of them at each step.
+
+A branch is one condition that the sampler calls the network with: ``cond``, ``uncond``, one of several images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from forecache import Forecaster, Guided, Trace
+
+from .settings import Settings
+from .sparse import is_sparse
+
+Compute = Callable[[], Any]
+
+
+@dataclass
+class StageTrace:
+    """What happened in one run of a stage.
+
+    Attributes:
+        calls: network calls by branch. branches: their traces; with a plan there is one, ``"plan"``.
+        notes: why the cache stayed off, if it did.
+    """
+
+    calls: dict[str, int] = field(default_factory=dict)
+    branches: dict[str, Trace] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def computed(self) -> int:
+        """Network calls of all branches."""
+        return sum(self.calls.values())
+
+
+class Server(Protocol):
+    """Serves the branches of one run."""
+
+    def open(self, i: int, state: Any) -> None:
+        """Step ``i`` begins at the sampler's ``state``."""
+
+    def branch(self, name: str, compute: Compute) -> Any:
+        """The branch's value at this step: ``compute()`` or a forecast."""
+
+    def again(self) -> bool:
+        """The sampler has its velocity: whether it has to ask once more, because computed values were corrected."""
+
+    def close(self) -> None:
+        """Free every snapshot."""
+
+
+class Apart:
+    """A history and a schedule for each branch.
+
+    A branch's schedule is made when it is called for the second time: the distance to the first call tells whether it
+    runs at every step (TRELLIS' ``multidiffusion``) or takes turns with others (``stochastic``).
+
+    Args:
+        settings: of the stage. times: the N + 1 grid times.
+        guided: steps inside the guidance interval; ``uncond`` is not called outside.
+    """
+
+    def __init__(
+        self, settings: Settings, times: Sequence[float], guided: Sequence[int], traces: dict[str, Trace]
+    ) -> None:
+        self.settings, self.times, self.guided, self.traces = settings, times, set(guided), traces
+        self.histories: dict[str, Forecaster] = {}
+        self.first: dict[str, int] = {}
+        self.wanted: dict[str, frozenset[int]] = {}
+        self.i = -1
+
+    def open(self, i: int, state: Any) -> None:
+        """See :class:`Server`."""
+        self.i = i
+
+    def branch(self, name: str, compute: Compute) -> Any:
+        """See :class:`Server`."""
+        if name not in self.histories:
+            value = compute()
+            cache = self.settings.history_of(self.times, None if is_sparse(value) else 0)
+            self.histories[name], self.first[name], self.traces[name] = cache, self.i, cache.trace
+            return cache.observe(self.i, value)
+        if name not in self.wanted:
+            self.wanted[name] = self._schedule(name)
+        cache = self.histories[name]
+        if self.i in self.wanted[name]:
+            return cache.observe(self.i, compute())
+        return cache.forecast(self.i)
+
+    def _schedule(self, name: str) -> frozenset[int]:
+        first, total = self.first[name], len(self.times) - 1
+        steps = range(first, total, self.i - first)
+        own = [i for i in steps if i in self.guided] if name == "uncond" else list(steps)
+        return self.settings.computed(own, total)
+
+    def again(self) -> bool:
+        """Nothing is corrected without a plan."""
+        return False
+
+    def close(self) -> None:
+        """See :class:`Server`."""
+        for cache in self.histories.values():
+            cache.close()
+
+
+class Joint:
+    """One cache for the branches together, as a plan needs it: they are computed at the same steps.
+
+    Args:
+        cache: a forecaster with a plan, or what :func:`forecache.calibrate` hands to ``run``.
+        guidance: whether the run has a second branch at some of its steps.
+    """
+
+    def __init__(self, cache: Any, guidance: bool) -> None:
+        self.cache, self.guidance = cache, guidance
+        self.i, self.state = -1, None
+        self.served: Any = None
+        self.arrived: dict[str, Any] = {}
+
+    def open(self, i: int, state: Any) -> None:
+        """See :class:`Server`."""
+        self.i, self.state, self.arrived = i, state, {}
+        self.served = None if self.cache.needs_compute(i) else self.cache.forecast(i, state)
+
+    def branch(self, name: str, compute: Compute) -> Any:
+        """See :class:`Server`.
+
+        Raises:
+            ValueError: a branch that is neither ``cond`` nor ``uncond``.
+        """
+        if name not in ("cond", "uncond"):
+            raise ValueError(f"plan: it serves one condition and its negative, but the sampler asks for {name!r} too")
+        if self.served is None:
+            self.arrived[name] = compute()
+            return self.arrived[name]
+        if not self.guidance:
+            return self.served
+        value = self.served.cond if name == "cond" else self.served.uncond
+        if value is None:  # guidance came back: what stands for the branch is what the plan extrapolates from
+            raise ValueError(f"plan: no history of {name!r} at step {self.i}; the plan must name it in edges")
+        return value
+
+    def again(self) -> bool:
+        """See :class:`Server`."""
+        if self.served is not None:
+            return False
+        value = self._value()
+        used = self.cache.observe(self.i, value, self.state)
+        self.state = None
+        if used is value:
+            return False
+        self.served = used
+        return True
+
+    def _value(self) -> Any:
+        if "cond" not in self.arrived:
+            raise ValueError(f"plan: the sampler called {sorted(self.arrived)} at step {self.i}, but not 'cond'")
+        if not self.guidance:
+            return self.arrived["cond"]
+        return Guided(self.arrived["cond"], self.arrived.get("uncond"))
+
+    def close(self) -> None:
+        """See :class:`Server`."""
+        self.served, self.state, self.arrived = None, None, {}
+        if hasattr(self.cache, "close"):
+            self.cache.close()
+
+
+def guided_steps(times: Sequence[float], interval: Sequence[float] | None) -> list[int]:
+    """Steps whose time lies in the interval, both ends included, compared as the samplers do it."""
+    if interval is None:
+        return []
+    return [i for i, t in enumerate(times[:-1]) if interval[0] <= t <= interval[1]]
+
+
+def same_tensor(a: Any, b: Any) -> bool:
+    """Whether two conditions are one: the same object or the same memory in the same shape."""
+    if a is b:
+        return True
+    return bool(
+        hasattr(a, "data_ptr") and hasattr(b, "data_ptr") and a.data_ptr() == b.data_ptr() and a.shape == b.shape
+    )

@@ -1,0 +1,251 @@
+"""The accelerator of the TRELLIS family: it encloses a run of the patched ``FlowEulerSampler``, each step, each branch.
+
+The sampler's own code goes on making the velocity from the branches (guidance, its interval and rescale, the mean over
+several images), so whatever it does there stays exact on forecast steps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from forecache import Plan, fingerprint
+
+from .branches import Apart, Joint, Server, StageTrace, guided_steps, same_tensor
+from .settings import Settings
+from .sparse import is_sparse, register
+
+CALLS = ("needs_compute", "observe", "forecast")  # of a cache that a stage may be given instead of settings
+
+
+class Guidance(NamedTuple):
+    """Classifier-free guidance of one run: ``g`` of ``u + g (c - u)``, where it is on, and its rescale."""
+
+    scale: float
+    interval: tuple[float, float]
+    rescale: float = 0.0
+
+
+class Run:
+    """One call of ``sample``: its grid, its step, and what serves its branches. Freed when the call ends."""
+
+    def __init__(self, stage: str, model: Any, cond: Any, negative: Any, guidance: Guidance | None) -> None:
+        self.stage, self.model, self.cond, self.negative, self.guidance = stage, model, cond, negative, guidance
+        self.trace = StageTrace()
+        self.server: Server | None = None
+        self.i = -1
+        self.images: list[Any] = []
+
+    def name(self, cond: Any) -> str:
+        """The branch that a condition stands for."""
+        if self.negative is not None and same_tensor(cond, self.negative):
+            return "uncond"
+        if same_tensor(cond, self.cond):
+            return "cond"
+        for k, known in enumerate(self.images):
+            if same_tensor(cond, known):
+                return f"cond[{k}]"
+        self.images.append(cond)  # kept, so that its address is not given to another
+        return f"cond[{len(self.images) - 1}]"
+
+
+class Accelerator:
+    """Attached to the samplers of one pipeline; the newest run's trace of each stage is in ``traces``.
+
+    Args:
+        generator: for a plan's key. models: the pipeline's networks by name.
+        stages: settings by stage, or a cache, or ``None`` (off). samplers: stage by sampler.
+        guidance_of: reads the keywords of ``sample``.
+    """
+
+    def __init__(
+        self,
+        generator: str,
+        models: Mapping[str, Any],
+        stages: Mapping[str, Any],
+        samplers: Mapping[str, Any],
+        guidance_of: Callable[[Mapping[str, Any]], Guidance | None],
+    ) -> None:
+        self.generator, self.models, self.stages, self.samplers = generator, models, stages, samplers
+        self.guidance_of = guidance_of
+        self.traces: dict[str, StageTrace] = {}
+        self._here = threading.local()  # runs of this thread, innermost last
+
+    @property
+    def _runs(self) -> list[Run]:
+        if not hasattr(self._here, "runs"):
+            self._here.runs = []
+        runs: list[Run] = self._here.runs
+        return runs
+
+    def _stage(self, sampler: Any, model: Any) -> str:
+        """The network's stage if the pipeline knows it (a cascade uses one sampler for two), else the sampler's."""
+        found = next((stage_of(name) for name, each in self.models.items() if each is model), None)
+        return found or next(name for name, each in self.samplers.items() if each is sampler)
+
+    def _settings(self, stage: str) -> Any:
+        if stage in self.stages:
+            return self.stages[stage]
+        return self.stages[next(name for name in self.samplers if stage.startswith(name))]
+
+    # --- what the patched sampler calls -----------------------------------------------------------------------------
+    def run(self, call: Any, model: Any, noise: Any, cond: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Encloses ``sample``."""
+        if is_sparse(noise):
+            register(type(noise))
+        stage = self._stage(call.args[0], model)
+        run = Run(stage, model, cond, kwargs.get("neg_cond"), self.guidance_of(kwargs))
+        self.traces[stage] = run.trace
+        self._runs.append(run)
+        try:
+            return call(model, noise, cond, *args, **kwargs)
+        finally:
+            self._runs.pop()
+            if run.server is not None:
+                run.server.close()
+
+    def begin(self, pairs: Sequence[tuple[float, float]]) -> None:
+        """The grid of the run, as the sampler made it."""
+        run = self._runs[-1]
+        times = [float(pairs[0][0]), *(float(after) for _, after in pairs)]
+        settings = self._settings(run.stage)
+        if settings is None:
+            run.trace.notes.append("off: not asked for in this stage")
+            return
+        guided = guided_steps(times, run.guidance.interval if run.guidance else None)
+        if not isinstance(settings, Settings):
+            run.server = Joint(settings, bool(guided))
+            return
+        reason = settings.off(times)
+        if reason is not None:
+            run.trace.notes.append(reason)
+        elif settings.plan is not None:
+            cache, run.trace.branches["plan"] = settings.begin(times, self.key(run))
+            run.server = Joint(cache, bool(guided))
+        else:
+            run.server = Apart(settings, times, guided, run.trace.branches)
+
+    def key(self, run: Run) -> dict[str, Any]:
+        """What a plan for this run was made for; the grid (steps, rescale_t) is compared beside it."""
+        scale, interval, rescale = run.guidance or (None, None, None)
+        return {
+            "generator": self.generator, "stage": run.stage, "guidance_scale": scale, "guidance_interval": interval,
+            "guidance_rescale": rescale, "weights": fingerprint(run.model),
+        }  # fmt: skip
+
+    def step(self, call: Any, model: Any, x_t: Any, *args: Any, **kwargs: Any) -> Any:
+        """Encloses ``sample_once``."""
+        run = self._runs[-1] if self._runs else None
+        if run is None:
+            return call(model, x_t, *args, **kwargs)
+        run.i += 1
+        if run.server is None:
+            return call(model, x_t, *args, **kwargs)
+        run.server.open(run.i, x_t)
+        out = call(model, x_t, *args, **kwargs)
+        return call(model, x_t, *args, **kwargs) if run.server.again() else out
+
+    def branch(self, call: Any, model: Any, x_t: Any, t: Any, cond: Any = None, **kwargs: Any) -> Any:
+        """Encloses one call of the network."""
+        run = self._runs[-1] if self._runs else None
+        if run is None or run.i < 0:  # called outside of a run, by a user's own loop
+            return call(model, x_t, t, cond, **kwargs)
+        name = run.name(cond)
+
+        def compute() -> Any:
+            run.trace.calls[name] = run.trace.calls.get(name, 0) + 1
+            return call(model, x_t, t, cond, **kwargs)
+
+        return compute() if run.server is None else run.server.branch(name, compute)
+
+
+# --- enable, disable ------------------------------------------------------------------------------------------------
+def stage_of(network: str) -> str | None:
+    """``shape_slat_flow_model_512`` -> ``shape_slat_512``; ``None``: not a flow network."""
+    return network.replace("_flow_model", "") if "_flow_model" in network else None
+
+
+def attach(
+    pipe: Any, generator: str, samplers: Mapping[str, str], guidance_of: Callable[[Mapping[str, Any]], Guidance | None],
+    stages: Mapping[str, Any] | None, plan: Any, settings: Mapping[str, Any],
+) -> Accelerator:  # fmt: skip
+    """Attach an accelerator to every sampler of ``pipe``; see the adapters' ``enable``.
+
+    Raises:
+        RuntimeError: a sampler's class is not patched. ValueError, TypeError: a stage or setting that does not exist.
+    """
+    found = {stage: getattr(pipe, name) for stage, name in samplers.items() if hasattr(pipe, name)}
+    if not found:
+        raise TypeError(f"pipe: {type(pipe).__name__} has none of the samplers {', '.join(samplers.values())}")
+    for sampler in found.values():
+        if not hasattr(type(sampler), "forecache"):
+            raise RuntimeError(
+                f"pipe: {type(sampler).__module__}.{type(sampler).__name__} is not patched;"
+                f" run `forecache patch apply {generator} CHECKOUT` on the checkout it comes from"
+            )
+    names = [stage for stage in map(stage_of, pipe.models) if stage is not None]
+    known = list(dict.fromkeys([*found, *names]))
+    given = dict(stages or {})
+    foreign = sorted(set(given) - set(known))
+    if foreign:
+        raise ValueError(f"stages must be among {', '.join(known)}, got {', '.join(foreign)}")
+    common = Settings(**settings)
+    chosen: dict[str, Any] = dict.fromkeys(found, common)
+    if plan is not None:
+        chosen = dict.fromkeys(found, None) | _plans(plan, known, settings)
+    chosen |= {stage: _stage_settings(stage, value, settings) for stage, value in given.items()}
+    accelerator = Accelerator(generator, pipe.models, chosen, found, guidance_of)
+    for sampler in found.values():
+        sampler.forecache = accelerator
+    return accelerator
+
+
+def _plans(plan: Any, known: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Settings]:
+    """Plans by the stage that they were made for."""
+    found: dict[str, Settings] = {}
+    for each in plan if isinstance(plan, (list, tuple)) else [plan]:
+        loaded = Plan.load(each) if isinstance(each, (str, Path)) else each
+        stage = loaded.made_for.get("stage")
+        if stage not in known or stage in found:
+            twice = "twice" if stage in found else f"but the pipeline has {', '.join(known)}"
+            raise ValueError(f"plan: made for stage {stage!r}, {twice}")
+        found[stage] = Settings(**{**settings, "plan": loaded})
+    return found
+
+
+def _stage_settings(stage: str, value: Any, settings: Mapping[str, Any]) -> Any:
+    if value is None or all(hasattr(value, name) for name in CALLS):
+        return value
+    if not isinstance(value, Mapping):
+        raise TypeError(f"stages[{stage!r}] must be a mapping of settings, a cache, or None, got {value!r}")
+    schedules = {"interval", "warmup", "end", "calls", "plan"}
+    inherited = {k: v for k, v in settings.items() if not (schedules & set(value) and k in schedules)}
+    return Settings(**{**inherited, **value})
+
+
+def detach(pipe: Any, samplers: Mapping[str, str]) -> None:
+    """Detach whatever is attached; nothing happens if nothing is."""
+    for sampler in _objects(pipe, samplers):
+        vars(sampler).pop("forecache", None)
+
+
+def _objects(pipe: Any, samplers: Mapping[str, str]) -> list[Any]:
+    return [getattr(pipe, name) for name in samplers.values() if hasattr(pipe, name)]
+
+
+@contextmanager
+def attached(pipe: Any, samplers: Mapping[str, str], enable: Callable[[], Accelerator]) -> Iterator[Accelerator]:
+    """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
+    objects = _objects(pipe, samplers)
+    before = [vars(sampler).get("forecache") for sampler in objects]
+    accelerator = enable()
+    try:
+        yield accelerator
+    finally:
+        detach(pipe, samplers)
+        for sampler, old in zip(objects, before, strict=True):
+            if old is not None:
+                sampler.forecache = old

@@ -1,0 +1,164 @@
+"""TRELLIS.2's own pipeline, samplers and network classes around small woken networks.
+
+Real upstream code: ``run`` with every ``pipeline_type``, the samplers with guidance interval and rescale, the flow
+networks, both decoder networks and, from the repository, the dual grid's conversion to a mesh. Ours: the packages of
+:mod:`.sparse`, the two hash functions of ``o_voxel._C``, the image features.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .sparse import provide, provide_flash_attn, provide_flex_gemm, voxel_hash
+from .trellis import COND_CHANNELS, wake
+
+PIPELINE_TYPES = ("512", "1024", "1024_cascade", "1536_cascade")
+OCCUPIED = 0.001  # share of the 64^3 voxels that the untrained occupancy decoder is set to
+
+
+def load(checkout: Path | str) -> SimpleNamespace:
+    """Import the pipeline, samplers and networks of a checkout that holds ``trellis2``; classes by role.
+
+    ``mesh`` tells whether the checkout has ``o-voxel``, without which the dual grid gets no faces.
+
+    Raises:
+        FileNotFoundError: ``checkout`` does not hold the package.
+        RuntimeError: another checkout's ``trellis2`` is already imported (a process holds one).
+    """
+    top = Path(checkout).resolve()
+    root = top / "trellis2"
+    if not (root / "pipelines" / "samplers" / "flow_euler.py").is_file():
+        raise FileNotFoundError(f"checkout: {checkout} holds no trellis2/pipelines/samplers/flow_euler.py")
+    os.environ.update(ATTN_BACKEND="sdpa", SPARSE_ATTN_BACKEND="flash_attn", SPARSE_CONV_BACKEND="flex_gemm")
+    provide_flash_attn()
+    provide_flex_gemm()
+    provide("cumesh")
+    provide("trellis2").__path__ = [str(root)]
+    mesh = _provide_o_voxel(top / "o-voxel" / "o_voxel")
+    import trellis2.modules.sparse as sparse  # type: ignore[import-not-found]
+
+    provide("trellis2.modules.image_feature_extractor")
+    import trellis2.pipelines  # type: ignore[import-not-found]
+
+    provide("trellis2.pipelines.rembg")
+    import trellis2.models as models  # type: ignore[import-not-found]
+    import trellis2.models.sc_vaes.sparse_unet_vae as unet_vae  # type: ignore[import-not-found]
+    import trellis2.pipelines.samplers as samplers  # type: ignore[import-not-found]
+    from trellis2.pipelines import trellis2_image_to_3d
+
+    if Path(samplers.__file__).resolve().parent != root / "pipelines" / "samplers":
+        raise RuntimeError(f"checkout: {samplers.__file__} is already imported; start a new process for {checkout}")
+    return SimpleNamespace(
+        samplers=samplers,
+        models=models,
+        SparseTensor=sparse.SparseTensor,
+        Pipeline=trellis2_image_to_3d.Trellis2ImageTo3DPipeline,
+        TextureDecoder=unet_vae.SparseUnetVaeDecoder,
+        mesh=mesh,
+    )
+
+
+def _provide_o_voxel(folder: Path) -> bool:
+    """The repository's own conversion on hash functions of ours; without it the dual vertices and no faces."""
+    provide("o_voxel")
+    convert = provide("o_voxel.convert")
+    insert, look_up = voxel_hash()
+    provide("o_voxel._C", hashmap_insert_3d_idx_as_val_cuda=insert, hashmap_lookup_3d_cuda=look_up)
+    if folder.is_dir():
+        convert.__path__ = [str(folder / "convert")]
+        from o_voxel.convert.flexible_dual_grid import flexible_dual_grid_to_mesh  # type: ignore[import-not-found]
+
+        convert.flexible_dual_grid_to_mesh = flexible_dual_grid_to_mesh  # type: ignore[attr-defined]
+        return True
+    faces = torch.zeros(0, 3, dtype=torch.int32)
+    convert.flexible_dual_grid_to_mesh = lambda coords, vertices, *a, **k: (vertices, faces)  # type: ignore[attr-defined]
+    return False
+
+
+def networks(upstream: SimpleNamespace) -> dict[str, nn.Module]:
+    """Small woken networks by the pipeline's names."""
+    torch.manual_seed(0)
+    flow: dict[str, Any] = {
+        "model_channels": 48, "cond_channels": COND_CHANNELS, "num_blocks": 2, "num_heads": 2, "pe_mode": "rope",
+        "share_mod": True, "initialization": "scaled", "qk_rms_norm": True, "qk_rms_norm_cross": True,
+    }  # fmt: skip
+    vae: dict[str, Any] = {
+        "model_channels": [64, 32, 16, 16, 8], "latent_channels": 8, "num_blocks": [1, 0, 0, 0, 0],
+        "block_args": [{}] * 5, "block_type": ["SparseConvNeXtBlock3d"] * 5,
+        "up_block_type": ["SparseResBlockC2S3d"] * 4,
+    }  # fmt: skip
+    models = upstream.models
+
+    def slat(resolution: int, channels: int) -> nn.Module:
+        made: nn.Module = models.SLatFlowModel(resolution=resolution, in_channels=channels, out_channels=8, **flow)
+        return made
+
+    made = {
+        "sparse_structure_flow_model": models.SparseStructureFlowModel(
+            resolution=8, in_channels=4, out_channels=4, **flow
+        ),
+        "sparse_structure_decoder": models.SparseStructureDecoder(
+            out_channels=1, latent_channels=4, num_res_blocks=1, channels=[32, 16, 8, 8], num_res_blocks_middle=1
+        ),
+        "shape_slat_flow_model_512": slat(32, 8),
+        "shape_slat_flow_model_1024": slat(64, 8),
+        "tex_slat_flow_model_512": slat(32, 16),
+        "tex_slat_flow_model_1024": slat(64, 16),
+        "shape_slat_decoder": models.FlexiDualGridVaeDecoder(resolution=1024, **vae),
+        "tex_slat_decoder": upstream.TextureDecoder(out_channels=6, pred_subdiv=False, **vae),
+    }
+    for seed, network in enumerate(made.values()):
+        wake(network, seed)
+    for layer in made["shape_slat_decoder"].modules():  # a few children a voxel and level, not half of them
+        if hasattr(layer, "to_subdiv"):
+            layer.to_subdiv.bias.data.fill_(-0.4)
+    made["shape_slat_decoder"].output_layer.bias.data[3:6] = 1.0  # dual edges that cross, so that there are faces
+    return made
+
+
+def build(upstream: SimpleNamespace) -> Any:
+    """The upstream's pipeline around them, with the defaults of its application; a condition is an integer."""
+
+    class Small(upstream.Pipeline):  # type: ignore[misc,name-defined]
+        def get_cond(self, conditions: Sequence[Any], resolution: int, include_neg_cond: bool = True) -> dict[str, Any]:
+            shape = (resolution // 128, COND_CHANNELS)
+            seeds = (resolution + int(condition) for condition in conditions)
+            cond = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+            return {"cond": cond} | ({"neg_cond": torch.zeros_like(cond)} if include_neg_cond else {})
+
+        def decode_latent(self, shape_slat: Any, tex_slat: Any, resolution: int) -> Any:
+            """Without hole filling and the textured mesh class, which need a GPU."""
+            meshes, guides = self.decode_shape_slat(shape_slat, resolution)
+            return meshes, self.decode_tex_slat(tex_slat, guides)
+
+    nets = networks(upstream)
+    sampler = upstream.samplers.FlowEulerGuidanceIntervalSampler
+
+    def params(rescale_t: float, strength: float, rescale: float, end: float) -> dict[str, Any]:
+        return {
+            "steps": 12, "rescale_t": rescale_t, "guidance_strength": strength, "guidance_rescale": rescale,
+            "guidance_interval": [0.6, end],
+        }  # fmt: skip
+
+    structure = params(5.0, 7.5, 0.7, 1.0)
+    norm = {"mean": [0.0] * 8, "std": [1.0] * 8}
+    pipe = Small(
+        nets, sampler(1e-5), sampler(1e-5), sampler(1e-5), structure, params(3.0, 7.5, 0.5, 1.0),
+        params(3.0, 1.0, 0.0, 0.9), norm, norm, low_vram=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        torch.manual_seed(1)
+        latent = sampler(1e-5).sample(
+            nets["sparse_structure_flow_model"], torch.randn(1, 4, 8, 8, 8), **pipe.get_cond([1], 512), **structure,
+            verbose=False,
+        ).samples  # fmt: skip
+        decoder = nets["sparse_structure_decoder"]
+        decoder.out_layer[-1].bias.data -= torch.quantile(decoder(latent), 1 - OCCUPIED)  # type: ignore[index,union-attr]
+    return pipe
