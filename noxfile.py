@@ -125,3 +125,12 @@ def frontier(session: nox.Session) -> None:
 def train_hunyuan21(session: nox.Session) -> None:
     """Train the reference network (about an hour on one core). -- --out FILE --iterations N --resume FILE"""
     on_hunyuan21(session, "hunyuan21", "reference.train_hunyuan21")
+
+
+@nox.session
+def train_trellis(session: nox.Session) -> None:
+    """Train both reference networks, the second with the conditioner of the first. -- --out DIR --iterations N ..."""
+    install(session, "trellis")
+    checkout = prepared(session, "trellis", "auto")
+    for stage in ("sparse_structure", "slat"):
+        session.run("python", "-m", "forecache_lab.reference.train_trellis", str(checkout), stage, *session.posargs)

@@ -16,12 +16,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .pictures import PICTURE as PICTURE  # both belong to the interface of this module too
+from .pictures import PictureConditioner as PictureConditioner
 from .stubs import stub
+from .training import fill
 
 RESOLUTION, PATCH = 16, 4
 TOKENS, CHANNELS = (RESOLUTION // PATCH) ** 3, PATCH**3
 CLIP, OFFSET, SCALE = 0.3, 0.2, 8.0  # latent = (clip(distance) - OFFSET) * SCALE, about zero mean and unit variance
-PICTURE = 32
 GUIDANCE = 3.0
 NETWORK: dict[str, Any] = {
     "input_size": TOKENS, "in_channels": CHANNELS, "hidden_size": 160, "context_dim": 64, "depth": 5, "num_heads": 5,
@@ -80,24 +82,6 @@ def to_distance(latents: torch.Tensor) -> torch.Tensor:
     return cut.reshape(-1, RESOLUTION, RESOLUTION, RESOLUTION) / SCALE + OFFSET
 
 
-class PictureConditioner(nn.Module):
-    """``[B, 1, 32, 32]`` -> ``{"main": [B, 16, 64]}``; zeros for the unconditional half, as the upstream's encoder."""
-
-    def __init__(self, tokens: int = 16, dim: int = 64) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(1, dim, PICTURE // 4, stride=PICTURE // 4)
-        self.position = nn.Parameter(torch.randn(1, tokens, dim) * 0.02)
-        self.mix = nn.TransformerEncoderLayer(dim, 4, dim * 2, dropout=0.0, batch_first=True, norm_first=True)
-
-    def forward(self, image: torch.Tensor, mask: torch.Tensor | None = None, **unused: Any) -> dict[str, torch.Tensor]:
-        patches = self.patches(image.to(self.position)).flatten(2).mT
-        return {"main": self.mix(patches + self.position)}
-
-    def unconditional_embedding(self, batch_size: int, **unused: Any) -> dict[str, torch.Tensor]:
-        _, tokens, dim = self.position.shape
-        return {"main": self.position.new_zeros(batch_size, tokens, dim)}
-
-
 def make_autoencoder(upstream: SimpleNamespace) -> nn.Module:
     """The upstream's autoencoder base (volume decoder and surface extraction are its own) with the analytic decoder."""
 
@@ -123,15 +107,6 @@ def process_picture(picture: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"image": picture, "mask": torch.ones_like(picture)}
 
 
-def load_weights(path: Path, network: nn.Module, conditioner: nn.Module) -> None:
-    """Fill both modules from the file of the training script."""
-    from safetensors.torch import load_file
-
-    state = {name: value.float() for name, value in load_file(path).items()}
-    for prefix, module in (("network.", network), ("conditioner.", conditioner)):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-
-
 def build(
     upstream: SimpleNamespace, weights: Path | None = WEIGHTS, dtype: torch.dtype = torch.float32, turbo: bool = False
 ) -> Any:
@@ -144,7 +119,7 @@ def build(
                 if not parameter.any():
                     parameter.normal_(std=0.02)
     else:
-        load_weights(weights, network, conditioner)
+        fill(weights, {"network": network, "conditioner": conditioner})
     scheduler = upstream.TurboScheduler(pcm_timesteps=100) if turbo else upstream.Scheduler()
     return upstream.Pipeline(
         vae=make_autoencoder(upstream).eval(), model=network.eval(), conditioner=conditioner.eval(),

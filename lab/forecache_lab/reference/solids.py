@@ -168,9 +168,14 @@ def solid(seed: int, family: str | None = None) -> tuple[str, Distance]:
 
 
 # --- what a network sees --------------------------------------------------------------------------------------------
-def grid(distance: Distance, resolution: int) -> torch.Tensor:
-    """Signed distances ``[resolution, resolution, resolution]`` (x, y, z) at the nodes of ``[-1, 1]^3``."""
-    axis = torch.linspace(-1, 1, resolution)
+def grid(distance: Distance, resolution: int, centres: bool = False) -> torch.Tensor:
+    """Signed distances ``[resolution, resolution, resolution]`` (x, y, z) at the nodes of ``[-1, 1]^3``.
+
+    Nodes include the boundary of the cube; ``centres`` takes the centres of as many cells instead, so that a grid of
+    twice the resolution splits every cell into eight.
+    """
+    end = 1 - 1 / resolution if centres else 1
+    axis = torch.linspace(-end, end, resolution)
     return distance(torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1))
 
 

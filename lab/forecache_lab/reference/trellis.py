@@ -1,8 +1,9 @@
-"""TRELLIS's own pipelines, samplers and network classes around small networks.
+"""TRELLIS's own pipelines, samplers and network classes around small networks: woken ones, or trained ones.
 
 Real upstream code: ``run``, ``run_multi_image`` and ``run_variant``, the guidance-interval Euler sampler, both flow
 networks with their sparse convolutions, the occupancy decoder. Ours: the packages of :mod:`.sparse`, the image or text
-features, the decoders of the structured latent.
+features, the decoders of the structured latent. Of the trained pipeline, the occupancy decoder too: see
+:mod:`.trellis_latents`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,31 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import trellis_latents
+from .pictures import PictureConditioner
 from .sparse import provide, provide_flash_attn, provide_spconv
 from .stubs import stub
+from .training import fill
 
 COND_TOKENS, COND_CHANNELS = 5, 32
 # Defaults of the weights' pipeline.json (25 steps) and of the application (12 steps), field by field the same
 SAMPLER = {"steps": 25, "rescale_t": 3.0, "cfg_strength": 5.0, "cfg_interval": [0.5, 1.0]}
+
+
+SIGMA_MIN = 1e-5
+GUIDANCE = 2.0  # of the trained networks; the upstream's 5 overshoots on networks this small
+PICTURES: dict[str, Any] = {"cond_channels": 64, "pe_mode": "ape", "qk_rms_norm": True}
+STRUCTURE: dict[str, Any] = {
+    "resolution": 8, "in_channels": 8, "out_channels": 8, "patch_size": 2, "model_channels": 160, "num_blocks": 5,
+    "num_heads": 5, **PICTURES,
+}  # fmt: skip
+SLAT: dict[str, Any] = {
+    "resolution": 16, "in_channels": 8, "out_channels": 8, "patch_size": 2, "num_io_res_blocks": 1,
+    "io_block_channels": [24], "model_channels": 96, "num_blocks": 4, "num_heads": 3, **PICTURES,
+}  # fmt: skip
+SLAT_MEAN, SLAT_STD = -0.025, 0.0625  # of the distances in occupied voxels
+STRUCTURE_WEIGHTS = Path(__file__).with_name("trellis_sparse_structure.safetensors")
+SLAT_WEIGHTS = Path(__file__).with_name("trellis_slat.safetensors")
 
 
 def load(checkout: Path | str) -> SimpleNamespace:
@@ -128,9 +148,51 @@ def build(upstream: SimpleNamespace, text: bool = False) -> Any:
         def decode_slat(self, latent: Any, formats: Sequence[str] = ()) -> dict[str, Any]:
             return {"slat": latent}
 
+    return assemble(upstream, Small, networks(upstream), SAMPLER)
+
+
+def build_reference(upstream: SimpleNamespace, guidance: float = GUIDANCE) -> Any:
+    """The upstream's image pipeline around the trained networks; an image is a picture ``[1, 32, 32]`` of a solid."""
+    modules = {
+        "sparse_structure_flow_model": upstream.models.SparseStructureFlowModel(**STRUCTURE),
+        "slat_flow_model": upstream.models.SLatFlowModel(**SLAT),
+        "sparse_structure_decoder": trellis_latents.StructureDecoder(),
+        "image_cond_model": PictureConditioner(),
+    }
+    fill(
+        STRUCTURE_WEIGHTS,
+        {"network": modules["sparse_structure_flow_model"], "conditioner": modules["image_cond_model"]},
+    )
+    fill(SLAT_WEIGHTS, {"network": modules["slat_flow_model"]})
+
+    class Reference(upstream.ImagePipeline):  # type: ignore[misc,name-defined]
+        def _init_image_cond_model(self, name: str) -> None:
+            """No DINOv2: the conditioner is among the models."""
+
+        def preprocess_image(self, picture: torch.Tensor) -> torch.Tensor:
+            return picture
+
+        @torch.no_grad()
+        def encode_image(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+            tokens: torch.Tensor = self.models["image_cond_model"](torch.stack(list(pictures)))["main"]
+            return tokens
+
+        def decode_slat(self, slat: Any, formats: Sequence[str] = ()) -> dict[str, Any]:
+            grids = trellis_latents.to_grid(slat.feats, slat.coords, slat.shape[0])
+            return {"slat": slat, "mesh": [trellis_latents.to_mesh(grid) for grid in grids]}
+
+    norm = {"mean": [SLAT_MEAN] * 8, "std": [SLAT_STD] * 8}
+    return assemble(upstream, Reference, modules, {**SAMPLER, "cfg_strength": guidance}, norm)
+
+
+def assemble(
+    upstream: SimpleNamespace, pipeline: type, modules: dict[str, nn.Module], settings: dict[str, Any],
+    norm: dict[str, list[float]] | None = None,
+) -> Any:  # fmt: skip
+    """A pipeline with the upstream's sampler, at the same ``settings``, in both stages."""
     sampler = upstream.samplers.FlowEulerGuidanceIntervalSampler
-    norm = {"mean": [0.0] * 8, "std": [1.0] * 8}
-    pipe = Small(networks(upstream), sampler(1e-5), sampler(1e-5), norm, None)
-    pipe.sparse_structure_sampler_params = dict(SAMPLER)
-    pipe.slat_sampler_params = dict(SAMPLER)
+    norm = norm or {"mean": [0.0] * 8, "std": [1.0] * 8}
+    pipe = pipeline(modules, sampler(SIGMA_MIN), sampler(SIGMA_MIN), norm, None)
+    pipe.sparse_structure_sampler_params = dict(settings)
+    pipe.slat_sampler_params = dict(settings)
     return pipe

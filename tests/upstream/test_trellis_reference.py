@@ -1,0 +1,119 @@
+"""TRELLIS: the upstream's own pipeline, unpatched, around the trained reference networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from forecache_lab.reference import TEST_SEED, solids, trellis, trellis_latents
+from forecache_patches import PatchError, checkout, find, load_lock
+
+STEPS = 12
+SOLIDS = range(6)
+
+
+def solid(k: int) -> solids.Distance:
+    """A test solid of each family."""
+    return solids.solid(TEST_SEED + k, solids.FAMILIES[k])[1]
+
+
+def voxels(coords: torch.Tensor) -> torch.Tensor:
+    grid = torch.zeros([trellis_latents.VOXELS] * 3, dtype=torch.bool)
+    grid[coords[:, 1:].long().unbind(1)] = True
+    return grid
+
+
+def true_voxels(k: int) -> torch.Tensor:
+    coarse = solids.grid(solid(k), trellis_latents.VOXELS, centres=True)
+    return trellis_latents.occupied(coarse)
+
+
+def true_coords(k: int) -> torch.Tensor:
+    return true_voxels(k)[None].argwhere().int()
+
+
+def true_feats(k: int) -> torch.Tensor:
+    fine = solids.grid(solid(k), 2 * trellis_latents.VOXELS, centres=True)
+    return trellis_latents.to_feats(fine[None], true_coords(k))
+
+
+def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory):
+    root = tmp_path_factory.mktemp("upstream") / "trellis"
+    try:
+        checkout(find(load_lock(), "trellis"), root, source="auto")
+    except PatchError as error:
+        pytest.skip(f"TRELLIS is not reachable, neither its repository nor its package: {error}")
+    return trellis.build_reference(trellis.load(root))
+
+
+def structure(pipe, k: int, **settings) -> torch.Tensor:
+    """Coords ``[N, 4]`` of the voxels sampled for the picture of solid ``k``."""
+    torch.manual_seed(k)
+    cond = pipe.get_cond([solids.picture(solid(k))])
+    return pipe.sample_sparse_structure(cond, 1, {"steps": STEPS, **settings})
+
+
+def slat(pipe, k: int, picture: torch.Tensor, **settings) -> torch.Tensor:
+    """Distances ``[N, 8]`` sampled for the true voxels of solid ``k``."""
+    torch.manual_seed(k)
+    return pipe.sample_slat(pipe.get_cond([picture]), true_coords(k), {"steps": STEPS, **settings}).feats
+
+
+def test_the_latents_hold_the_solid():
+    for k in SOLIDS:
+        coarse = solids.grid(solid(k), trellis_latents.VOXELS, centres=True)[None]
+        logits = trellis_latents.StructureDecoder()(trellis_latents.to_structure(coarse))
+        assert logits.shape == (1, 1, 16, 16, 16) and torch.equal(logits[0, 0] > 0, true_voxels(k))
+        fine = solids.grid(solid(k), 2 * trellis_latents.VOXELS, centres=True)
+        filled = trellis_latents.to_grid(true_feats(k), true_coords(k))[0]
+        assert torch.equal(filled < 0, fine < 0), "no part inside is outside the occupied voxels"
+        mesh = trellis_latents.to_mesh(filled)
+        assert mesh.is_watertight and mesh.volume == pytest.approx(float((fine < 0).float().mean() * 8), rel=0.15)
+        depth = solid(k)(torch.tensor(mesh.vertices, dtype=torch.float32)).abs()
+        assert depth.median() < 0.01
+    assert trellis_latents.to_mesh(torch.ones(32, 32, 32)).is_empty
+
+
+def test_uncached_voxels_are_the_solids_in_the_pictures(pipe):
+    made = [voxels(structure(pipe, k)) for k in SOLIDS]
+    right = [overlap(made[k], true_voxels(k)) for k in SOLIDS]
+    wrong = [overlap(made[k], true_voxels((k + 1) % len(SOLIDS))) for k in SOLIDS]
+    assert np.median(right) > 0.6 > np.median(wrong), (right, wrong)
+    assert all(r > w for r, w in zip(right, wrong, strict=True)), (right, wrong)
+
+
+def test_uncached_structured_latents_are_the_distances_of_the_solids(pipe):
+    for k in SOLIDS:
+        made, truth = slat(pipe, k, solids.picture(solid(k))), true_feats(k)
+        assert np.corrcoef(made.flatten(), truth.flatten())[0, 1] > 0.9
+        assert (made - truth).square().mean() < 0.25 * truth.var()
+        grids = [trellis_latents.to_grid(feats, true_coords(k))[0] < 0 for feats in (made, truth)]
+        assert overlap(*grids) > 0.6
+
+
+def test_run_ends_in_a_mesh_and_repeats_bit_for_bit(pipe):
+    picture = solids.picture(solid(0))
+    options = {"sparse_structure_sampler_params": {"steps": STEPS}, "slat_sampler_params": {"steps": STEPS}}
+    first, second, other = (pipe.run(picture, seed=seed, **options) for seed in (3, 3, 4))
+    (mesh,) = first["mesh"]
+    assert len(mesh.faces) > 500
+    assert np.abs(mesh.vertices).max() <= 1
+    assert torch.equal(first["slat"].coords, second["slat"].coords)
+    assert torch.equal(first["slat"].feats, second["slat"].feats)
+    assert not np.array_equal(other["mesh"][0].vertices, mesh.vertices)
+
+
+def test_the_picture_and_its_guidance_change_the_sample(pipe):
+    weak, strong = (structure(pipe, 1, cfg_strength=strength) for strength in (0.0, trellis.GUIDANCE))
+    assert not torch.equal(weak, strong)
+    right, wrong, unguided = (
+        slat(pipe, 1, solids.picture(solid(k)), cfg_strength=strength)
+        for k, strength in ((1, trellis.GUIDANCE), (2, trellis.GUIDANCE), (1, 0.0))
+    )
+    assert not torch.equal(right, wrong) and not torch.equal(right, unguided)
