@@ -208,7 +208,7 @@ def _plans(plan: Any, known: Sequence[str], settings: Mapping[str, Any]) -> dict
     found: dict[str, Settings] = {}
     for each in plan if isinstance(plan, (list, tuple)) else [plan]:
         loaded = Plan.load(each) if isinstance(each, (str, Path)) else each
-        stage = loaded.made_for.get("stage")
+        stage = str(loaded.made_for.get("stage"))
         if stage not in known or stage in found:
             twice = "twice" if stage in found else f"but the pipeline has {', '.join(known)}"
             raise ValueError(f"plan: made for stage {stage!r}, {twice}")

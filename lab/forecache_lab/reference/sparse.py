@@ -46,8 +46,8 @@ def ragged_attention(
     parts = []
     for rows, others in zip(itertools.pairwise(q_ends.tolist()), itertools.pairwise(k_ends.tolist()), strict=True):
         one, other = slice(*rows), slice(*others)
-        heads = (x.transpose(0, 1)[None] for x in (q[one], k[other], v[other]))
-        parts.append(functional.scaled_dot_product_attention(*heads)[0].transpose(0, 1))
+        a, b, c = (x.transpose(0, 1)[None] for x in (q[one], k[other], v[other]))
+        parts.append(functional.scaled_dot_product_attention(a, b, c)[0].transpose(0, 1))
     return torch.cat(parts)
 
 
@@ -55,13 +55,27 @@ def provide_flash_attn() -> None:
     """The three ragged functions of ``flash_attn`` that the upstreams call."""
     if installed("flash_attn"):
         return
+
+    def packed(qkv: torch.Tensor, ends: torch.Tensor, longest: int) -> torch.Tensor:
+        q, k, v = qkv.unbind(1)
+        return ragged_attention(q, k, v, ends, ends)
+
+    def key_value(
+        q: torch.Tensor, kv: torch.Tensor, q_ends: torch.Tensor, k_ends: torch.Tensor, *longest: int
+    ) -> torch.Tensor:
+        k, v = kv.unbind(1)
+        return ragged_attention(q, k, v, q_ends, k_ends)
+
+    def apart(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_ends: torch.Tensor, k_ends: torch.Tensor, *longest: int
+    ) -> torch.Tensor:
+        return ragged_attention(q, k, v, q_ends, k_ends)
+
     provide(
         "flash_attn",
-        flash_attn_varlen_qkvpacked_func=lambda qkv, ends, longest: ragged_attention(*qkv.unbind(1), ends, ends),
-        flash_attn_varlen_kvpacked_func=lambda q, kv, q_ends, k_ends, *longest: ragged_attention(
-            q, *kv.unbind(1), q_ends, k_ends
-        ),
-        flash_attn_varlen_func=lambda q, k, v, q_ends, k_ends, *longest: ragged_attention(q, k, v, q_ends, k_ends),
+        flash_attn_varlen_qkvpacked_func=packed,
+        flash_attn_varlen_kvpacked_func=key_value,
+        flash_attn_varlen_func=apart,
     )
 
 
