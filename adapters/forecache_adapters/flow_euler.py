@@ -123,18 +123,12 @@ class Accelerator:
         if reason is not None:
             run.trace.notes.append(reason)
         elif settings.plan is not None:
-            cache, run.trace.branches["plan"] = settings.begin(times, self.key(run))
+            cache, run.trace.branches["plan"] = settings.begin(
+                times, plan_key(self.generator, run.stage, run.model, run.guidance)
+            )
             run.server = Joint(cache, bool(guided))
         else:
             run.server = Apart(settings, times, guided, run.trace.branches)
-
-    def key(self, run: Run) -> dict[str, Any]:
-        """What a plan for this run was made for; the grid (steps, rescale_t) is compared beside it."""
-        scale, interval, rescale = run.guidance or (None, None, None)
-        return {
-            "generator": self.generator, "stage": run.stage, "guidance_scale": scale, "guidance_interval": interval,
-            "guidance_rescale": rescale, "weights": fingerprint(run.model),
-        }  # fmt: skip
 
     def step(self, call: Any, model: Any, x_t: Any, *args: Any, **kwargs: Any) -> Any:
         """Encloses ``sample_once``."""
@@ -162,10 +156,36 @@ class Accelerator:
         return compute() if run.server is None else run.server.branch(name, compute)
 
 
+def plan_key(generator: str, stage: str, network: Any, guidance: Guidance | None) -> dict[str, Any]:
+    """What a plan for a stage was made for; the grid (steps, rescale_t) is compared beside it."""
+    scale, interval, rescale = guidance or (None, None, None)
+    return {
+        "generator": generator, "stage": stage, "guidance_scale": scale, "guidance_interval": interval,
+        "guidance_rescale": rescale, "weights": fingerprint(network),
+    }  # fmt: skip
+
+
 # --- enable, disable ------------------------------------------------------------------------------------------------
 def stage_of(network: str) -> str | None:
     """``shape_slat_flow_model_512`` -> ``shape_slat_512``; ``None``: not a flow network."""
     return network.replace("_flow_model", "") if "_flow_model" in network else None
+
+
+def key_of(
+    pipe: Any, generator: str, samplers: Mapping[str, str], guidance_of: Callable[[Mapping[str, Any]], Guidance | None],
+    stage: str, params: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """The key of a stage's plan, from the pipeline's sampler parameters and ``params`` on top of them.
+
+    Raises:
+        ValueError: a stage that the pipeline has no network for.
+    """
+    networks = {stage_of(name): network for name, network in pipe.models.items()}
+    if stage not in networks:
+        raise ValueError(f"stage must be among {', '.join(name for name in networks if name)}, got {stage!r}")
+    sampler = next(name for name in samplers if stage.startswith(name))
+    given = {**getattr(pipe, f"{sampler}_sampler_params"), **params, "neg_cond": True}
+    return plan_key(generator, stage, networks[stage], guidance_of(given))
 
 
 def attach(

@@ -416,18 +416,12 @@ def test_enable_is_symmetric(pipe):
 # --- plans ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_plan_is_made_and_served_through_the_sampler(pipe, sample, upstream, tmp_path, stage):
-    with adapter.enabled(pipe, interval=1, stages={stage: {"basis": "linear"}}) as handle:
-        made_for = {}
-        begin = handle.begin
-        handle.begin = lambda pairs: (made_for.update(handle.key(handle._runs[-1])), begin(pairs))[1]
-        sample(stage)
-
     def run(seed, cache):
         with adapter.enabled(pipe, stages={stage: cache}):
             return rows(sample(stage, seed).samples)
 
     made = Calibration(
-        run, times=grid(12, 3.0), seeds=range(10, 14), guidance_scale=6.0, probes=2, made_for=made_for
+        run, times=grid(12, 3.0), seeds=range(10, 14), guidance_scale=6.0, probes=2, made_for=adapter.key(pipe, stage)
     ).plan(6)  # fmt: skip
     made.save(tmp_path / "plan.json")
     drift: dict[str, list[float]] = {"plan": [], "even": []}

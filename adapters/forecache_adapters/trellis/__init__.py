@@ -20,9 +20,9 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from ..flow_euler import Accelerator, Guidance, attach, attached, detach
+from ..flow_euler import Accelerator, Guidance, attach, attached, detach, key_of
 
-__all__ = ["Accelerator", "disable", "enable", "enabled"]
+__all__ = ["Accelerator", "disable", "enable", "enabled", "key"]
 
 SAMPLERS = {"sparse_structure": "sparse_structure_sampler", "slat": "slat_sampler"}
 
@@ -58,3 +58,8 @@ def disable(pipeline: Any) -> None:
 def enabled(pipeline: Any, **settings: Any) -> AbstractContextManager[Accelerator]:
     """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
     return attached(pipeline, SAMPLERS, partial(enable, pipeline, **settings))
+
+
+def key(pipeline: Any, stage: str, **sampler_params: Any) -> dict[str, Any]:
+    """What a plan for a stage is made for (``made_for``), at the pipeline's sampler parameters or those given."""
+    return key_of(pipeline, "trellis", SAMPLERS, guidance, stage, sampler_params)

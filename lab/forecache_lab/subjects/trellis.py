@@ -67,7 +67,9 @@ class Trellis:
         if stage == "slat":
             slat = pipe.sample_slat(cond, coords, {"steps": steps})
             seconds = time.perf_counter() - start
-            return Output(slat.feats, self._calls, seconds, None, pipe.decode_slat(slat)["mesh"][0])
+            norm = pipe.slat_normalization
+            feats = (slat.feats - torch.tensor(norm["mean"])) / torch.tensor(norm["std"])  # as the sampler had them
+            return Output(feats, self._calls, seconds, None, pipe.decode_slat(slat)["mesh"][0])
         network = pipe.models["sparse_structure_flow_model"]
         noise = torch.randn(1, network.in_channels, *[network.resolution] * 3)
         given = {**cond, **pipe.sparse_structure_sampler_params, "steps": steps, "verbose": False}
