@@ -1,4 +1,4 @@
-"""Hunyuan3D-2.1's patched pipeline: around the reference network, or with its own weights on a GPU."""
+"""What the shape pipelines of Hunyuan3D-2 and 2.1 share as subjects: around a small network, or with their weights."""
 
 from __future__ import annotations
 
@@ -8,23 +8,38 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import torch
 
-from forecache_adapters import hunyuan21 as adapter
+from forecache_patches import read_marker
 
-from ..reference import TEST_SEED, hunyuan21, solids
+from ..reference import TEST_SEED, solids
+from ..reference.hunyuan21 import PICTURE
 from ..reference.stubs import is_stub
 from . import Sample
 
-WEIGHTS_NEED = ("torchvision", "transformers", "omegaconf", "cv2", "pymeshlab")
 
+class HunyuanShape:
+    """See :class:`forecache_lab.subjects.Subject`. A generator is a subclass that fills in the class attributes.
 
-class Hunyuan21:
-    """See :class:`forecache_lab.subjects.Subject`."""
+    Attributes:
+        name, network: of the generator, and of the small network, for the title.
+        octree: cells along a side of the small network's mesh.
+        extra, weights_need: optional dependencies in pyproject.toml for real weights, and what the upstream imports.
+        adapter, reference: the generator's modules in ``forecache_adapters`` and ``forecache_lab.reference``.
+        from_pretrained: further arguments of the upstream's method.
+    """
 
-    steps = 50
+    steps, octree = 50, 64
+    name: str
+    network: str
+    extra: str
+    weights_need: tuple[str, ...] = ("torchvision", "transformers", "cv2", "pymeshlab")
+    adapter: Any
+    reference: Any
+    from_pretrained: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, checkout: Path, weights: str | None = None, image: Path | None = None) -> None:
         """``weights``: a name or folder for ``from_pretrained`` (needs ``image`` and a CUDA device).
@@ -38,31 +53,36 @@ class Hunyuan21:
                 raise ValueError(f"weights need an image file: pass --image FILE, got {image}")
             if not torch.cuda.is_available():
                 raise RuntimeError(f"weights {weights} need a CUDA device, and this machine has none")
-        upstream = hunyuan21.load(checkout)
+        upstream = self.reference.load(checkout)
         self.image = image
+        marker = read_marker(checkout)
+        origin = f"{self.name} at {marker.commit[:12]} ({marker.source})" if marker else f"{self.name}, own checkout"
         if weights is not None:
-            missing = [name for name in WEIGHTS_NEED if name not in sys.modules or is_stub(name)]
-            if missing:
-                raise RuntimeError(
-                    f"weights {weights} need {', '.join(missing)}: pip install '.[hunyuan21-weights]' in this checkout"
-                )
-            self.pipe = upstream.Pipeline.from_pretrained(weights)
+            self.pipe = self._pretrained(upstream, weights)
             self.octree, self.guidance = 256, 5.0
-            self.title = f"Hunyuan3D-2.1, weights {weights}"
+            self.title = f"{origin}, weights {weights}"
             device = torch.cuda.get_device_name()
         else:
             torch.set_num_threads(1)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.pipe = hunyuan21.build(upstream)
-            self.octree, self.guidance = 64, hunyuan21.GUIDANCE
-            self.title = "Hunyuan3D-2.1 pipeline, small trained reference network (not the real weights)"
+                self.pipe = self.reference.build(upstream)
+            self.guidance = self.reference.GUIDANCE
+            self.title = f"{origin}, pipeline around a {self.network} (not the real weights)"
             device = "CPU, 1 thread"
         self.conditions = f"{device}, {self.pipe.dtype}, guidance {self.guidance:g}, octree {self.octree}"
-        adapter.enable(self.pipe)  # says so now, in one line, if the checkout is not patched
-        adapter.disable(self.pipe)
+        self.adapter.enable(self.pipe)  # says so now, in one line, if the checkout is not patched
+        self.adapter.disable(self.pipe)
         self._calls = 0
         self.pipe.model.register_forward_pre_hook(self._count)
+
+    def _pretrained(self, upstream: SimpleNamespace, weights: str) -> Any:
+        missing = [package for package in self.weights_need if package not in sys.modules or is_stub(package)]
+        if missing:
+            raise RuntimeError(
+                f"weights {weights} need {', '.join(missing)}: pip install '.[{self.extra}]' in this checkout"
+            )
+        return upstream.Pipeline.from_pretrained(weights, **self.from_pretrained)
 
     def _count(self, *unused: Any) -> None:
         self._calls += 1
@@ -70,7 +90,7 @@ class Hunyuan21:
     def _condition(self, seed: int) -> Any:
         if self.image is not None:
             return str(self.image)
-        return [solids.picture(solids.solid(TEST_SEED + seed)[1], hunyuan21.PICTURE)[None]]
+        return [solids.picture(solids.solid(TEST_SEED + seed)[1], PICTURE)[None]]
 
     def sample(self, seed: int, settings: Mapping[str, Any] | None) -> Sample:
         """See :meth:`forecache_lab.subjects.Subject.sample`."""
@@ -81,9 +101,9 @@ class Hunyuan21:
         return self._run(seed, {"basis": "reuse", "interval": 1, "few_steps": True}, calls + 1)
 
     def _run(self, seed: int, settings: Mapping[str, Any] | None, steps: int) -> Sample:
-        on = nullcontext() if settings is None else adapter.enabled(self.pipe, **settings)
+        on = nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
         if settings is None:
-            adapter.disable(self.pipe)
+            self.adapter.disable(self.pipe)
         self._calls = 0
         with warnings.catch_warnings(), on as handle:
             warnings.simplefilter("ignore", FutureWarning)
