@@ -23,6 +23,7 @@ from forecache_adapters import hunyuan2 as adapter
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan2, solids
 from forecache_lab.reference.hunyuan21 import PICTURE
+from forecache_lab.subjects.hunyuan2mini import Hunyuan2Mini
 from upstream_helpers import import_as, relative
 
 STEPS = 24
@@ -315,18 +316,31 @@ def test_plans_name_the_generator(pipe):
     assert adapter.key(pipe, 5.0)["weights"] != key["weights"], "control: other weights, another key"
 
 
-# --- the whole commit -------------------------------------------------------------------------------------------------
-def test_session_smoke_on_the_whole_newest_commit(checkouts):
-    root = checkouts("hunyuan2", patched=True, source="git")
-    code = (
-        "import sys, pathlib; from forecache_lab import session;"
-        "subject = session.SUBJECTS['hunyuan2mini'](pathlib.Path(sys.argv[1]));"
-        "print(subject.title); session.smoke(subject)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True)
+# --- the whole commit, and meshes -------------------------------------------------------------------------------------
+WHOLE = """
+import sys, pathlib
+from forecache_lab import session
+subject = session.SUBJECTS["hunyuan2mini"](pathlib.Path(sys.argv[1]))
+session.smoke(subject)
+sample = subject.sample(0, {"basis": "linear", "interval": 5})
+print(subject.title, float(sample.latent.double().sum()), sample.mesh.volume, sep="|")
+"""
+
+
+def test_the_session_gives_the_same_sample_at_both_pins(checkouts):
+    released = Hunyuan2Mini(checkouts("hunyuan2-released", patched=True, source="wheel"))
+    assert released.title.startswith("Hunyuan3D-2 mini at cb4a040c6876 (wheel), pipeline around a small random network")
+    sample, other = (released.sample(seed, {"basis": "linear", "interval": 5}) for seed in (0, 1))
+    assert sample.mesh.is_watertight and sample.calls < 20
+    newest = checkouts("hunyuan2", patched=True, source="git")
+    done = subprocess.run([sys.executable, "-c", WHOLE, str(newest)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "at 9bcf30281453 (git), pipeline around a small random network" in done.stdout
     assert "full schedule too, with 49 of 50 calls" in done.stdout
+    title, latent, volume = done.stdout.splitlines()[-1].split("|")
+    assert title.startswith("Hunyuan3D-2 mini at 9bcf30281453 (git), pipeline around a small random network")
+    assert float(latent) == pytest.approx(float(sample.latent.double().sum()), rel=1e-5)
+    assert float(volume) == pytest.approx(sample.mesh.volume, rel=1e-5)
+    assert float(volume) != pytest.approx(other.mesh.volume, rel=1e-3), "control: another condition, another mesh"
 
 
 def test_reference_refuses_what_it_cannot_build(upstream, checkouts, tmp_path):

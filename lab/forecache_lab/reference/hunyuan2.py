@@ -27,11 +27,11 @@ NETWORK: dict[str, Any] = {
 }  # fmt: skip
 AUTOENCODER: dict[str, Any] = {
     "num_latents": TOKENS, "embed_dim": CHANNELS, "width": 64, "heads": 4, "num_decoder_layers": 2,
-    "include_pi": False, "qkv_bias": False, "qk_norm": True,
+    "include_pi": False, "num_freqs": 3, "qkv_bias": False, "qk_norm": True,
 }  # fmt: skip
 ENCODER = {"num_encoder_layers": 1, "pc_size": 64, "pc_sharpedge_size": 0, "point_feats": 4}  # never called
 OUTPUT_GAIN = 4.0  # with less, the velocity hardly changes over time and right and wrong forecasts look alike
-RADIUS, SLOPE = 0.7, 8.0  # of the sphere that the decoder's field is added to
+RADIUS, SLOPE = 0.7, 8.0  # of the sphere that the decoder's field is added to: enough to close the surface
 
 
 def load(checkout: Path | str) -> SimpleNamespace:
@@ -90,6 +90,13 @@ def make_autoencoder(upstream: SimpleNamespace) -> nn.Module:
     accepted = inspect.signature(upstream.Autoencoder).parameters
     encoder = {name: value for name, value in ENCODER.items() if name in accepted}
     autoencoder: nn.Module = upstream.Autoencoder(**AUTOENCODER, **encoder)
+    generator = torch.Generator().manual_seed(0)  # of its own: the encoder's draws must not change the decoder
+    for part in ("post_kl", "transformer", "geo_decoder"):
+        for module in autoencoder.get_submodule(part).modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
     autoencoder.get_submodule("geo_decoder").register_forward_hook(_add_sphere, with_kwargs=True)
     return autoencoder
 
