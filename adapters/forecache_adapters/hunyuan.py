@@ -1,9 +1,11 @@
 """What the shape pipelines of Hunyuan3D-2 and 2.1 share: one sampling loop, so one handle and one way to attach it.
 
-The patched loop asks a handle once per call for a run, and the run at every step. It forecasts the velocity after
-guidance (one history; guidance is on at every step or at none, so forecasting the branches apart with equal weights is
-the same). Which steps can be left out exactly follows from the scheduler's own grid: the flow scheduler ends with a
-step of dt = 0, the consistency scheduler of the turbo models does not.
+The patched loop asks a handle once per call for a run, and the run at every step. It hands over what the network
+returned, both branches in one batch, and goes on with what it gets back. Guidance is on at every step or at none, so a
+rule forecasts the velocity after guidance (one history; the branches apart with equal weights would be the same); a
+plan may have weights of its own for the difference of the branches. Which steps can be left out exactly follows from
+the scheduler's own grid: the flow scheduler ends with a step of dt = 0, the consistency scheduler of the turbo models
+does not.
 """
 
 from __future__ import annotations
@@ -13,19 +15,61 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from forecache import Forecaster, Trace, fingerprint
+import torch
+
+from forecache import Guided, Trace, fingerprint
 
 from .settings import Settings
+
+
+class Run:
+    """One call of the pipeline.
+
+    Args:
+        cache: of this run.
+        guidance_scale: g of ``u + g (c - u)``; ``None``: the network's output is the velocity.
+        apart: whether ``cache`` takes ``Guided(c, u)``, and not the velocity.
+    """
+
+    def __init__(self, cache: Any, guidance_scale: float | None, apart: bool) -> None:
+        self.cache, self.guidance_scale, self.apart = cache, guidance_scale, apart
+
+    def needs_compute(self, i: int) -> bool:
+        """Whether step ``i`` calls the network."""
+        return bool(self.cache.needs_compute(i))
+
+    def observe(self, i: int, output: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Take the network's output at step ``i``, conditional half first; returns what guidance is to be applied to:
+        the output itself, unless a plan corrects it.
+        """
+        if self.guidance_scale is None:
+            used: torch.Tensor = self.cache.observe(i, output, state)
+            return used
+        cond, uncond = output.chunk(2)
+        value = Guided(cond, uncond) if self.apart else self._combined(Guided(cond, uncond))
+        corrected = self.cache.observe(i, value, state)
+        if corrected is value:
+            return output
+        return torch.cat(corrected if self.apart else (corrected, corrected))
+
+    def forecast(self, i: int, state: torch.Tensor) -> torch.Tensor:
+        """The velocity of step ``i``, after guidance."""
+        value = self.cache.forecast(i, state)
+        return self._combined(value) if isinstance(value, Guided) else value
+
+    def _combined(self, branches: Guided) -> torch.Tensor:
+        velocity: torch.Tensor = branches.uncond + self.guidance_scale * (branches.cond - branches.uncond)
+        return velocity
 
 
 class Handle:
     """What the patched loop asks. ``trace`` is that of the newest run; no snapshot outlives its run."""
 
-    def __init__(self, adapter: Adapter, settings: Settings, pipe: Any) -> None:
-        self.adapter, self.settings, self.pipe = adapter, settings, pipe
+    def __init__(self, adapter: Adapter, settings: Settings, pipe: Any, cache: Any = None) -> None:
+        self.adapter, self.settings, self.pipe, self.cache = adapter, settings, pipe, cache
         self.trace = Trace()
 
-    def begin(self, scheduler: Any, guidance_scale: float | None) -> Forecaster | None:
+    def begin(self, scheduler: Any, guidance_scale: float | None) -> Run | None:
         """Called by the patched loop before its first step; the run's state belongs to that call.
 
         ``guidance_scale`` is ``None`` where the network gets guidance as an input or not at all.
@@ -34,9 +78,12 @@ class Handle:
             raise ValueError(f"scheduler: {type(scheduler).__name__} calls the network {scheduler.order} times a step")
         # the consistency scheduler of the turbo models keeps its grid in `sigmas_`
         grid = scheduler.sigmas_ if hasattr(scheduler, "sigmas_") else scheduler.sigmas
+        if self.cache is not None:
+            self.trace = getattr(self.cache, "trace", Trace())
+            return Run(self.cache, guidance_scale, getattr(self.cache, "needs_branches", True))
         made_for = self.adapter.key(self.pipe, guidance_scale) if self.settings.plan is not None else {}
-        run, self.trace = self.settings.begin([float(t) for t in grid], made_for)
-        return run
+        cache, self.trace = self.settings.begin([float(t) for t in grid], made_for)
+        return None if cache is None else Run(cache, guidance_scale, cache.needs_branches)
 
 
 @dataclass(frozen=True)
@@ -49,11 +96,13 @@ class Adapter:
     generator: str
     upstreams: tuple[str, ...]
 
-    def enable(self, pipe: Any, **settings: Any) -> Handle:
+    def enable(self, pipe: Any, *, cache: Any = None, **settings: Any) -> Handle:
         """Attach the cache to a patched pipeline; a pipeline that has one gets the new settings.
 
         Args:
             pipe: ``Hunyuan3DDiTFlowMatchingPipeline`` from a patched checkout.
+            cache: for one run, instead of settings: a forecaster, or what :func:`forecache.calibrate` hands to ``run``
+                (it gets the branches apart, as ``Guided``).
             settings: see :class:`forecache_adapters.settings.Settings`.
 
         Raises:
@@ -66,7 +115,9 @@ class Adapter:
                 f"pipe: {type(pipe).__module__}.{type(pipe).__name__} is not patched;"
                 f" run {commands} on the checkout it comes from"
             )
-        pipe.forecache = Handle(self, Settings(**settings), pipe)
+        if cache is not None and settings:
+            raise ValueError(f"cache: give it alone, not with {', '.join(settings)}")
+        pipe.forecache = Handle(self, Settings(**settings), pipe, cache)
         return pipe.forecache  # type: ignore[no-any-return]
 
     def disable(self, pipe: Any) -> None:
@@ -74,10 +125,10 @@ class Adapter:
         vars(pipe).pop("forecache", None)
 
     @contextmanager
-    def enabled(self, pipe: Any, **settings: Any) -> Iterator[Handle]:
+    def enabled(self, pipe: Any, *, cache: Any = None, **settings: Any) -> Iterator[Handle]:
         """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
         before = vars(pipe).get("forecache")
-        handle = self.enable(pipe, **settings)
+        handle = self.enable(pipe, cache=cache, **settings)
         try:
             yield handle
         finally:

@@ -141,6 +141,11 @@ class Forecaster:
         warnings.warn(f"forecache: {note}", stacklevel=3)
         self._notes.append(note)
 
+    @property
+    def needs_branches(self) -> bool:
+        """Whether the plan has weights for ``cond - uncond``: the values of guided steps must then be ``Guided``."""
+        return any(w.difference for w in (*self._plan.values(), *self._corrections.values()))
+
     # --- one step ---------------------------------------------------------------------------------------------------
     def step(self, i: int, compute: Callable[[], Any], state: Any = None) -> Any:
         """The value of step ``i``: ``compute()`` where the schedule asks for it, a forecast elsewhere.

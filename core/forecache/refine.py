@@ -102,15 +102,15 @@ class Refiner:
         return np.array([float(self._left(seed, rollout).norm()) for seed, rollout in self.here.items()])
 
     def round(self, progress: Callable[[int], None] = lambda done: None) -> bool:
-        """One Gauss-Newton step for ``sum_s ||r_s||`` (each run weighted by 1 / ||r_s||), accepted where the power mean
-        of the distances falls; returns whether it did.
+        """One Gauss-Newton step for the power mean ``(mean_s ||r_s||^(1/2))^2`` (a run weighs ``||r_s||^(-3/2)``),
+        accepted where it falls; returns whether it did.
         """
         m = len(self.shifts)
         system, right, before = np.zeros((m, m)), np.zeros(m), power_mean(self.distances())
         for k, (seed, rollout) in enumerate(self.here.items()):
             left = self._left(seed, rollout)
             effects = torch.stack([self._effect(seed, shift, left) for shift in self.shifts])
-            weight = 1 / max(float(left.norm()), 1e-12)
+            weight = 1 / max(float(left.norm()), 1e-12) ** 1.5
             system += weight * (effects @ effects.T).numpy()
             right += weight * (effects @ left).numpy()
             progress(k + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,6 @@ GUIDANCE = hunyuan21.GUIDANCE
 GRID = (*np.linspace(0, 1, 50).tolist(), 1.0)
 
 
-class Attached:
-    """Hands the pipeline's loop a given cache."""
-
-    def __init__(self, cache: Any) -> None:
-        self.cache = cache
-
-    def begin(self, scheduler: Any, guidance_scale: float | None) -> Any:
-        return self.cache
-
-
 def runner(pipe: Any, first: int) -> Callable[[int, Any], torch.Tensor]:
     """``run(seed, cache)`` over the solids from ``first`` on; ``cache=None``: uncached."""
     pictures: dict[int, torch.Tensor] = {}
@@ -42,14 +33,11 @@ def runner(pipe: Any, first: int) -> Callable[[int, Any], torch.Tensor]:
     def run(seed: int, cache: Any) -> torch.Tensor:
         if seed not in pictures:
             pictures[seed] = solids.picture(solids.solid(first + seed)[1], hunyuan21.PICTURE)[None]
-        pipe.forecache = None if cache is None else Attached(cache)
-        try:
+        with nullcontext() if cache is None else adapter.enabled(pipe, cache=cache):
             latent: torch.Tensor = pipe(
                 image=[pictures[seed]], guidance_scale=GUIDANCE, output_type="latent", enable_pbar=False,
                 generator=torch.Generator().manual_seed(first + seed),
             )  # fmt: skip
-        finally:
-            adapter.disable(pipe)
         return latent
 
     return run
@@ -77,7 +65,7 @@ def ladder(pipe: Any, budgets: list[int], calibration: int, test: int, refine: i
 
         made = Calibration(
             runner(pipe, CALIBRATION_SEED), times=GRID, seeds=range(calibration), made_for=key,
-            refine=refine, progress=progress,
+            guidance_scale=GUIDANCE, refine=refine, progress=progress,
         )  # fmt: skip
         plans = {calls: made.plan(calls) for calls in budgets}
     for calls, plan in plans.items():

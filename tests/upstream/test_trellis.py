@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from upstream_helpers import import_as
 
 from forecache import Calibration, Forecaster, schedule
 from forecache.basis import Hermite, Linear, Rule, Unfit
@@ -19,6 +18,7 @@ from forecache_adapters import trellis as adapter
 from forecache_lab.combined import combined, fork_schedule, grid
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import trellis
+from upstream_helpers import import_as
 
 STAGES = ("sparse_structure", "slat")
 

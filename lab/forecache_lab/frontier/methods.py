@@ -227,27 +227,24 @@ def calibration(
 def plan_rows(problem: Problem, calls: int, seeds: Seeds, refine: int = 0) -> list[Method]:
     """Plans, their schedule with other weights, and Euler with long steps on it.
 
-    Where guidance is on for part of the time, plans of the combined velocity and of the branches apart are candidates.
+    Where there is guidance a plan has its branches apart: the difference is a column of its own.
     ``refine``: rounds of refinement for the plans that land on the uncached run; the others are not refined.
     """
-    ways: tuple[Streams, ...] = ("combined", "optional") if problem.edges(problem.times) else ("combined",)
-    labels = {"combined": "", "optional": "branches apart"}
+    streams: Streams = "combined" if problem.interval is None else "optional"
+    apart = "" if problem.interval is None else "branches apart"
 
-    def candidates(target: Literal["uncached", "reference"], rounds: int) -> list[tuple[Candidate, Plan]]:
-        found = []
-        for streams in ways:
-            made = calibration(problem, seeds, target, streams, rounds).plan(calls)
-            make = partial(Forecaster, times=problem.times, plan=made, made_for=made.made_for)
-            how = ", ".join(filter(None, (labels[streams], f"refined, {rounds} round(s)" if rounds else "")))
-            found.append((cached(problem, make, how, streams), made))
-        return found
+    def candidate(target: Literal["uncached", "reference"], rounds: int) -> tuple[Candidate, Plan]:
+        made = calibration(problem, seeds, target, streams, rounds).plan(calls)
+        make = partial(Forecaster, times=problem.times, plan=made, made_for=made.made_for)
+        how = ", ".join(filter(None, (apart, f"refined, {rounds} round(s)" if rounds else "")))
+        return cached(problem, make, how, streams), made
 
-    near, fine = candidates("uncached", refine), candidates("reference", 0)
-    computed = near[0][1].computed
+    (near, plan), (fine, _) = candidate("uncached", refine), candidate("reference", 0)
+    computed = plan.computed
     on_its_steps = cached(problem, lambda: Forecaster(Linear(2), times=problem.times, computed=computed))
     return [
         euler_on(problem, "Euler on the plan's steps", computed),
         Method("plan's steps, linear order 2", "forecache", [on_its_steps]),
-        Method("plan", "forecache", [each for each, _ in near]),
-        Method("plan, target reference", "forecache", [each for each, _ in fine], "error"),
+        Method("plan", "forecache", [near]),
+        Method("plan, target reference", "forecache", [fine], "error"),
     ]
