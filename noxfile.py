@@ -18,7 +18,10 @@ PACKAGES = ("core", "adapters", "patches", "lab", "cli")
 GENERATORS = {
     "hunyuan21": ("dmd", "hermite", "taylor", "auto"),
     "hunyuan2mini": ("dmd", "hermite", "taylor", "auto"),
+    "trellis": ("dmd", "hermite", "taylor", "auto"),
+    "trellis2": ("dmd", "hermite", "taylor", "auto"),
 }
+STAGED = ("trellis", "trellis2")  # measured stage by stage
 # Generator -> its pins (choice of --pin -> name in the lock), the preferred first; left out: one, of its own name.
 PINS = {
     "hunyuan2mini": {"newest": "hunyuan2", "released": "hunyuan2-released"},
@@ -73,7 +76,8 @@ def drift(session: nox.Session, generator: str, basis: str) -> None:
     checkout = prepared(session, own.source, *([pins[own.pin]] if own.pin else pins.values()))
     session.run("forecache", "upstream", "status", str(checkout))
     out = Path("out", f"{generator}_{basis}")
-    command = ("-m", "forecache_lab.session", generator, str(checkout), "--basis", basis, "--out", str(out))
+    module = "stages" if generator in STAGED else "session"
+    command = ("-m", f"forecache_lab.{module}", generator, str(checkout), "--basis", basis, "--out", str(out))
     session.run("python", *command, *rest, env={"PYTHONWARNINGS": "ignore::FutureWarning"})
 
 

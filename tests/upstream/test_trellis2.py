@@ -225,3 +225,21 @@ def test_off_and_few_steps(pipe, sample):
     with adapter.enabled(pipe, basis="linear", interval=2) as handle, pytest.warns(UserWarning, match="off: 6 steps"):
         assert torch.equal(sample("shape_slat_512", steps=6), reference)
     assert "off" in handle.traces["shape_slat_512"].notes[0]
+
+
+def test_the_stage_session_writes_a_table(checkouts, tmp_path, monkeypatch, capsys):
+    from forecache_lab import stages
+    from forecache_lab.subjects.trellis2 import Trellis2
+
+    monkeypatch.setattr(Trellis2, "grids", {"sparse_structure": (12,), "tex_slat_512": (12,)})
+    checkout = str(checkouts("trellis2", patched=True))
+    arguments = ["trellis2", checkout, "--basis", "hermite", "--seeds", "1", "--out", str(tmp_path)]
+    assert stages.main(arguments) == 0
+    table = (tmp_path / "stages.md").read_text()
+    assert "### sparse_structure, 12 steps" in table and "| hermite, interval 2 | 15 |" in table
+    assert "| control: combined velocity, interval 2 | 15 |" in table and "| control: the forks' Hermite" in table
+    monkeypatch.setattr(stages, "WrongSign", lambda rule: rule)  # control: then the session says that it tells nothing
+    assert stages.main(arguments) == 1
+    assert "the wrong-sign control drifts no more" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        stages.main([*arguments[:-1], checkout + "/LICENSE"])
