@@ -259,13 +259,26 @@ def test_steps_come_in_order() -> None:
     cache = Forecaster("linear", times=GRID, interval=3)
     for i in (0, 1):
         cache.step(i, lambda: torch.ones(3))
-    for i in (0, 1, 3):
+    for i in (0, 1):
         with pytest.raises(ValueError, match=f"out of order: step {i} after step 1"):
             cache.step(i, lambda: torch.ones(3))
     for i in (-1, 20):
         with pytest.raises(ValueError, match=r"0\.\.19"):
             cache.needs_compute(i)
     cache.step(2, lambda: torch.ones(3))
+
+
+def test_a_step_may_be_left_out_unless_there_is_a_plan() -> None:
+    """A branch that takes turns with others is not called at every step: its history is by time, so nothing shifts."""
+    cache = Forecaster("linear", times=GRID, interval=1)
+    for i in (0, 4):
+        cache.observe(i, torch.full((3,), GRID[i]))
+    assert torch.allclose(cache.forecast(6), torch.full((3,), GRID[6]))
+    plan = Plan(tuple(GRID), (0, 4, 19), {}, (), {}, {})
+    planned = Forecaster("linear", times=GRID, plan=plan)
+    planned.observe(0, torch.ones(3))
+    with pytest.raises(ValueError, match="step 2 after step 0; a plan is asked at every step"):
+        planned.forecast(2)
 
 
 def test_a_run_may_start_late() -> None:
