@@ -95,7 +95,8 @@ for _generator, _bases in GENERATORS.items():
 def tests(session: nox.Session) -> None:
     """The test suite, against the installed wheel. -- ARGUMENTS go to pytest."""
     install(session, "test")
-    session.run("pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    # a file's tests stay together: they share a checkout and a pipeline
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
