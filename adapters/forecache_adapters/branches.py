@@ -35,6 +35,11 @@ class StageTrace:
         """Network calls of all branches."""
         return sum(self.calls.values())
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        branches = {name: trace.to_dict() for name, trace in self.branches.items()}
+        return {"calls": dict(self.calls), "branches": branches, "notes": list(self.notes)}
+
 
 class Server(Protocol):
     """Serves the branches of one run."""

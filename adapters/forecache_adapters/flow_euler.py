@@ -106,6 +106,8 @@ class Accelerator:
             self._runs.pop()
             if run.server is not None:
                 run.server.close()
+            if len(run.images) > 1 and run.i + 1 == len(run.images):
+                run.trace.notes.append("nothing was forecast: every step came with a condition tensor of its own")
 
     def begin(self, pairs: Sequence[tuple[float, float]]) -> None:
         """The grid of the run, as the sampler made it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 import weakref
 from contextlib import contextmanager
@@ -390,6 +391,20 @@ def test_few_steps_switch_the_cache_off(sample, pipe):
         assert handle.traces["sparse_structure"].calls == {"cond": 8, "uncond": 7}
     with adapter.enabled(pipe, basis="linear", interval=2, few_steps=True):
         assert not torch.equal(sample("sparse_structure", steps=8).samples, reference)
+
+
+def test_a_condition_that_is_another_tensor_at_every_step_is_computed_and_said(pipe, sample):
+    sampler, reference = pipe.sparse_structure_sampler, sample("sparse_structure", cfg_interval=[2.0, 3.0]).samples
+    inside = sampler._inference_model
+    with adapter.enabled(pipe, basis="linear", interval=2) as handle:
+        sampler._inference_model = lambda model, x_t, t, cond, **kwargs: inside(model, x_t, t, cond.clone(), **kwargs)
+        try:
+            assert torch.equal(sample("sparse_structure", cfg_interval=[2.0, 3.0]).samples, reference)
+        finally:
+            del sampler._inference_model
+    trace = handle.traces["sparse_structure"]
+    assert trace.computed == 12 and "nothing was forecast" in trace.notes[0]
+    assert json.loads(json.dumps(trace.to_dict()))["notes"] == trace.notes
 
 
 def test_enable_is_symmetric(pipe):
