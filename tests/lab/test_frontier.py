@@ -156,7 +156,7 @@ def test_a_still_step_is_free():
 
 def test_the_reference_runner_lands_on_the_solution():
     problem = flows.gaussian(10)
-    plan = methods.calibration(problem, range(2), "reference", "combined", 0).plan(10)
+    plan = methods.calibration(problem, range(2), "reference", "combined", methods.Making()).plan(10)
     assert plan.computed == tuple(range(10))
 
     secants = []
@@ -347,7 +347,7 @@ def test_an_early_refresh_keeps_the_budget(how):
 
 def test_weights_of_other_snapshots_are_not_served():
     problem = flows.gaussian(20)
-    made = methods.calibration(problem, range(100, 104), "uncached", "combined", 0).plan(6)
+    made = methods.calibration(problem, range(100, 104), "uncached", "combined", methods.Making()).plan(6)
     limits = {made.computed[1]: 0.0}
     cache = refresh.Refreshing("move", limits, times=problem.times, plan=made, made_for=made.made_for)
     sampling.sample(problem, [0], cache)
@@ -359,7 +359,7 @@ def test_weights_of_other_snapshots_are_not_served():
 
 def test_the_span_of_the_calls_bounds_every_choice_of_weights():
     problem = flows.gaussian()
-    plan = methods.calibration(problem, range(100, 104), "uncached", "combined", 0).plan(6)
+    plan = methods.calibration(problem, range(100, 104), "uncached", "combined", methods.Making()).plan(6)
     for seed in range(3):
         drift, least = limits.left(problem, plan, seed)
         assert 0 < least < drift

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..reference import CALIBRATION_SEED, TEST_SEED
 from . import flows, network, report
 from .measure import Bench, Row
+from .methods import Making
 from .problems import Problem
 
 FIRST = TEST_SEED + 64  # the test conditions before it were looked at while the methods were made
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         "--meshes", type=int, default=4, help="test conditions whose meshes are compared (3 s each and row)"
     )
     parser.add_argument("--refine", type=int, default=0, help="rounds of refinement of the plans that imitate")
+    parser.add_argument("--memory", type=int, default=4, help="snapshots per forecast of a plan")
+    parser.add_argument("--ridge", type=float, default=1e-3, help="of a plan's weights toward Lagrange")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="2 conditions of either kind, one budget, no mesh")
     a = parser.parse_args(argv)
@@ -89,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
             bench = Bench(
                 problem, range(CALIBRATION_SEED, CALIBRATION_SEED + a.calibration),
-                range(FIRST, FIRST + a.test), a.meshes, a.refine, say,
+                range(FIRST, FIRST + a.test), a.meshes, Making(a.refine, a.memory, a.ridge), say,
             )  # fmt: skip
             rows.append(bench.uncached())
             for calls in budgets[:1] if a.quick else budgets:

@@ -68,13 +68,13 @@ class Bench:
         calibration: Seeds,
         test: Seeds,
         meshes: int = 0,
-        refine: int = 0,
+        making: methods.Making | None = None,
         progress: Callable[[str], None] = lambda what: None,
     ) -> None:
         if set(calibration) & set(test):
             raise ValueError("calibration and test conditions must be disjoint")
         self.problem, self.calibration, self.test, self.say = problem, list(calibration), list(test), progress
-        self.refine = refine
+        self.making = making
         self.meshes = meshes if problem.decode is not None else 0
         self._scores: dict[tuple[Candidate, int], dict[str, float]] = {}
         self._results: dict[Candidate, Result] = {}
@@ -117,7 +117,7 @@ class Bench:
         todo += methods.easycache_rows(self.problem, calls, self.calibration)
         todo += methods.forecache_rows(self.problem, calls)
         self.say(f"{calls} calls: plans")
-        todo += methods.plan_rows(self.problem, calls, self.calibration, self.refine)
+        todo += methods.plan_rows(self.problem, calls, self.calibration, self.making)
         rows, fixed = [], []
         for method in todo:
             self.say(f"{calls} calls: {method.name}")

@@ -202,8 +202,17 @@ def forecache_rows(problem: Problem, calls: int) -> list[Method]:
     return rows
 
 
+@dataclass(frozen=True)
+class Making:
+    """How plans are made: keywords of :class:`forecache.Calibration`. ``refine`` holds for plans that imitate only."""
+
+    refine: int = 0
+    memory: int = 4
+    ridge: float = 1e-3
+
+
 def calibration(
-    problem: Problem, seeds: Seeds, target: Literal["uncached", "reference"], streams: Streams, refine: int
+    problem: Problem, seeds: Seeds, target: Literal["uncached", "reference"], streams: Streams, making: Making
 ) -> Calibration:
     """Recordings that plans of every budget and of both targets share: they land on the uncached run or on the fine
     solution.
@@ -215,31 +224,35 @@ def calibration(
             times=problem.times,
             seeds=seeds,
             guidance_scale=None if streams == "combined" else problem.scale,
+            memory=making.memory,
+            ridge=making.ridge,
             made_for={"problem": problem.key, "guidance_scale": problem.scale, "streams": streams},
         )
         reference = reference_runner(problem), problem.times
         problem.calibrations[fine] = problem.calibrations[near].toward(reference)
     made = problem.calibrations[near if target == "uncached" else fine]
-    made.refine = refine
+    made.refine = making.refine if target == "uncached" else 0
     return made
 
 
-def plan_rows(problem: Problem, calls: int, seeds: Seeds, refine: int = 0) -> list[Method]:
+def plan_rows(problem: Problem, calls: int, seeds: Seeds, making: Making | None = None) -> list[Method]:
     """Plans, their schedule with other weights, and Euler with long steps on it.
 
     Where there is guidance a plan has its branches apart: the difference is a column of its own.
-    ``refine``: rounds of refinement for the plans that land on the uncached run; the others are not refined.
     """
     streams: Streams = "combined" if problem.interval is None else "optional"
     apart = "" if problem.interval is None else "branches apart"
 
-    def candidate(target: Literal["uncached", "reference"], rounds: int) -> tuple[Candidate, Plan]:
-        made = calibration(problem, seeds, target, streams, rounds).plan(calls)
+    how_made = making or Making()
+
+    def candidate(target: Literal["uncached", "reference"]) -> tuple[Candidate, Plan]:
+        by = calibration(problem, seeds, target, streams, how_made)
+        made = by.plan(calls)
         make = partial(Forecaster, times=problem.times, plan=made, made_for=made.made_for)
-        how = ", ".join(filter(None, (apart, f"refined, {rounds} round(s)" if rounds else "")))
+        how = ", ".join(filter(None, (apart, f"refined, {by.refine} round(s)" if by.refine else "")))
         return cached(problem, make, how, streams), made
 
-    (near, plan), (fine, _) = candidate("uncached", refine), candidate("reference", 0)
+    (near, plan), (fine, _) = candidate("uncached"), candidate("reference")
     computed = plan.computed
     on_its_steps = cached(problem, lambda: Forecaster(Linear(2), times=problem.times, computed=computed))
     return [
