@@ -1,4 +1,4 @@
-"""The real pipeline around the trained reference network."""
+"""The real pipeline around the trained reference network, and checkouts that test files share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trees import tree
 
 from forecache_lab.reference import hunyuan21
 
@@ -27,3 +28,10 @@ def pipe(shared_pipe) -> Iterator:
     """The pipeline around the trained reference network, as nobody left it."""
     yield shared_pipe
     vars(shared_pipe).pop("forecache", None)
+
+
+@pytest.fixture(scope="session")
+def trellis_checkouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """TRELLIS patched and as it is; the pipelines of every test are those of the first."""
+    folder = tmp_path_factory.mktemp("trellis")
+    return tree("trellis", folder / "patched", "wheel"), tree("trellis", folder / "original", "wheel", patched=False)

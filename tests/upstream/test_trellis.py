@@ -12,7 +12,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from trees import tree
 
 from forecache import Calibration, Forecaster, schedule
 from forecache.basis import Hermite, Linear, Rule, Unfit
@@ -26,14 +25,8 @@ STAGES = ("sparse_structure", "slat")
 
 
 @pytest.fixture(scope="session")
-def checkouts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trellis")
-    return tree("trellis", folder / "patched", "wheel"), tree("trellis", folder / "original", "wheel", patched=False)
-
-
-@pytest.fixture(scope="session")
-def upstream(checkouts):
-    return trellis.load(checkouts[0])
+def upstream(trellis_checkouts):
+    return trellis.load(trellis_checkouts[0])
 
 
 @pytest.fixture(scope="session")
@@ -113,8 +106,8 @@ def generate(pipe, **options):
 
 # --- off ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("stage", STAGES)
-def test_off_is_bit_identical_to_the_original_file(pipe, sample, checkouts, stage):
-    source = checkouts[1] / "trellis/pipelines/samplers/flow_euler.py"
+def test_off_is_bit_identical_to_the_original_file(pipe, sample, trellis_checkouts, stage):
+    source = trellis_checkouts[1] / "trellis/pipelines/samplers/flow_euler.py"
     spec = importlib.util.spec_from_file_location("trellis.pipelines.samplers.flow_euler_original", source)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -1,4 +1,4 @@
-"""TRELLIS: the upstream's own pipeline, unpatched, around the trained reference networks."""
+"""TRELLIS: the upstream's own pipeline around the trained reference networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from forecache_lab.reference import TEST_SEED, solids, trellis, trellis_latents
-from forecache_patches import PatchError, checkout, find, load_lock
 
 STEPS = 12
 SOLIDS = range(6)
@@ -43,13 +42,8 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def pipe(tmp_path_factory: pytest.TempPathFactory):
-    root = tmp_path_factory.mktemp("upstream") / "trellis"
-    try:
-        checkout(find(load_lock(), "trellis"), root, source="auto")
-    except PatchError as error:
-        pytest.skip(f"TRELLIS is not reachable, neither its repository nor its package: {error}")
-    return trellis.build_reference(trellis.load(root))
+def pipe(trellis_checkouts):
+    return trellis.build_reference(trellis.load(trellis_checkouts[0]))
 
 
 def structure(pipe, k: int, **settings) -> torch.Tensor:
