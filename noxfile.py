@@ -14,9 +14,14 @@ nox.options.reuse_existing_virtualenvs = True
 
 PACKAGES = ("core", "adapters", "patches", "lab", "cli")
 
-# Upstream -> bases measured on it. A generator joins by a line here, a lock entry, an adapter and a subject in the lab.
+# Generator -> bases measured on it. It joins by a line here, a lock entry, an adapter and a subject in the lab.
 GENERATORS = {
     "hunyuan21": ("dmd", "hermite", "taylor", "auto"),
+    "hunyuan2mini": ("dmd", "hermite", "taylor", "auto"),
+}
+# Generator -> its pins (choice of --pin -> name in the lock), the preferred first; left out: one, of its own name.
+PINS = {
+    "hunyuan2mini": {"newest": "hunyuan2", "released": "hunyuan2-released"},
 }
 
 
@@ -26,48 +31,60 @@ def install(session: nox.Session, extras: str) -> None:
     session.install("-c", "constraints.txt", f".[{extras}]")
 
 
-def prepared(session: nox.Session, upstream: str, source: str) -> Path:
-    """The upstream at its pin, patched; made once and kept in nox's cache."""
-    checkout = Path(session.cache_dir, "upstreams", upstream)
-    checkout.parent.mkdir(parents=True, exist_ok=True)
-    session.run("forecache", "upstream", "checkout", upstream, str(checkout), "--source", source)
-    session.run("forecache", "patch", "apply", upstream, str(checkout))
-    return checkout
+def prepared(session: nox.Session, source: str, *upstreams: str) -> Path:
+    """The first of ``upstreams`` whose files can be fetched, at its pin, patched; made once and kept in nox's cache."""
+    for upstream in upstreams:
+        checkout = Path(session.cache_dir, "upstreams", upstream)
+        checkout.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            session.run("forecache", "upstream", "checkout", upstream, str(checkout), "--source", source)
+        except nox.command.CommandFailed:
+            if upstream == upstreams[-1]:
+                raise
+            session.warn(
+                f"{upstream} cannot be had from source {source} (the reason stands above): trying the next pin"
+            )
+            continue
+        session.run("forecache", "patch", "apply", upstream, str(checkout))
+        return checkout
+    raise ValueError("upstreams must name at least one")
 
 
 def on_hunyuan21(session: nox.Session, extras: str, module: str, *defaults: str) -> None:
     """A module of the lab on the patched checkout; an option on the command line takes the place of its default."""
     install(session, extras)
-    checkout = prepared(session, "hunyuan21", "auto")
+    checkout = prepared(session, "auto", "hunyuan21")
     given = () if set(defaults[:1]) & set(session.posargs) else defaults
     session.run("python", "-m", f"forecache_lab.{module}", str(checkout), *given, *session.posargs)
 
 
-def drift(session: nox.Session, upstream: str, basis: str) -> None:
-    """Check out, patch, smoke, drift: -- [--source git|wheel|auto] [--weights NAME --image FILE] [--seeds N] ..."""
+def drift(session: nox.Session, generator: str, basis: str) -> None:
+    """Check out, patch, smoke, drift: -- [--source git|wheel|auto] [--pin ...] [--weights NAME --image FILE] ..."""
+    pins = PINS.get(generator, {"own": generator})
     parser = argparse.ArgumentParser()
     parser.add_argument("--source", default="auto", choices=("git", "wheel", "auto"))
+    parser.add_argument("--pin", choices=tuple(pins), help="default: the first that can be fetched")
     own, rest = parser.parse_known_args(session.posargs)
     real = "--weights" in rest
     if real and shutil.which("nvidia-smi") is None:
         session.log("no NVIDIA driver here: the packages that only the real weights need are not installed")
         real = False
-    install(session, f"{upstream}-weights" if real else upstream)
-    checkout = prepared(session, upstream, own.source)
+    install(session, f"{generator}-weights" if real else generator)
+    checkout = prepared(session, own.source, *([pins[own.pin]] if own.pin else pins.values()))
     session.run("forecache", "upstream", "status", str(checkout))
-    out = Path("out", f"{upstream}_{basis}")
-    command = ("-m", "forecache_lab.session", upstream, str(checkout), "--basis", basis, "--out", str(out))
+    out = Path("out", f"{generator}_{basis}")
+    command = ("-m", "forecache_lab.session", generator, str(checkout), "--basis", basis, "--out", str(out))
     session.run("python", *command, *rest, env={"PYTHONWARNINGS": "ignore::FutureWarning"})
 
 
-for _upstream, _bases in GENERATORS.items():
+for _generator, _bases in GENERATORS.items():
     for _basis in _bases:
 
-        def _session(session: nox.Session, upstream: str = _upstream, basis: str = _basis) -> None:
-            drift(session, upstream, basis)
+        def _session(session: nox.Session, generator: str = _generator, basis: str = _basis) -> None:
+            drift(session, generator, basis)
 
-        _session.__doc__ = f"{_upstream} end to end with basis {_basis}: checkout, patch, smoke, drift table, meshes."
-        nox.session(name=f"{_upstream}_{_basis}")(_session)
+        _session.__doc__ = f"{_generator} end to end with basis {_basis}: checkout, patch, smoke, drift table, meshes."
+        nox.session(name=f"{_generator}_{_basis}")(_session)
 
 
 @nox.session
@@ -131,6 +148,6 @@ def train_hunyuan21(session: nox.Session) -> None:
 def train_trellis(session: nox.Session) -> None:
     """Train both reference networks, the second with the conditioner of the first. -- --out DIR --iterations N ..."""
     install(session, "trellis")
-    checkout = prepared(session, "trellis", "auto")
+    checkout = prepared(session, "auto", "trellis")
     for stage in ("sparse_structure", "slat"):
         session.run("python", "-m", "forecache_lab.reference.train_trellis", str(checkout), stage, *session.posargs)

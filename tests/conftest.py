@@ -4,6 +4,8 @@ Checkouts of an upstream, from its repository or from the package on the index t
 tests of a process, which can import only one. Absent: a skip says so.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -23,21 +25,35 @@ def _seed() -> None:
 
 
 @pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unpatched checkout of Hunyuan3D-2.1."""
-    root = tmp_path_factory.mktemp("upstream") / "original"
-    try:
-        checkout(find(load_lock(), "hunyuan21"), root, source="auto")
-    except PatchError as error:
-        pytest.skip(f"Hunyuan3D-2.1 is not reachable, neither its repository nor its package: {error}")
-    return root
+def checkouts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``checkouts(name, patched=False, source="auto")``: a checkout of an upstream at its pin, made once."""
+
+    @functools.cache
+    def make(name: str, patched: bool, source: str) -> Path | str:
+        upstream = find(load_lock(), name)
+        root = tmp_path_factory.mktemp("upstream") / name
+        try:
+            checkout(upstream, root, source=source)
+        except PatchError as error:
+            return f"{upstream.title}: not reachable, source {source}: {error}"
+        if patched:
+            apply(load_series(upstream), root)
+        return root
+
+    def checkout_of(name: str, patched: bool = False, source: str = "auto") -> Path:
+        made = make(name, patched, source)
+        return made if isinstance(made, Path) else pytest.skip(made)
+
+    return checkout_of
 
 
 @pytest.fixture(scope="session")
-def patched(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(checkouts: Callable[..., Path]) -> Path:
+    """An unpatched checkout of Hunyuan3D-2.1."""
+    return checkouts("hunyuan21")
+
+
+@pytest.fixture(scope="session")
+def patched(checkouts: Callable[..., Path]) -> Path:
     """A patched checkout of Hunyuan3D-2.1."""
-    upstream = find(load_lock(), "hunyuan21")
-    root = tmp_path_factory.mktemp("upstream") / "patched"
-    checkout(upstream, root, source="auto")
-    apply(load_series(upstream), root)
-    return root
+    return checkouts("hunyuan21", patched=True)

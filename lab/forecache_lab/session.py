@@ -18,9 +18,10 @@ from forecache.basis import make_rule
 
 from . import drift, render
 from .subjects import Subject
+from .subjects.hunyuan2mini import Hunyuan2Mini
 from .subjects.hunyuan21 import Hunyuan21
 
-SUBJECTS: dict[str, Callable[..., Subject]] = {"hunyuan21": Hunyuan21}
+SUBJECTS: dict[str, Callable[..., Subject]] = {"hunyuan21": Hunyuan21, "hunyuan2mini": Hunyuan2Mini}
 WARMUP = {"dmd": 4}  # the published quick start's; the polynomial rules need two anchors
 
 

@@ -14,6 +14,7 @@ from forecache.basis import Linear
 from forecache_lab import demo, drift, geometry, session
 from forecache_lab.reference import hunyuan21, solids
 from forecache_lab.subjects import Sample
+from forecache_lab.subjects.hunyuan2mini import Hunyuan2Mini
 from forecache_lab.subjects.hunyuan21 import Hunyuan21
 
 
@@ -144,6 +145,8 @@ def test_real_weights_say_what_they_need(tmp_path):
         Hunyuan21(tmp_path, weights="some/weights", image=picture)
     with pytest.raises(FileNotFoundError, match=r"holds no hy3dshape"):
         Hunyuan21(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no hy3dgen"):
+        Hunyuan2Mini(tmp_path)
 
 
 def test_wrong_sign_mirrors_the_step():

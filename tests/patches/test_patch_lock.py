@@ -15,9 +15,10 @@ def test_shipped_lock_is_valid_and_every_series_chains() -> None:
         patches.check(upstream, patches.SERIES_ROOT)
 
 
-def test_shipped_licence_notes_stand_beside_the_patches() -> None:
-    notice = (patches.SERIES_ROOT / "hunyuan21" / "NOTICE").read_text(encoding="utf-8")
-    assert "licensed under the Tencent Hunyuan 3D 2.1 Community License Agreement" in notice
+@pytest.mark.parametrize(("folder", "version"), [("hunyuan21", "2.1"), ("hunyuan2", "2.0")])
+def test_shipped_licence_notes_stand_beside_the_patches(folder: str, version: str) -> None:
+    notice = (patches.SERIES_ROOT / folder / "NOTICE").read_text(encoding="utf-8")
+    assert f"licensed under the Tencent Hunyuan 3D {version} Community License Agreement" in notice
     assert all(territory in notice for territory in ("European Union", "United Kingdom", "South Korea"))
 
 

@@ -1,4 +1,4 @@
-"""The real pipeline around the trained reference network, and checkouts that test files share."""
+"""The real pipeline around the trained reference network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from trees import tree
 
 from forecache_lab.reference import hunyuan21
 
@@ -28,10 +27,3 @@ def pipe(shared_pipe) -> Iterator:
     """The pipeline around the trained reference network, as nobody left it."""
     yield shared_pipe
     vars(shared_pipe).pop("forecache", None)
-
-
-@pytest.fixture(scope="session")
-def trellis_checkouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """TRELLIS patched and as it is; the pipelines of every test are those of the first."""
-    folder = tmp_path_factory.mktemp("trellis")
-    return tree("trellis", folder / "patched", "wheel"), tree("trellis", folder / "original", "wheel", patched=False)

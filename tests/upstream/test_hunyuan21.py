@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib.util
-import sys
 import weakref
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from forecache.basis import DMD, Linear
 from forecache_adapters import hunyuan21 as adapter
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan21, solids
+from upstream_helpers import import_as, relative
 
 STEPS = 24
 PLANS = Path(hunyuan21.__file__).with_name("plans")
@@ -37,10 +36,6 @@ def run(pipe, seeds=(0,), steps=STEPS, **options):
     )  # fmt: skip
 
 
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.float() - b.float()).norm() / b.float().norm())
-
-
 @pytest.fixture
 def calls(pipe):
     """Batch sizes of the network's calls."""
@@ -51,11 +46,7 @@ def calls(pipe):
 
 
 def test_off_is_bit_identical_to_the_original_file(pipe, original):
-    source = original / "hy3dshape/hy3dshape/pipelines.py"
-    spec = importlib.util.spec_from_file_location("hy3dshape.pipelines_original", source)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = import_as("hy3dshape.pipelines_original", original / "hy3dshape/hy3dshape/pipelines.py")
     unpatched = object.__new__(module.Hunyuan3DDiTFlowMatchingPipeline)
     vars(unpatched).update(vars(pipe))
     assert not hasattr(unpatched, "forecache")

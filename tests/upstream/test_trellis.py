@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
-import sys
 import threading
 import weakref
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from upstream_helpers import import_as
 
 from forecache import Calibration, Forecaster, schedule
 from forecache.basis import Hermite, Linear, Rule, Unfit
@@ -25,8 +24,8 @@ STAGES = ("sparse_structure", "slat")
 
 
 @pytest.fixture(scope="session")
-def upstream(trellis_checkouts):
-    return trellis.load(trellis_checkouts[0])
+def upstream(checkouts):
+    return trellis.load(checkouts("trellis", patched=True, source="wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -106,12 +105,9 @@ def generate(pipe, **options):
 
 # --- off ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("stage", STAGES)
-def test_off_is_bit_identical_to_the_original_file(pipe, sample, trellis_checkouts, stage):
-    source = trellis_checkouts[1] / "trellis/pipelines/samplers/flow_euler.py"
-    spec = importlib.util.spec_from_file_location("trellis.pipelines.samplers.flow_euler_original", source)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+def test_off_is_bit_identical_to_the_original_file(pipe, sample, checkouts, stage):
+    source = checkouts("trellis", source="wheel") / "trellis/pipelines/samplers/flow_euler.py"
+    module = import_as("trellis.pipelines.samplers.flow_euler_original", source)
     patched = getattr(pipe, f"{stage}_sampler")
     original = module.FlowEulerGuidanceIntervalSampler(1e-5)
     after = sample(stage)

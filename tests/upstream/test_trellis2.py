@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from trees import tree
 
 from forecache import schedule
 from forecache.basis import Hermite, Linear
@@ -30,8 +29,8 @@ STAGES = ("sparse_structure", "shape_slat_512", "tex_slat_512")
 
 
 @pytest.fixture(scope="session")
-def upstream(tmp_path_factory):
-    return trellis2.load(tree("trellis2", tmp_path_factory.mktemp("trellis2") / "patched"))
+def upstream(checkouts):
+    return trellis2.load(checkouts("trellis2", patched=True))
 
 
 @pytest.fixture(scope="session")

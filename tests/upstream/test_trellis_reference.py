@@ -42,8 +42,8 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def pipe(trellis_checkouts):
-    return trellis.build_reference(trellis.load(trellis_checkouts[0]))
+def pipe(checkouts):
+    return trellis.build_reference(trellis.load(checkouts("trellis", patched=True, source="wheel")))
 
 
 def structure(pipe, k: int, **settings) -> torch.Tensor:

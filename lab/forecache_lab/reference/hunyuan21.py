@@ -7,7 +7,6 @@ decoder: 64 tokens of 64 channels are the 4x4x4 patches of a 16^3 signed-distanc
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from .pictures import PICTURE as PICTURE  # both belong to the interface of this module too
 from .pictures import PictureConditioner as PictureConditioner
-from .stubs import stub
+from .stubs import import_shape_path
 from .training import fill
 
 RESOLUTION, PATCH = 16, 4
@@ -37,32 +36,16 @@ def load(checkout: Path | str) -> SimpleNamespace:
     """Import the shape path of a checkout that holds ``hy3dshape/hy3dshape``; classes by role.
 
     Raises:
-        FileNotFoundError: ``checkout`` does not hold the package.
-        RuntimeError: another checkout's ``hy3dshape`` is already imported (a process holds one).
+        FileNotFoundError, RuntimeError: see :func:`forecache_lab.reference.stubs.import_shape_path`.
     """
-    root = Path(checkout).resolve() / "hy3dshape"
-    if not (root / "hy3dshape" / "pipelines.py").is_file():
-        raise FileNotFoundError(f"checkout: {checkout} holds no hy3dshape/hy3dshape/pipelines.py")
-    import diffusers.models.attention  # noqa: F401  before any stub: diffusers probes for optional packages
-
-    stub("pymeshlab")
-    stub("cv2")
-    stub("torchvision", "torchvision.transforms")
-    stub("transformers")
-    stub("omegaconf")
-    stub("timm", "timm.models", "timm.models.vision_transformer")
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    from hy3dshape import pipelines, schedulers  # type: ignore[import-not-found]
-    from hy3dshape.models.autoencoders.model import VectsetVAE  # type: ignore[import-not-found]
-    from hy3dshape.models.denoisers.hunyuandit import HunYuanDiTPlain  # type: ignore[import-not-found]
-
-    if Path(pipelines.__file__).resolve().parent != root / "hy3dshape":
-        raise RuntimeError(f"checkout: {pipelines.__file__} is already imported; start a new process for {checkout}")
+    pipelines, schedulers, autoencoders, denoisers = import_shape_path(
+        checkout, "hy3dshape", "hy3dshape.pipelines", "hy3dshape.schedulers",
+        "hy3dshape.models.autoencoders.model", "hy3dshape.models.denoisers.hunyuandit",
+    )  # fmt: skip
     return SimpleNamespace(
         Pipeline=pipelines.Hunyuan3DDiTFlowMatchingPipeline,
-        Network=HunYuanDiTPlain,
-        Autoencoder=VectsetVAE,
+        Network=denoisers.HunYuanDiTPlain,
+        Autoencoder=autoencoders.VectsetVAE,
         Scheduler=schedulers.FlowMatchEulerDiscreteScheduler,
         TurboScheduler=schedulers.ConsistencyFlowMatchEulerDiscreteScheduler,
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 import sys
 import types
+from pathlib import Path
+from typing import Any
 
 
 class _Stub(types.ModuleType):
@@ -37,3 +40,30 @@ def stub(*names: str) -> None:
 def is_stub(name: str) -> bool:
     """Whether :func:`stub` stands in for a package."""
     return isinstance(sys.modules.get(name), _Stub)
+
+
+def import_shape_path(checkout: Path | str, folder: str, *names: str) -> list[Any]:
+    """Import the modules ``names`` of a Hunyuan3D checkout whose package lies in ``folder``.
+
+    Raises:
+        FileNotFoundError: ``checkout`` does not hold the first of them.
+        RuntimeError: another checkout's package is already imported (a process holds one).
+    """
+    root = Path(checkout).resolve() / folder
+    file = root.joinpath(*names[0].split(".")).with_suffix(".py")
+    if not file.is_file():
+        raise FileNotFoundError(f"checkout: {checkout} holds no {file.relative_to(Path(checkout).resolve())}")
+    import diffusers.models.attention  # noqa: F401  before any stub: diffusers probes for optional packages
+
+    stub("pymeshlab")
+    stub("cv2")
+    stub("torchvision", "torchvision.transforms")
+    stub("transformers")
+    stub("omegaconf")
+    stub("timm", "timm.models", "timm.models.vision_transformer")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    modules = [importlib.import_module(name) for name in names]
+    if Path(str(modules[0].__file__)).resolve() != file:
+        raise RuntimeError(f"checkout: {modules[0].__file__} is already imported; start a new process for {checkout}")
+    return modules

@@ -1,0 +1,129 @@
+"""What the shape pipelines of Hunyuan3D-2 and 2.1 share as subjects: around a small network, or with their weights."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+
+from forecache_patches import read_marker
+
+from ..reference import TEST_SEED, solids
+from ..reference.hunyuan21 import PICTURE
+from ..reference.stubs import is_stub
+from . import Sample
+
+
+class HunyuanShape:
+    """See :class:`forecache_lab.subjects.Subject`. A generator is a subclass that fills in the class attributes.
+
+    Attributes:
+        name, network: of the generator, and of the small network, for the title.
+        octree: cells along a side of the small network's mesh.
+        extra, weights_need: optional dependencies in pyproject.toml for real weights, and what the upstream imports.
+        adapter, reference: the generator's modules in ``forecache_adapters`` and ``forecache_lab.reference``.
+        from_pretrained: further arguments of the upstream's method.
+    """
+
+    steps, octree = 50, 64
+    name: str
+    network: str
+    extra: str
+    weights_need: tuple[str, ...] = ("torchvision", "transformers", "cv2", "pymeshlab")
+    adapter: Any
+    reference: Any
+    from_pretrained: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, checkout: Path, weights: str | None = None, image: Path | None = None) -> None:
+        """``weights``: a name or folder for ``from_pretrained`` (needs ``image`` and a CUDA device).
+
+        Raises:
+            ValueError: weights without an image file.
+            RuntimeError: weights without a CUDA device or without a package that only they need; an unpatched checkout.
+        """
+        if weights is not None:
+            if image is None or not image.is_file():
+                raise ValueError(f"weights need an image file: pass --image FILE, got {image}")
+            if not torch.cuda.is_available():
+                raise RuntimeError(f"weights {weights} need a CUDA device, and this machine has none")
+        upstream = self.reference.load(checkout)
+        self.image = image
+        marker = read_marker(checkout)
+        origin = f"{self.name} at {marker.commit[:12]} ({marker.source})" if marker else f"{self.name}, own checkout"
+        if weights is not None:
+            self.pipe = self._pretrained(upstream, weights)
+            self.octree, self.guidance = 256, 5.0
+            self.title = f"{origin}, weights {weights}"
+            device = torch.cuda.get_device_name()
+        else:
+            torch.set_num_threads(1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.pipe = self.reference.build(upstream)
+            self.guidance = self.reference.GUIDANCE
+            self.title = f"{origin}, pipeline around a {self.network} (not the real weights)"
+            device = "CPU, 1 thread"
+        self.conditions = f"{device}, {self.pipe.dtype}, guidance {self.guidance:g}, octree {self.octree}"
+        self.adapter.enable(self.pipe)  # says so now, in one line, if the checkout is not patched
+        self.adapter.disable(self.pipe)
+        self._calls = 0
+        self.pipe.model.register_forward_pre_hook(self._count)
+
+    def _pretrained(self, upstream: SimpleNamespace, weights: str) -> Any:
+        missing = [package for package in self.weights_need if package not in sys.modules or is_stub(package)]
+        if missing:
+            raise RuntimeError(
+                f"weights {weights} need {', '.join(missing)}: pip install '.[{self.extra}]' in this checkout"
+            )
+        return upstream.Pipeline.from_pretrained(weights, **self.from_pretrained)
+
+    def _count(self, *unused: Any) -> None:
+        self._calls += 1
+
+    def _condition(self, seed: int) -> Any:
+        if self.image is not None:
+            return str(self.image)
+        return [solids.picture(solids.solid(TEST_SEED + seed)[1], PICTURE)[None]]
+
+    def sample(self, seed: int, settings: Mapping[str, Any] | None) -> Sample:
+        """See :meth:`forecache_lab.subjects.Subject.sample`."""
+        return self._run(seed, settings, self.steps)
+
+    def plain(self, seed: int, calls: int) -> Sample:
+        """``calls + 1`` steps, because the last one has dt = 0 and is skipped exactly."""
+        return self._run(seed, {"basis": "reuse", "interval": 1, "few_steps": True}, calls + 1)
+
+    def _run(self, seed: int, settings: Mapping[str, Any] | None, steps: int) -> Sample:
+        on = nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
+        if settings is None:
+            self.adapter.disable(self.pipe)
+        self._calls = 0
+        with warnings.catch_warnings(), on as handle:
+            warnings.simplefilter("ignore", FutureWarning)
+            self._synchronise()
+            start = time.perf_counter()
+            latent = self.pipe(
+                image=self._condition(seed), num_inference_steps=steps, guidance_scale=self.guidance,
+                generator=torch.Generator().manual_seed(seed), output_type="latent", enable_pbar=False,
+            )  # fmt: skip
+            self._synchronise()
+            denoise = time.perf_counter() - start
+            with torch.inference_mode():
+                (mesh,) = self.pipe._export(latent, octree_resolution=self.octree, enable_pbar=False)
+            self._synchronise()
+            total = time.perf_counter() - start
+        if mesh is None:
+            raise RuntimeError(f"seed {seed}, {settings}: the upstream's surface extraction failed")
+        trace = {} if handle is None else {"trace": handle.trace}
+        return Sample(latent.float().cpu(), mesh, self._calls, denoise, total, **trace)
+
+    def _synchronise(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
