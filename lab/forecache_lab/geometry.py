@@ -54,15 +54,30 @@ def _voxels(mesh: trimesh.Trimesh, pitch: float) -> set[tuple[int, ...]]:
     return set(map(tuple, np.round(filled.points / pitch).astype(int)))
 
 
+def _check(mesh: trimesh.Trimesh, reference: trimesh.Trimesh) -> None:
+    for name, each in (("mesh", mesh), ("reference", reference)):
+        if each is None or len(getattr(each, "faces", ())) == 0:
+            raise ValueError(f"{name} has no faces: its surface extraction failed")
+
+
+def chamfer(mesh: trimesh.Trimesh, reference: trimesh.Trimesh, seed: int = 0) -> float:
+    """:attr:`Geometry.chamfer` alone, a tenth of the work of :func:`compare`.
+
+    Raises:
+        ValueError: a mesh without faces.
+    """
+    _check(mesh, reference)
+    (forth, _), (back, _) = _directed(mesh, reference, seed), _directed(reference, mesh, seed + 2)
+    return float(forth.mean() + back.mean()) / 2 / float(reference.extents.max())
+
+
 def compare(mesh: trimesh.Trimesh, reference: trimesh.Trimesh, seed: int = 0) -> Geometry:
     """Distances of ``mesh`` to ``reference``; ``seed`` draws the surface points.
 
     Raises:
         ValueError: a mesh without faces (an extraction that failed).
     """
-    for name, each in (("mesh", mesh), ("reference", reference)):
-        if each is None or len(getattr(each, "faces", ())) == 0:
-            raise ValueError(f"{name} has no faces: its surface extraction failed")
+    _check(mesh, reference)
     unit = float(reference.extents.max())
     forth, cos_forth = _directed(mesh, reference, seed)
     back, cos_back = _directed(reference, mesh, seed + 2)

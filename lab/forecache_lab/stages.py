@@ -142,7 +142,7 @@ def score(output: Output, reference: Output) -> dict[str, float]:
         found["occupancy IoU"] = float(both.sum() / either.sum())
         found["flip rate"] = float((output.occupancy ^ reference.occupancy).float().mean())
     if output.mesh is not None and reference.mesh is not None:
-        found["Chamfer"] = geometry.compare(output.mesh, reference.mesh).chamfer
+        found["Chamfer"] = geometry.chamfer(output.mesh, reference.mesh)
     return found
 
 
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
                     if steps == grids[-1] and outputs[0].mesh is not None:
                         shown[f"{stage}: {method.label}"] = [o.mesh for o in outputs[:3] if o.mesh is not None]
                 meshes = [r.mesh for r in references if r.mesh is not None]
-                floor = float(np.median([geometry.floor(m).chamfer for m in meshes])) if meshes else None
+                floor = float(np.median([geometry.chamfer(m, m, seed=1000) for m in meshes])) if meshes else None
                 tables.append(to_markdown(stage, steps, rows, floor))
                 body[f"{stage}, {steps} steps"] = {"rows": rows, "runs": every}
                 failed += [f"{stage}, {steps} steps: {what}" for what in check(rows, a.basis)]
