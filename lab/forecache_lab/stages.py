@@ -63,6 +63,11 @@ class Staged(Protocol):
         ...
 
     @property
+    def seeds(self) -> Mapping[str, int]:
+        """Test conditions by stage, unless ``--seeds`` asks for another number."""
+        ...
+
+    @property
     def pipe(self) -> Any:
         """The pipeline, for the adapter."""
         ...
@@ -176,10 +181,17 @@ def smoke(subject: Staged) -> None:
         print(f"smoke: {stage}: off is bit-identical, full schedule too, {first.calls} network calls")
 
 
-def to_markdown(stage: str, steps: int, rows: Mapping[str, Mapping[str, Sequence[float]]], floor: float | None) -> str:
+def to_markdown(
+    stage: str, steps: int, n: int, rows: Mapping[str, Mapping[str, Sequence[float]]], floor: float | None
+) -> str:
     """A table; cells are ``median / p95``."""
     names = list(next(iter(rows.values())))
-    lines = [f"### {stage}, {steps} steps", "", f"| method | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
+    lines = [
+        f"### {stage}, {steps} steps, n = {n}",
+        "",
+        f"| method | {' | '.join(names)} |",
+        "|" + "---|" * (len(names) + 1),
+    ]
     for label, row in rows.items():
         cells = [f"{row['calls'][0]:.0f}"]
         cells += [f"{row[name][0]:.3g} / {row[name][1]:.3g}" for name in names if name != "calls"]
@@ -209,10 +221,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("subject", choices=sorted(subjects))
     parser.add_argument("checkout", type=Path, help="patched checkout of the upstream")
     parser.add_argument("--basis", default="dmd")
-    parser.add_argument("--seeds", type=int, default=8, help="test conditions")
+    parser.add_argument("--seeds", type=int, help="test conditions of every stage")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args(argv)
-    if a.seeds < 1:
+    if a.seeds is not None and a.seeds < 1:
         parser.error(f"--seeds must be >= 1, got {a.seeds}")
     if a.out.exists() and not a.out.is_dir():
         parser.error(f"--out must be a folder, got the file {a.out}")
@@ -225,17 +237,19 @@ def main(argv: list[str] | None = None) -> int:
     smoke(subject)
     tables, body, failed = [], {}, []
     shown: dict[str, list[trimesh.Trimesh]] = {}
-    total = sum((len(methods(a.basis, steps)) + 1) * a.seeds for grids in subject.grids.values() for steps in grids)
+    count = {stage: a.seeds or subject.seeds[stage] for stage in subject.grids}
+    total = sum((len(methods(a.basis, k)) + 1) * count[stage] for stage, grids in subject.grids.items() for k in grids)
     with tqdm(total=total, unit="run", file=sys.stdout, mininterval=2) as bar:
         for stage, grids in subject.grids.items():
+            n = count[stage]
             for steps in grids:
-                references = [run(subject, stage, seed, steps, None) for seed in range(a.seeds)]
-                bar.update(a.seeds)
+                references = [run(subject, stage, seed, steps, None) for seed in range(n)]
+                bar.update(n)
                 rows, every = {}, {}
                 for method in methods(a.basis, steps):
                     bar.set_description(f"{stage}, {steps} steps, {method.label}", refresh=False)
                     outputs = []
-                    for seed in range(a.seeds):
+                    for seed in range(n):
                         outputs.append(run(subject, stage, seed, steps, method))
                         bar.update()
                     every[method.label] = [score(o, r) for o, r in zip(outputs, references, strict=True)]
@@ -244,13 +258,13 @@ def main(argv: list[str] | None = None) -> int:
                         shown[f"{stage}: {method.label}"] = [o.mesh for o in outputs[:3] if o.mesh is not None]
                 meshes = [r.mesh for r in references if r.mesh is not None]
                 floor = float(np.median([geometry.chamfer(m, m, seed=1000) for m in meshes])) if meshes else None
-                tables.append(to_markdown(stage, steps, rows, floor))
+                tables.append(to_markdown(stage, steps, n, rows, floor))
                 body[f"{stage}, {steps} steps"] = {"rows": rows, "runs": every}
                 failed += [f"{stage}, {steps} steps: {what}" for what in check(rows, a.basis)]
     a.out.mkdir(parents=True, exist_ok=True)
     head = (
-        f"{subject.title}: {subject.conditions}, n = {a.seeds} test conditions; median / p95 against the uncached run "
-        "with the same noise, condition and coordinates."
+        f"{subject.title}: {subject.conditions}; n test conditions, median / p95 against the uncached run with the same "
+        "noise, condition and coordinates."
     )
     text = "\n\n".join([head, *tables])
     (a.out / "stages.md").write_text(text + "\n", encoding="utf-8")

@@ -236,7 +236,7 @@ def test_the_stage_session_writes_a_table(checkouts, tmp_path, monkeypatch, caps
     arguments = ["trellis2", checkout, "--basis", "hermite", "--seeds", "1", "--out", str(tmp_path)]
     assert stages.main(arguments) == 0
     table = (tmp_path / "stages.md").read_text()
-    assert "### sparse_structure, 12 steps" in table and "| hermite, interval 2 | 15 |" in table
+    assert "### sparse_structure, 12 steps, n = 1" in table and "| hermite, interval 2 | 15 |" in table
     assert "| control: combined velocity, interval 2 | 15 |" in table and "| control: the forks' Hermite" in table
     monkeypatch.setattr(stages, "WrongSign", lambda rule: rule)  # control: then the session says that it tells nothing
     assert stages.main(arguments) == 1

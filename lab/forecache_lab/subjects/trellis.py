@@ -21,6 +21,7 @@ class Trellis:
     adapter = adapter
     title = "TRELLIS pipeline, small trained reference networks (not the real weights)"
     grids: Mapping[str, Sequence[int]] = {"sparse_structure": (12, 25), "slat": (12, 25)}
+    seeds: Mapping[str, int] = {"sparse_structure": 8, "slat": 4}
 
     def __init__(self, checkout: Path) -> None:
         """Raises:

@@ -25,6 +25,8 @@ class Trellis2:
         "sparse_structure": (12, 25), "shape_slat_512": (12, 25), "shape_slat_1024": (12,), "tex_slat_512": (12, 25),
     }  # fmt: skip
 
+    seeds: Mapping[str, int] = dict.fromkeys(grids, 4)
+
     def __init__(self, checkout: Path) -> None:
         """Raises:
         FileNotFoundError, RuntimeError: no checkout, or one that is not patched.
