@@ -263,8 +263,8 @@ def main(argv: list[str] | None = None) -> int:
                 failed += [f"{stage}, {steps} steps: {what}" for what in check(rows, a.basis)]
     a.out.mkdir(parents=True, exist_ok=True)
     head = (
-        f"{subject.title}: {subject.conditions}; n test conditions, median / p95 against the uncached run with the same "
-        "noise, condition and coordinates."
+        f"{subject.title}: {subject.conditions}; n test conditions, median / p95 against the uncached run with "
+        "the same noise, condition and coordinates."
     )
     text = "\n\n".join([head, *tables])
     (a.out / "stages.md").write_text(text + "\n", encoding="utf-8")
