@@ -61,17 +61,16 @@ class Apart:
     """A history and a schedule for each branch.
 
     A branch's schedule is made when it is called for the second time: the distance to the first call tells whether it
-    runs at every step (TRELLIS' ``multidiffusion``) or takes turns with others (``stochastic``).
+    runs at every step (TRELLIS' ``multidiffusion``) or takes turns with others (``stochastic``). ``uncond`` computes
+    where ``cond`` does: guidance subtracts one from the other, and what they miss is much alike as long as it grows
+    over the same steps. If it begins later than the run, its own first steps are a warm-up.
 
     Args:
-        settings: of the stage. times: the N + 1 grid times.
-        guided: steps inside the guidance interval; ``uncond`` is not called outside.
+        settings: of the stage. times: the N + 1 grid times. traces: filled, by branch.
     """
 
-    def __init__(
-        self, settings: Settings, times: Sequence[float], guided: Sequence[int], traces: dict[str, Trace]
-    ) -> None:
-        self.settings, self.times, self.guided, self.traces = settings, times, set(guided), traces
+    def __init__(self, settings: Settings, times: Sequence[float], traces: dict[str, Trace]) -> None:
+        self.settings, self.times, self.traces = settings, times, traces
         self.histories: dict[str, Forecaster] = {}
         self.first: dict[str, int] = {}
         self.wanted: dict[str, frozenset[int]] = {}
@@ -97,9 +96,10 @@ class Apart:
 
     def _schedule(self, name: str) -> frozenset[int]:
         first, total = self.first[name], len(self.times) - 1
-        steps = range(first, total, self.i - first)
-        own = [i for i in steps if i in self.guided] if name == "uncond" else list(steps)
-        return self.settings.computed(own, total)
+        if name != "uncond":
+            return self.settings.computed(range(first, total, self.i - first), total)
+        late = range(first, first + (2 if self.settings.warmup is None else self.settings.warmup)) if first else ()
+        return self.settings.computed(range(total), total) | frozenset(late)
 
     def again(self) -> bool:
         """Nothing is corrected without a plan."""

@@ -130,7 +130,7 @@ class Accelerator:
             )
             run.server = Joint(cache, bool(guided))
         else:
-            run.server = Apart(settings, times, guided, run.trace.branches)
+            run.server = Apart(settings, times, run.trace.branches)
 
     def step(self, call: Any, model: Any, x_t: Any, *args: Any, **kwargs: Any) -> Any:
         """Encloses ``sample_once``."""

@@ -68,20 +68,16 @@ class Settings:
     def computed(self, steps: Sequence[int], total: int) -> frozenset[int]:
         """Which of a branch's ``steps`` call the network, in a run of ``total`` steps.
 
-        The schedule counts the branch's own steps, so warm-up and interval hold for a branch that runs on some of them
-        only; a budget of calls is shared out in proportion. The last step is forced where it is the last of the run.
+        The schedule counts the branch's own steps, so that warm-up and interval hold for a branch that takes turns with
+        others; a budget of calls is shared out in proportion.
         """
+        calls = end = None
         if self.calls is not None:
             calls = min(max(round(self.calls * len(steps) / total), 2), len(steps))
-            chosen = schedule.choose(range(len(steps)), self.basis == "auto", calls=calls)
-            return frozenset(steps[k] for k in chosen)
-        ahead = 0 if steps[-1] == total - 1 else 1  # the step that an interval would force, and is not there
-        end = None if self.end is None else bisect_left(steps, self.end)
-        local = range(len(steps) + ahead)
-        chosen = schedule.choose(local, False, self.interval, self.warmup, end)
-        if self.basis == "auto":
-            chosen = schedule.choose(range(len(steps)), True, calls=len(chosen) - ahead)
-        return frozenset(steps[k] for k in chosen if k < len(steps))
+        if self.end is not None:
+            end = bisect_left(steps, self.end)
+        chosen = schedule.choose(range(len(steps)), self.basis == "auto", self.interval, self.warmup, end, calls)
+        return frozenset(steps[k] for k in chosen)
 
     def history_of(self, times: Sequence[float], batch_dim: int | None) -> Forecaster:
         """A forecaster whose caller decides which steps compute."""
