@@ -19,9 +19,9 @@ from tqdm import tqdm
 from forecache import Calibration, Plan
 
 from .combined import grid
-from .reference import CALIBRATION_SEED, TEST_SEED
+from .reference import CALIBRATION_SEED
 from .stages import relative
-from .subjects.trellis import Trellis
+from .subjects.trellis import FIRST, Trellis
 
 BUDGETS: Mapping[int, tuple[int, ...]] = {12: (6, 7), 25: (7, 9, 12)}  # calls of the conditional branch, by steps
 
@@ -72,7 +72,7 @@ def main() -> None:
     a = parser.parse_args()
     subject = Trellis(a.checkout)
     calibration = range(CALIBRATION_SEED, CALIBRATION_SEED + a.calibration)
-    test = range(TEST_SEED, TEST_SEED + a.test)
+    test = range(FIRST, FIRST + a.test)
     rows = ["linear", "dmd", "auto"]
     lines = [
         f"| stage, steps | calls | plan | {' | '.join(rows)} | reuse |",
