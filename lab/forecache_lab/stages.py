@@ -271,10 +271,9 @@ def main(argv: list[str] | None = None) -> int:
     (a.out / "stages.json").write_text(json.dumps({"title": head, "tables": body}, indent=1), encoding="utf-8")
     picked = [label for label in shown if "Euler" not in label and "forks" not in label]
     if picked:
-        render.sheet(
-            a.out / "comparison.png", list(zip(*(shown[label] for label in picked), strict=True)),
-            [label.replace(": ", ":\n", 1) for label in picked], [f"seed {k}" for k in range(len(shown[picked[0]]))],
-        )  # fmt: skip
+        titles = [label.replace("control: ", "").replace(": ", ":\n", 1).replace(", ", ",\n") for label in picked]
+        pictures = [list(row) for row in zip(*(shown[label] for label in picked), strict=True)]
+        render.sheet(a.out / "comparison.png", pictures, titles, [f"seed {k}" for k in range(len(pictures))])
     print(f"\n{text}\n\nwritten to {a.out}: stages.md, stages.json" + (", comparison.png" if picked else ""))
     for what in failed:
         print(f"FAILED: {what}: this measurement tells nothing")
