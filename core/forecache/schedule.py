@@ -50,15 +50,21 @@ def fixed_interval(effective: Sequence[int], interval: int, warmup: int = 2, end
     return tuple(computed)
 
 
+def _steps(effective: Sequence[int], calls: int) -> int:
+    """Their number, if ``calls`` of them can be computed."""
+    n = len(effective)
+    if not 1 <= calls <= max(n, 1):
+        raise ValueError(f"calls must be 1..{n} (the steps that move the state), got {calls}")
+    return n
+
+
 def even(effective: Sequence[int], calls: int) -> tuple[int, ...]:
     """An exact budget spread evenly: first and last effective step computed, gaps differing by at most one.
 
     Raises:
         ValueError: ``calls`` outside ``1 .. len(effective)``. One call computes the first step alone.
     """
-    n = len(effective)
-    if not 1 <= calls <= max(n, 1):
-        raise ValueError(f"calls must be 1..{n} (the steps that move the state), got {calls}")
+    n = _steps(effective, calls)
     if calls == 1 or n <= 1:
         return tuple(effective[:1])
     return tuple(effective[(k * (n - 1) * 2 + calls - 1) // (2 * (calls - 1))] for k in range(calls))
@@ -100,13 +106,13 @@ def single(effective: Sequence[int], calls: int) -> tuple[int, ...] | None:
     Raises:
         ValueError: ``calls`` outside ``1 .. len(effective)``.
     """
-    n = len(effective)
-    if not 1 <= calls <= max(n, 1):
-        raise ValueError(f"calls must be 1..{n} (the steps that move the state), got {calls}")
+    n = _steps(effective, calls)
     skipped = n - calls
+    if skipped == 0:
+        return tuple(effective)
     spare = n - (2 * skipped - 1)
-    if skipped == 0 or spare < 2:
-        return tuple(effective) if skipped == 0 else None
+    if spare < 2:
+        return None
     start = spare // 2
     left_out = {start + 2 * k for k in range(skipped)}
     return tuple(step for k, step in enumerate(effective) if k not in left_out)
