@@ -7,18 +7,14 @@ several images), so whatever it does there stays exact on forecast steps.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from forecache import Plan, fingerprint
+from forecache import fingerprint
 
 from .branches import Apart, Joint, Server, StageTrace, guided_steps, same_tensor
 from .settings import Settings
 from .sparse import is_sparse, register
-
-CALLS = ("needs_compute", "observe", "forecast")  # of a cache that a stage may be given instead of settings
 
 
 class Guidance(NamedTuple):
@@ -50,6 +46,11 @@ class Run:
                 return f"cond[{k}]"
         self.images.append(cond)  # kept, so that its address is not given to another
         return f"cond[{len(self.images) - 1}]"
+
+
+def stage_of(network: str) -> str | None:
+    """``shape_slat_flow_model_512`` -> ``shape_slat_512``; ``None``: not a flow network."""
+    return network.replace("_flow_model", "") if "_flow_model" in network else None
 
 
 class Accelerator:
@@ -165,109 +166,3 @@ def plan_key(generator: str, stage: str, network: Any, guidance: Guidance | None
         "generator": generator, "stage": stage, "guidance_scale": scale, "guidance_interval": interval,
         "guidance_rescale": rescale, "weights": fingerprint(network),
     }  # fmt: skip
-
-
-# --- enable, disable ------------------------------------------------------------------------------------------------
-def stage_of(network: str) -> str | None:
-    """``shape_slat_flow_model_512`` -> ``shape_slat_512``; ``None``: not a flow network."""
-    return network.replace("_flow_model", "") if "_flow_model" in network else None
-
-
-def key_of(
-    pipe: Any, generator: str, samplers: Mapping[str, str], guidance_of: Callable[[Mapping[str, Any]], Guidance | None],
-    stage: str, params: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """The key of a stage's plan, from the pipeline's sampler parameters and ``params`` on top of them.
-
-    Raises:
-        ValueError: a stage that the pipeline has no network for.
-    """
-    networks = {stage_of(name): network for name, network in pipe.models.items()}
-    if stage not in networks:
-        raise ValueError(f"stage must be among {', '.join(name for name in networks if name)}, got {stage!r}")
-    sampler = next(name for name in samplers if stage.startswith(name))
-    given = {**getattr(pipe, f"{sampler}_sampler_params"), **params, "neg_cond": True}
-    return plan_key(generator, stage, networks[stage], guidance_of(given))
-
-
-def attach(
-    pipe: Any, generator: str, samplers: Mapping[str, str], guidance_of: Callable[[Mapping[str, Any]], Guidance | None],
-    stages: Mapping[str, Any] | None, plan: Any, settings: Mapping[str, Any],
-) -> Accelerator:  # fmt: skip
-    """Attach an accelerator to every sampler of ``pipe``; see the adapters' ``enable``.
-
-    Raises:
-        RuntimeError: a sampler's class is not patched. ValueError, TypeError: a stage or setting that does not exist.
-    """
-    found = {stage: getattr(pipe, name) for stage, name in samplers.items() if hasattr(pipe, name)}
-    if not found:
-        raise TypeError(f"pipe: {type(pipe).__name__} has none of the samplers {', '.join(samplers.values())}")
-    for sampler in found.values():
-        if not hasattr(type(sampler), "forecache"):
-            raise RuntimeError(
-                f"pipe: {type(sampler).__module__}.{type(sampler).__name__} is not patched;"
-                f" run `forecache patch apply {generator} CHECKOUT` on the checkout it comes from"
-            )
-    names = [stage for stage in map(stage_of, pipe.models) if stage is not None]
-    known = list(dict.fromkeys([*found, *names]))
-    given = dict(stages or {})
-    foreign = sorted(set(given) - set(known))
-    if foreign:
-        raise ValueError(f"stages must be among {', '.join(known)}, got {', '.join(foreign)}")
-    common = Settings(**settings)
-    chosen: dict[str, Any] = dict.fromkeys(found, common)
-    if plan is not None:
-        chosen = dict.fromkeys(found, None) | _plans(plan, known, settings)
-    chosen |= {stage: _stage_settings(stage, value, settings) for stage, value in given.items()}
-    accelerator = Accelerator(generator, pipe.models, chosen, found, guidance_of)
-    for sampler in found.values():
-        sampler.forecache = accelerator
-    return accelerator
-
-
-def _plans(plan: Any, known: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Settings]:
-    """Plans by the stage that they were made for."""
-    found: dict[str, Settings] = {}
-    for each in plan if isinstance(plan, (list, tuple)) else [plan]:
-        loaded = Plan.load(each) if isinstance(each, (str, Path)) else each
-        stage = str(loaded.made_for.get("stage"))
-        if stage not in known or stage in found:
-            twice = "twice" if stage in found else f"but the pipeline has {', '.join(known)}"
-            raise ValueError(f"plan: made for stage {stage!r}, {twice}")
-        found[stage] = Settings(**{**settings, "plan": loaded})
-    return found
-
-
-def _stage_settings(stage: str, value: Any, settings: Mapping[str, Any]) -> Any:
-    if value is None or all(hasattr(value, name) for name in CALLS):
-        return value
-    if not isinstance(value, Mapping):
-        raise TypeError(f"stages[{stage!r}] must be a mapping of settings, a cache, or None, got {value!r}")
-    schedules = {"interval", "warmup", "end", "calls", "plan"}
-    inherited = {k: v for k, v in settings.items() if not (schedules & set(value) and k in schedules)}
-    return Settings(**{**inherited, **value})
-
-
-def detach(pipe: Any, samplers: Mapping[str, str]) -> None:
-    """Detach whatever is attached; nothing happens if nothing is."""
-    for sampler in _objects(pipe, samplers):
-        vars(sampler).pop("forecache", None)
-
-
-def _objects(pipe: Any, samplers: Mapping[str, str]) -> list[Any]:
-    return [getattr(pipe, name) for name in samplers.values() if hasattr(pipe, name)]
-
-
-@contextmanager
-def attached(pipe: Any, samplers: Mapping[str, str], enable: Callable[[], Accelerator]) -> Iterator[Accelerator]:
-    """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
-    objects = _objects(pipe, samplers)
-    before = [vars(sampler).get("forecache") for sampler in objects]
-    accelerator = enable()
-    try:
-        yield accelerator
-    finally:
-        detach(pipe, samplers)
-        for sampler, old in zip(objects, before, strict=True):
-            if old is not None:
-                sampler.forecache = old

@@ -17,15 +17,12 @@ rescale, which looks at the sampler's state, stays exact, and nothing is extrapo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
-from ..flow_euler import Accelerator, Guidance, attach, attached, detach, key_of
+from ..flow_euler import Accelerator, Guidance
+from ..staged import Adapter
 
 __all__ = ["Accelerator", "disable", "enable", "enabled", "key"]
-
-SAMPLERS = {stage: f"{stage}_sampler" for stage in ("sparse_structure", "shape_slat", "tex_slat")}
 
 
 def guidance(keywords: Mapping[str, Any]) -> Guidance | None:
@@ -36,32 +33,5 @@ def guidance(keywords: Mapping[str, Any]) -> Guidance | None:
     return Guidance(float(keywords["guidance_strength"]), interval, keywords.get("guidance_rescale", 0.0))
 
 
-def enable(pipeline: Any, *, stages: Mapping[str, Any] | None = None, plan: Any = None, **settings: Any) -> Accelerator:
-    """Attach the cache to the samplers of a pipeline from a patched checkout.
-
-    Args:
-        pipeline: ``Trellis2ImageTo3DPipeline`` or ``Trellis2TexturingPipeline``.
-        stages: settings of single stages, on top of the others; ``None`` for a stage: off.
-        plan: a plan, its file, or a list of them: each serves the stage that it was made for, the others are off.
-        settings: of every stage; see :class:`forecache_adapters.settings.Settings`.
-
-    Raises:
-        RuntimeError: the samplers' class is not patched.
-        ValueError, TypeError: a stage that does not exist, a setting out of its range.
-    """
-    return attach(pipeline, "trellis2", SAMPLERS, guidance, stages, plan, settings)
-
-
-def disable(pipeline: Any) -> None:
-    """Detach the cache; nothing happens if there is none."""
-    detach(pipeline, SAMPLERS)
-
-
-def enabled(pipeline: Any, **settings: Any) -> AbstractContextManager[Accelerator]:
-    """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
-    return attached(pipeline, SAMPLERS, partial(enable, pipeline, **settings))
-
-
-def key(pipeline: Any, stage: str, **sampler_params: Any) -> dict[str, Any]:
-    """What a plan for a stage is made for (``made_for``), at the pipeline's sampler parameters or those given."""
-    return key_of(pipeline, "trellis2", SAMPLERS, guidance, stage, sampler_params)
+_adapter = Adapter("trellis2", ("sparse_structure", "shape_slat", "tex_slat"), guidance)
+enable, disable, enabled, key = _adapter.enable, _adapter.disable, _adapter.enabled, _adapter.key

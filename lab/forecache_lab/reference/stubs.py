@@ -42,6 +42,16 @@ def is_stub(name: str) -> bool:
     return isinstance(sys.modules.get(name), _Stub)
 
 
+def require_origin(module: Any, file: Path, checkout: Path | str) -> None:
+    """A process holds one checkout of a package.
+
+    Raises:
+        RuntimeError: ``module`` was imported from elsewhere before.
+    """
+    if Path(str(module.__file__)).resolve() != file:
+        raise RuntimeError(f"checkout: {module.__file__} is already imported; start a new process for {checkout}")
+
+
 def import_shape_path(checkout: Path | str, folder: str, *names: str) -> list[Any]:
     """Import the modules ``names`` of a Hunyuan3D checkout whose package lies in ``folder``.
 
@@ -64,6 +74,5 @@ def import_shape_path(checkout: Path | str, folder: str, *names: str) -> list[An
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     modules = [importlib.import_module(name) for name in names]
-    if Path(str(modules[0].__file__)).resolve() != file:
-        raise RuntimeError(f"checkout: {modules[0].__file__} is already imported; start a new process for {checkout}")
+    require_origin(modules[0], file, checkout)
     return modules

@@ -21,7 +21,7 @@ from torch import nn
 from . import trellis_latents
 from .pictures import PictureConditioner
 from .sparse import provide, provide_flash_attn, provide_spconv
-from .stubs import stub
+from .stubs import require_origin, stub
 from .training import fill
 
 COND_TOKENS, COND_CHANNELS = 5, 32
@@ -76,8 +76,7 @@ def load(checkout: Path | str) -> SimpleNamespace:
     sys.modules["trellis.pipelines"].samplers = samplers  # type: ignore[attr-defined]
     from trellis.pipelines import trellis_image_to_3d, trellis_text_to_3d
 
-    if Path(samplers.__file__).resolve().parent != root / "pipelines" / "samplers":
-        raise RuntimeError(f"checkout: {samplers.__file__} is already imported; start a new process for {checkout}")
+    require_origin(samplers, root / "pipelines" / "samplers" / "__init__.py", checkout)
     return SimpleNamespace(
         samplers=samplers,
         models=models,

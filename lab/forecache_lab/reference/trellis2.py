@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .sparse import provide, provide_flash_attn, provide_flex_gemm, voxel_hash
+from .stubs import require_origin
 from .trellis import COND_CHANNELS, wake
 
 PIPELINE_TYPES = ("512", "1024", "1024_cascade", "1536_cascade")
@@ -53,8 +54,7 @@ def load(checkout: Path | str) -> SimpleNamespace:
     import trellis2.pipelines.samplers as samplers  # type: ignore[import-not-found]
     from trellis2.pipelines import trellis2_image_to_3d
 
-    if Path(samplers.__file__).resolve().parent != root / "pipelines" / "samplers":
-        raise RuntimeError(f"checkout: {samplers.__file__} is already imported; start a new process for {checkout}")
+    require_origin(samplers, root / "pipelines" / "samplers" / "__init__.py", checkout)
     return SimpleNamespace(
         samplers=samplers,
         models=models,
