@@ -1,4 +1,4 @@
-"""``enable``, ``disable``, ``enabled`` and ``key`` of the generators whose stages run a patched ``FlowEulerSampler``."""
+"""``enable``, ``disable``, ``enabled`` and ``key`` of generators whose stages run a patched ``FlowEulerSampler``."""
 
 from __future__ import annotations
 
