@@ -39,7 +39,8 @@ def sheet(
     names: Sequence[str],
 ) -> None:
     """A grid of meshes (or grey pictures ``[h, w]``), one column a title, one row a name."""
-    figure = plt.figure(figsize=(1.9 * len(titles), 1.9 * len(rows) + 0.4), dpi=110)
+    head = 0.14 + 0.13 * max(title.count("\n") + 1 for title in titles)  # inches
+    figure = plt.figure(figsize=(1.9 * len(titles), 1.9 * len(rows) + head), dpi=110)
     for r, row in enumerate(rows):
         for c, what in enumerate(row):
             index = r * len(titles) + c + 1
@@ -53,6 +54,6 @@ def sheet(
             if r == 0:
                 axes.set_title(titles[c], fontsize=8)
         figure.text(0.008, 1 - (r + 0.5) / len(rows), names[r], rotation=90, va="center", fontsize=8)
-    figure.subplots_adjust(0.03, 0.005, 0.995, 1 - 0.4 / (1.9 * len(rows) + 0.4), 0.02, 0.02)
+    figure.subplots_adjust(0.03, 0.005, 0.995, 1 - head / (1.9 * len(rows) + head), 0.02, 0.02)
     figure.savefig(path)
     plt.close(figure)
