@@ -174,13 +174,6 @@ class Joint:
             self.cache.close()
 
 
-def guided_steps(times: Sequence[float], interval: Sequence[float] | None) -> list[int]:
-    """Steps whose time lies in the interval, both ends included, compared as the samplers do it."""
-    if interval is None:
-        return []
-    return [i for i, t in enumerate(times[:-1]) if interval[0] <= t <= interval[1]]
-
-
 def same_tensor(a: Any, b: Any) -> bool:
     """Whether two conditions are one: the same object or the same memory in the same shape."""
     if a is b:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from forecache import fingerprint
 
-from .branches import Apart, Joint, Server, StageTrace, guided_steps, same_tensor
+from .branches import Apart, Joint, Server, StageTrace, same_tensor
 from .settings import Settings
 from .sparse import is_sparse, register
 
@@ -23,6 +23,10 @@ class Guidance(NamedTuple):
     scale: float
     interval: tuple[float, float]
     rescale: float = 0.0
+
+    def reaches(self, times: Sequence[float]) -> bool:
+        """Whether it is on at any of ``times``: both ends included, compared as the samplers do it."""
+        return any(self.interval[0] <= t <= self.interval[1] for t in times)
 
 
 class Run:
@@ -118,9 +122,9 @@ class Accelerator:
         if settings is None:
             run.trace.notes.append("off: not asked for in this stage")
             return
-        guided = guided_steps(times, run.guidance.interval if run.guidance else None)
+        guided = run.guidance is not None and run.guidance.reaches(times[:-1])
         if not isinstance(settings, Settings):
-            run.server = Joint(settings, bool(guided))
+            run.server = Joint(settings, guided)
             return
         reason = settings.off(times)
         if reason is not None:
@@ -129,7 +133,7 @@ class Accelerator:
             cache, run.trace.branches["plan"] = settings.begin(
                 times, plan_key(self.generator, run.stage, run.model, run.guidance)
             )
-            run.server = Joint(cache, bool(guided))
+            run.server = Joint(cache, guided)
         else:
             run.server = Apart(settings, times, run.trace.branches)
 

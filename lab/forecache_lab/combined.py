@@ -52,9 +52,14 @@ def combined(
         del sampler._inference_model
 
 
+def fork_interval(steps: int, interval: int) -> int:
+    """What the forks make of an interval: at least 3 below 20 steps."""
+    return max(interval, 3) if steps < 20 else interval
+
+
 def fork_schedule(steps: int, interval: int, last: bool = True) -> list[int]:
-    """Computed steps of the forks: the first four, every ``interval``-th after them (at least 3 below 20 steps), and
+    """Computed steps of the forks: the first four, every ``interval``-th after them (:func:`fork_interval`), and
     the last, which the structure stage of TRELLIS' fork leaves out.
     """
-    gap = max(interval, 3) if steps < 20 else interval
+    gap = fork_interval(steps, interval)
     return [i for i in range(steps) if i < 4 or (i - 3) % gap == 0 or (last and i == steps - 1)]

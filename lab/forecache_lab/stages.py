@@ -26,7 +26,7 @@ from forecache import schedule
 from forecache.basis import Hermite, make_rule
 
 from . import geometry, render
-from .combined import combined, fork_schedule
+from .combined import combined, fork_interval, fork_schedule
 from .drift import WrongSign
 
 INTERVALS = (2, 3)
@@ -48,6 +48,15 @@ class Output:
     seconds: float
     occupancy: torch.Tensor | None = None
     mesh: trimesh.Trimesh | None = None
+
+
+def structure_latent(pipe: Any, cond: Mapping[str, Any], steps: int) -> torch.Tensor:
+    """What the structure stage's sampler returns for noise drawn here, before the pipeline decodes it to voxels."""
+    network = pipe.models["sparse_structure_flow_model"]
+    noise = torch.randn(1, network.in_channels, *[network.resolution] * 3)
+    given = {**cond, **pipe.sparse_structure_sampler_params, "steps": steps, "verbose": False}
+    latent: torch.Tensor = pipe.sparse_structure_sampler.sample(network, noise, **given).samples
+    return latent
 
 
 class Staged(Protocol):
@@ -104,8 +113,7 @@ def methods(basis: str, steps: int) -> list[Method]:
         rows.append(
             Method(f"control: combined velocity, interval {interval}", None, make_rule(basis, (1, 0)), computed)
         )
-    least = max(INTERVALS[0], 3) if steps < 20 else INTERVALS[0]
-    for interval in sorted({least, 3}):
+    for interval in sorted({fork_interval(steps, k) for k in INTERVALS}):
         rows.append(
             Method(f"control: the forks' Hermite, interval {interval}", None, Hermite(2, 0.5),
                    tuple(fork_schedule(steps, interval)))

@@ -12,7 +12,7 @@ import torch
 from forecache_adapters import trellis as adapter
 
 from ..reference import TEST_SEED, solids, trellis, trellis_latents
-from ..stages import Output
+from ..stages import Output, structure_latent
 
 FIRST = TEST_SEED + 64  # schedules were compared on the conditions below it
 
@@ -73,10 +73,7 @@ class Trellis:
             norm = pipe.slat_normalization
             feats = (slat.feats - torch.tensor(norm["mean"])) / torch.tensor(norm["std"])  # as the sampler had them
             return Output(feats, self._calls, seconds, None, pipe.decode_slat(slat)["mesh"][0])
-        network = pipe.models["sparse_structure_flow_model"]
-        noise = torch.randn(1, network.in_channels, *[network.resolution] * 3)
-        given = {**cond, **pipe.sparse_structure_sampler_params, "steps": steps, "verbose": False}
-        latent = pipe.sparse_structure_sampler.sample(network, noise, **given).samples
+        latent = structure_latent(pipe, cond, steps)
         seconds = time.perf_counter() - start
         logits = pipe.models["sparse_structure_decoder"](latent)[0, 0]
         return Output(latent, self._calls, seconds, logits > 0, trellis_latents.to_mesh(-logits))

@@ -12,7 +12,7 @@ import torch
 from forecache_adapters import trellis2 as adapter
 
 from ..reference import TEST_SEED, trellis2
-from ..stages import Output
+from ..stages import Output, structure_latent
 
 
 class Trellis2:
@@ -40,7 +40,6 @@ class Trellis2:
         for name, network in self.pipe.models.items():
             if "flow_model" in name:
                 network.register_forward_pre_hook(self._count)
-        torch.manual_seed(0)
         cond = self.pipe.get_cond([1], 512)
         self.coords = {"512": self._coords(cond, 32), "1024": self._coords(cond, 64)}
 
@@ -64,10 +63,7 @@ class Trellis2:
         torch.manual_seed(seed)
         self._calls, start = 0, time.perf_counter()
         if stage == "sparse_structure":
-            network = pipe.models["sparse_structure_flow_model"]
-            noise = torch.randn(1, network.in_channels, *[network.resolution] * 3)
-            given = {**cond, **pipe.sparse_structure_sampler_params, **options, "verbose": False}
-            latent = pipe.sparse_structure_sampler.sample(network, noise, **given).samples
+            latent = structure_latent(pipe, cond, steps)
             seconds = time.perf_counter() - start
             with torch.no_grad():
                 occupancy = pipe.models["sparse_structure_decoder"](latent)[0, 0] > 0
