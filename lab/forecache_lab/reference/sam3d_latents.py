@@ -55,12 +55,11 @@ def placed(distance: solids.Distance, rotation: torch.Tensor, scale: float, plac
 
 
 def pictures(distance: solids.Distance, pose: Pose) -> torch.Tensor:
-    """The conditions ``[2, 1, 32, 32]``: the turned solid alone, which fills its picture, and its place in the scene."""
-    here = torch.zeros(3), pose.translation - DEPTH * solids.view()
-    alone = placed(distance, pose.rotation, 1.0, here[0])
-    return torch.stack(
-        [solids.picture(alone), solids.picture(placed(distance, pose.rotation, float(pose.scale[0]), here[1]))]
-    )
+    """The conditions ``[2, 1, 32, 32]``: the turned solid alone, filling its picture, and its place in the scene."""
+    place = pose.translation - DEPTH * solids.view()
+    alone = placed(distance, pose.rotation, 1.0, torch.zeros(3))
+    scene = placed(distance, pose.rotation, float(pose.scale[0]), place)
+    return torch.stack([solids.picture(alone), solids.picture(scene)])
 
 
 def to_shape(distances: torch.Tensor) -> torch.Tensor:

@@ -51,11 +51,15 @@ class Trained(sam3d.Pipeline):
     def __init__(self, generator: Any, conditioner: PosedConditioner) -> None:
         super().__init__({"ss_generator": generator})
         self.conditioner = conditioner
+        self._known: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
     def condition(self, seed: int) -> torch.Tensor:
-        _, solid = solids.solid(seed)
-        return self.conditioner(sam3d_latents.pictures(solid, sam3d_latents.draw_pose(seed))[None])
+        """Tokens ``[1, 32, 64]``; the pictures of a solid are made once."""
+        if seed not in self._known:
+            _, solid = solids.solid(seed)
+            self._known[seed] = self.conditioner(sam3d_latents.pictures(solid, sam3d_latents.draw_pose(seed))[None])
+        return self._known[seed]
 
 
 def build_reference(upstream: SimpleNamespace, weights: Path = WEIGHTS) -> Trained:

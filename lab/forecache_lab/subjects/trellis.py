@@ -12,7 +12,7 @@ import torch
 from forecache_adapters import trellis as adapter
 
 from ..reference import TEST_SEED, solids, trellis, trellis_latents
-from ..stages import Output, structure_latent
+from ..stages import INTERVALS, Output, structure_latent
 
 FIRST = TEST_SEED + 64  # schedules were compared on the conditions below it
 
@@ -21,6 +21,7 @@ class Trellis:
     """See :class:`forecache_lab.stages.Staged`."""
 
     adapter = adapter
+    intervals, fork_last = INTERVALS, True
     title = "TRELLIS pipeline, small trained reference networks (not the real weights)"
     grids: Mapping[str, Sequence[int]] = {"sparse_structure": (12, 25), "slat": (12, 25)}
     seeds: Mapping[str, int] = {"sparse_structure": 8, "slat": 4}

@@ -1,0 +1,138 @@
+"""SAM 3D Objects: the upstream's own generator around the trained reference network, and how its drift is measured."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from forecache.basis import Linear
+from forecache_lab import pose, stages
+from forecache_lab.combined import combined
+from forecache_lab.reference import TEST_SEED, sam3d, sam3d_latents, sam3d_trained, solids, trellis_latents
+
+CONDITIONS = range(TEST_SEED, TEST_SEED + 6)
+
+
+def true_voxels(seed: int) -> torch.Tensor:
+    return trellis_latents.occupied(solids.grid(solids.solid(seed)[1], trellis_latents.VOXELS, centres=True))
+
+
+def voxels(leaves: dict[str, torch.Tensor]) -> torch.Tensor:
+    return trellis_latents.occupied(sam3d_latents.to_distances(leaves["shape"])[0])
+
+
+def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def errors(made: pose.Pose, truth: pose.Pose) -> list[float]:
+    """Rotation in degrees, logarithm of the scale ratio, translation."""
+    return [
+        float(pose.rotation_angle(made.rotation, truth.rotation)),
+        float(pose.scale_ratio(made.scale, truth.scale).log()),
+        float(pose.translation_distance(made.translation, truth.translation)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def subject(checkouts):
+    from forecache_lab.subjects.sam3d import Sam3D
+
+    return Sam3D(checkouts("sam3d", source="wheel"))
+
+
+@pytest.fixture(scope="module")
+def sampled(subject):
+    """Leaves by condition, uncached."""
+    return {seed: subject.trained.sample_sparse_structure(seed) for seed in CONDITIONS}
+
+
+def test_the_leaves_hold_the_posed_solid():
+    for seed in CONDITIONS:
+        distances = solids.grid(solids.solid(seed)[1], trellis_latents.VOXELS, centres=True)[None]
+        shape = sam3d_latents.to_shape(distances)
+        assert shape.shape == (1, sam3d_latents.TOKENS, sam3d_latents.CHANNELS)
+        assert torch.equal(voxels({"shape": shape}), true_voxels(seed))
+        truth = sam3d_latents.draw_pose(seed)
+        leaves = sam3d_latents.to_leaves(truth)
+        assert {name: leaf.shape[-1] for name, leaf in leaves.items()} == {
+            name: sam3d_latents.LEAVES[name] for name in sam3d_latents.POSE
+        }
+        assert max(errors(sam3d_latents.to_pose(leaves), truth)) < 1e-3
+        longer = {**leaves, "translation": leaves["translation"] + 0.1}
+        assert max(errors(sam3d_latents.to_pose(longer), truth)) > 1e-3, "control: another leaf is another pose"
+
+
+def test_pictures_show_the_pose_where_it_is():
+    """The pixels of a sphere lie around its centre, within its radius."""
+    distance = solids.sphere((0.0, 0.0, 0.0), 0.5)
+    for seed in CONDITIONS:
+        truth = sam3d_latents.draw_pose(seed)
+        alone, scene = sam3d_latents.pictures(distance, truth) > -1
+        assert float(alone.sum()) == pytest.approx(np.pi * (0.5 * 31 / 2.7) ** 2, rel=0.15)
+        assert float(scene.sum() / alone.sum()) == pytest.approx(float(truth.scale[0]) ** 2, rel=0.35)
+
+
+def test_uncached_samples_follow_the_pictures(sampled):
+    """Against the posed solid in the picture, and against that of another picture."""
+    seeds = list(CONDITIONS)
+    right = [overlap(voxels(sampled[seed]), true_voxels(seed)) for seed in seeds]
+    wrong = [overlap(voxels(sampled[seed]), true_voxels(seeds[k - 1])) for k, seed in enumerate(seeds)]
+    assert np.median(right) > 0.5 > np.median(wrong), (right, wrong)
+    made = {seed: sam3d_latents.to_pose(leaves) for seed, leaves in sampled.items()}
+    mine = np.median([errors(made[seed], sam3d_latents.draw_pose(seed)) for seed in seeds], 0)
+    others = np.median([errors(made[seed], sam3d_latents.draw_pose(seeds[k - 1])) for k, seed in enumerate(seeds)], 0)
+    assert (mine < 0.5 * others).all(), (mine, others)
+
+
+def test_the_network_is_awake(subject):
+    """Its velocity depends on the time, on every leaf of the state and on the condition."""
+    flow = subject.sampler("ss").reverse_fn.backbone
+    torch.manual_seed(0)
+    shapes = {name: (1, leaf.pos_emb.shape[0], leaf.input_layer.in_features) for name, leaf in flow.latent_mapping.items()}
+    x = {name: torch.randn(shape) for name, shape in shapes.items()}
+    cond, d = subject.trained.condition(TEST_SEED), torch.zeros(1)
+
+    def velocity(x, t, cond):
+        with torch.no_grad():
+            made = flow(x, torch.tensor([t]), cond, d=d)
+        return torch.cat([made[name].flatten() for name in sam3d_latents.POSE]), made["shape"].flatten()
+
+    def change(*other):
+        return [float((a - b).norm() / b.norm()) for a, b in zip(velocity(*other), velocity(x, 500.0, cond), strict=True)]
+
+    assert min(change(x, 700.0, cond)) > 0.02
+    assert min(change(x, 500.0, 0 * cond)) > 0.02
+    for name in x:
+        moved = change({**x, name: x[name] + 1}, 500.0, cond)
+        assert moved[0] > 0.02, name
+        assert (moved[1] > 0.02) == (name == "shape"), "the pose does not reach the shape"
+
+
+def test_the_combined_control_is_inert_where_it_computes_and_gone_afterwards(subject):
+    reference = subject.sample("ss", 0, 25)
+    with combined(subject.sampler("ss"), Linear(1), 25, range(25)):
+        full = subject.sample("ss", 0, 25)
+    with combined(subject.sampler("ss"), Linear(1), 25, [0, 1, *range(3, 25)]):
+        skipped = subject.sample("ss", 0, 25)
+    assert stages.same(full, reference) and full.calls == reference.calls == 44
+    assert not stages.same(skipped, reference) and skipped.calls == 42
+    assert stages.same(subject.sample("ss", 0, 25), reference)
+
+
+def test_branches_apart_drift_a_third_of_the_combined_velocity(subject):
+    """Interval 3, with the guidance interval's end among the skipped steps, at the same calls."""
+    rows = {m.label: m for m in stages.methods(subject, "taylor", 25)}
+    names = "taylor, interval 3", "control: combined velocity, interval 3"
+    scores = {name: [] for name in names}
+    for seed in range(5):
+        reference = stages.run(subject, "ss", seed, 25, None)
+        for name in names:
+            scores[name].append(stages.score(stages.run(subject, "ss", seed, 25, rows[name]), reference))
+    apart, control = (stages.summary(scores[name]) for name in names)
+    assert apart["calls"] == control["calls"]
+    assert apart["latent drift"][0] < control["latent drift"][0] / 3
+    assert apart["translation"][0] < control["translation"][0] / 3
