@@ -1,7 +1,8 @@
 """Control: the forks' way, which forecasts the *combined* velocity and ignores the guidance edge.
 
-Re-implemented from what the forks of TRELLIS, TRELLIS.2 and SAM 3D Objects do (not from their text): one history of the velocity after
-guidance, on the step index, with HiCache's Hermite rule or any other, straight across the end of the guidance interval.
+Re-implemented from what the forks of TRELLIS, TRELLIS.2 and SAM 3D Objects do (not from their text): one history of the
+velocity after guidance, on the step index, with HiCache's Hermite rule or any other, straight across the end of the
+guidance interval.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def scale_ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     for name, scale in (("a", a), ("b", b)):
         if not (scale > 0).all():
             raise ValueError(f"{name} must be positive scales, got a minimum of {float(scale.min()):g}")
-    return (a.double().log() - b.double().log()).abs().amax(-1).exp()
+    worst: torch.Tensor = (a.double().log() - b.double().log()).abs().amax(-1)
+    return worst.exp()
 
 
 def translation_distance(a: torch.Tensor, b: torch.Tensor, scene: float = 1.0) -> torch.Tensor:
@@ -68,4 +69,5 @@ def translation_distance(a: torch.Tensor, b: torch.Tensor, scene: float = 1.0) -
     """
     if scene <= 0:
         raise ValueError(f"scene must be positive, got {scene:g}")
-    return (a.double() - b.double()).norm(dim=-1) / scene
+    distance: torch.Tensor = (a.double() - b.double()).norm(dim=-1)
+    return distance / scene

@@ -276,7 +276,9 @@ def main(argv: list[str] | None = None) -> int:
     tables, body, failed = [], {}, []
     shown: dict[str, list[trimesh.Trimesh]] = {}
     count = {stage: a.seeds or subject.seeds[stage] for stage in subject.grids}
-    total = sum((len(methods(subject, a.basis, k)) + 1) * count[stage] for stage, grids in subject.grids.items() for k in grids)
+    total = sum(
+        (len(methods(subject, a.basis, k)) + 1) * count[stage] for stage, grids in subject.grids.items() for k in grids
+    )
     with tqdm(total=total, unit="run", file=sys.stdout, mininterval=2) as bar:
         for stage, grids in subject.grids.items():
             n = count[stage]

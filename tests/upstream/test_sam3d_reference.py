@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ import torch
 from forecache.basis import Linear
 from forecache_lab import pose, stages
 from forecache_lab.combined import combined
-from forecache_lab.reference import TEST_SEED, sam3d, sam3d_latents, sam3d_trained, solids, trellis_latents
+from forecache_lab.reference import TEST_SEED, sam3d_latents, solids, trellis_latents
 
 CONDITIONS = range(TEST_SEED, TEST_SEED + 6)
 
@@ -92,7 +90,9 @@ def test_the_network_is_awake(subject):
     """Its velocity depends on the time, on every leaf of the state and on the condition."""
     flow = subject.sampler("ss").reverse_fn.backbone
     torch.manual_seed(0)
-    shapes = {name: (1, leaf.pos_emb.shape[0], leaf.input_layer.in_features) for name, leaf in flow.latent_mapping.items()}
+    shapes = {
+        name: (1, leaf.pos_emb.shape[0], leaf.input_layer.in_features) for name, leaf in flow.latent_mapping.items()
+    }
     x = {name: torch.randn(shape) for name, shape in shapes.items()}
     cond, d = subject.trained.condition(TEST_SEED), torch.zeros(1)
 
@@ -102,7 +102,9 @@ def test_the_network_is_awake(subject):
         return torch.cat([made[name].flatten() for name in sam3d_latents.POSE]), made["shape"].flatten()
 
     def change(*other):
-        return [float((a - b).norm() / b.norm()) for a, b in zip(velocity(*other), velocity(x, 500.0, cond), strict=True)]
+        return [
+            float((a - b).norm() / b.norm()) for a, b in zip(velocity(*other), velocity(x, 500.0, cond), strict=True)
+        ]
 
     assert min(change(x, 700.0, cond)) > 0.02
     assert min(change(x, 500.0, 0 * cond)) > 0.02

@@ -44,7 +44,7 @@ def draw_pose(seed: int) -> Pose:
     x, y, z = about.float().unbind(-1)
     o = torch.zeros_like(x)
     turned, tilted = torch.linalg.matrix_exp(torch.stack((o, -z, y, z, o, -x, -y, x, o), -1).reshape(2, 3, 3))
-    scale = math.exp(rng.uniform(*map(math.log, SCALES)))
+    scale = math.exp(rng.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
     place = torch.tensor(rng.uniform(-SPREAD, SPREAD, 3), dtype=torch.float32)
     return Pose(tilted @ turned, torch.full((3,), scale), place + DEPTH * solids.view())
 
@@ -71,8 +71,8 @@ def to_shape(distances: torch.Tensor) -> torch.Tensor:
 def to_distances(shape: torch.Tensor) -> torch.Tensor:
     """Leaves ``[B, 64, 64]`` -> distances ``[B, 16, 16, 16]``, the inverse of :func:`to_shape` within its clip."""
     cells = shape.mT.reshape(-1, trellis_latents.CHANNELS, SIDE, SIDE, SIDE)
-    structure = trellis_latents.join(cells).unflatten(0, (len(shape), trellis_latents.CHANNELS))
-    return -trellis_latents.StructureDecoder()(structure)[:, 0] + trellis_latents.MARGIN
+    half = trellis_latents.join(cells).reshape(len(shape), trellis_latents.CHANNELS, *[2 * SIDE] * 3)
+    return trellis_latents.join(half) / trellis_latents.SCALE + trellis_latents.OFFSET
 
 
 def _raw(pose: Pose) -> dict[str, torch.Tensor]:

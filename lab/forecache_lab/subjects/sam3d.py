@@ -14,8 +14,6 @@ from forecache_adapters import sam3d as adapter
 from ..reference import TEST_SEED, sam3d, sam3d_latents, sam3d_trained, trellis_latents
 from ..stages import INTERVALS, Output
 
-FIRST = TEST_SEED + 64
-
 
 class Sam3D:
     """See :class:`forecache_lab.stages.Staged`."""
@@ -25,6 +23,7 @@ class Sam3D:
     conditions = "CPU, 1 thread, torch.float32, guidance 7 (ss) and 1 (slat) on t in [0, 0.5], rescale_t 3 and 1"
     grids: Mapping[str, Sequence[int]] = {"ss": (25,), "slat": (25,)}
     seeds: Mapping[str, int] = {"ss": 8, "slat": 2}
+    first = TEST_SEED + 64
     intervals, fork_last = (*INTERVALS, 6), False
 
     def __init__(self, checkout: Path) -> None:
@@ -48,9 +47,15 @@ class Sam3D:
         """See :meth:`forecache_lab.stages.Staged.sampler`."""
         return (self.trained if stage == "ss" else self.random).models[f"{stage}_generator"]
 
+    def times(self, stage: str, steps: int) -> list[float]:
+        """See :meth:`forecache_lab.stage_plans.Planned.times`."""
+        made = self.sampler(stage)
+        times = made._prepare_t_and_d(steps)[0] if stage == "ss" else made._prepare_t(steps)
+        return [float(t) for t in times]
+
     def sample(self, stage: str, seed: int, steps: int) -> Output:
         """See :meth:`forecache_lab.stages.Staged.sample`."""
-        return self.run(stage, FIRST + seed, steps)
+        return self.run(stage, self.first + seed, steps)
 
     def run(self, stage: str, seed: int, steps: int) -> Output:
         """As :meth:`sample`, for a condition by its own number."""
@@ -64,5 +69,8 @@ class Sam3D:
         leaves = self.trained.sample_sparse_structure(seed)
         seconds = time.perf_counter() - start
         distances = sam3d_latents.to_distances(leaves["shape"])[0]
-        occupied, mesh = trellis_latents.occupied(distances), trellis_latents.to_mesh(distances - trellis_latents.MARGIN)
+        occupied, mesh = (
+            trellis_latents.occupied(distances),
+            trellis_latents.to_mesh(distances - trellis_latents.MARGIN),
+        )
         return Output(leaves["shape"], self._calls, seconds, occupied, mesh, sam3d_latents.to_pose(leaves))
