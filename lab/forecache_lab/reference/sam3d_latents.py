@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from ..pose import Pose, rotation_matrix
-from . import solids, trellis_latents
+from . import trellis_latents
 
 SIDE = 4
 TOKENS, CHANNELS = SIDE**3, 64
 LEAVES = {"shape": CHANNELS, "6drotation_normalized": 6, "scale": 3, "translation": 3, "translation_scale": 1}
 POSE = tuple(LEAVES)[1:]
+MEASURED = TOKENS + sum(LEAVES[name] for name in POSE)
+NOISE = 0.25  # of a measurement, whose numbers have about unit variance
 
 AZIMUTH, TILT = math.radians(45), math.radians(15)
 SCALES = (0.45, 0.8)
@@ -29,14 +31,14 @@ SPREAD, DEPTH = 0.4, 2.5
 NORM: Mapping[str, tuple[list[float], list[float]]] = {
     "6drotation_normalized": ([0.9, 0.0, 0.0, 0.0, 0.99, 0.0], [0.09, 0.11, 0.42, 0.11, 0.01, 0.11]),
     "scale": ([-0.51] * 3, [0.17] * 3),
-    "translation": ([-0.5, -0.47, -0.72], [0.08, 0.08, 0.06]),
+    "translation": ([0.0, 0.0, 0.99], [0.09, 0.09, 0.01]),
     "translation_scale": ([0.92], [0.09]),
 }
 
 
 def draw_pose(seed: int) -> Pose:
     """The pose of ``seed``: a turn about y, a tilt about a level axis, one scale for all axes, a place before the
-    camera of :func:`.solids.picture`.
+    camera, which is the origin and looks along z.
     """
     rng = np.random.default_rng([seed, 1])
     turn, tilt, axis = rng.uniform(-AZIMUTH, AZIMUTH), rng.uniform(0, TILT), rng.uniform(0, 2 * math.pi)
@@ -46,20 +48,7 @@ def draw_pose(seed: int) -> Pose:
     turned, tilted = torch.linalg.matrix_exp(torch.stack((o, -z, y, z, o, -x, -y, x, o), -1).reshape(2, 3, 3))
     scale = math.exp(rng.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
     place = torch.tensor(rng.uniform(-SPREAD, SPREAD, 3), dtype=torch.float32)
-    return Pose(tilted @ turned, torch.full((3,), scale), place + DEPTH * solids.view())
-
-
-def placed(distance: solids.Distance, rotation: torch.Tensor, scale: float, place: torch.Tensor) -> solids.Distance:
-    """The solid turned, scaled and moved: ``s d(R^T (p - place) / s)``."""
-    return lambda p: scale * distance(((p - place) / scale) @ rotation)
-
-
-def pictures(distance: solids.Distance, pose: Pose) -> torch.Tensor:
-    """The conditions ``[2, 1, 32, 32]``: the turned solid alone, filling its picture, and its place in the scene."""
-    place = pose.translation - DEPTH * solids.view()
-    alone = placed(distance, pose.rotation, 1.0, torch.zeros(3))
-    scene = placed(distance, pose.rotation, float(pose.scale[0]), place)
-    return torch.stack([solids.picture(alone), solids.picture(scene)])
+    return Pose(tilted @ turned, torch.full((3,), scale), place + torch.tensor([0.0, 0.0, DEPTH]))
 
 
 def to_shape(distances: torch.Tensor) -> torch.Tensor:
@@ -102,3 +91,12 @@ def to_pose(leaves: Mapping[str, torch.Tensor]) -> Pose:
         raw["scale"].exp(),
         direction * raw["translation_scale"].exp(),
     )
+
+
+def measure(leaves: Mapping[str, torch.Tensor], generator: torch.Generator | None = None) -> torch.Tensor:
+    """The condition ``[B, 77]``, of leaves ``[B, tokens, channels]``: what a coarse look at the object tells.
+
+    The mean distance in each token of the shape, then the numbers of the pose; all of them with noise.
+    """
+    known = torch.cat([leaves["shape"].mean(-1), *(leaves[name].flatten(1) for name in POSE)], 1)
+    return known + NOISE * torch.randn(known.shape, generator=generator)

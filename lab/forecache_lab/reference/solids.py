@@ -179,20 +179,15 @@ def grid(distance: Distance, resolution: int, centres: bool = False) -> torch.Te
     return distance(torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1))
 
 
-def view() -> torch.Tensor:
-    """Where the camera of :func:`picture` looks, a unit vector: from above the front right at the origin."""
-    azimuth, elevation = math.radians(35), math.radians(28)
-    return -torch.tensor(
-        [math.cos(elevation) * math.sin(azimuth), math.sin(elevation), math.cos(elevation) * math.cos(azimuth)]
-    )
-
-
 def picture(distance: Distance, size: int = 32, marches: int = 28) -> torch.Tensor:
     """Shaded orthographic view ``[1, size, size]`` in ``[-1, 1]`` (background -1) from above the front right.
 
     Sphere tracing; brightness is the Lambert term of the normal plus a depth cue, so that one channel shows shape.
     """
-    forward = view()
+    azimuth, elevation = math.radians(35), math.radians(28)
+    forward = -torch.tensor(
+        [math.cos(elevation) * math.sin(azimuth), math.sin(elevation), math.cos(elevation) * math.cos(azimuth)]
+    )
     right = torch.linalg.cross(forward, torch.tensor([0.0, 1.0, 0.0]))
     right = right / right.norm()
     up = torch.linalg.cross(right, forward)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import CALIBRATION_SEED, TRAINING_SEEDS, sam3d, sam3d_latents, sam3d_trained, solids, trellis_latents
+from . import CALIBRATION_SEED, TRAINING_SEEDS, sam3d, sam3d_latents, sam3d_trained
 from .training import fill, fit
 
 HELD_OUT = range(CALIBRATION_SEED, CALIBRATION_SEED + 64)
@@ -25,26 +25,9 @@ POSE_WEIGHT = 0.25  # of each leaf of the pose in the loss; shape has 1
 
 
 def data(seeds: Iterable[int]) -> dict[str, torch.Tensor]:
-    """Pictures ``[S, 2, 1, 32, 32]`` and leaves ``[S, tokens, channels]`` of posed solids."""
-    made: list[dict[str, torch.Tensor]] = []
-    for seed in seeds:
-        (_, distance), pose = solids.solid(seed), sam3d_latents.draw_pose(seed)
-        grid = solids.grid(distance, trellis_latents.VOXELS, centres=True)
-        leaves = {name: leaf[None] for name, leaf in sam3d_latents.to_leaves(pose).items()}
-        shape = sam3d_latents.to_shape(grid[None])[0]
-        made.append({"pictures": sam3d_latents.pictures(distance, pose), "shape": shape, **leaves})
-    return {name: torch.stack([each[name] for each in made]) for name in made[0]}
-
-
-def cached(count: int, path: Path | None) -> dict[str, torch.Tensor]:
-    """The first ``count`` posed solids of training; kept in ``path``, if given, for the next run (60 ms a solid)."""
-    if path is not None and path.is_file():
-        kept: dict[str, torch.Tensor] = torch.load(path)
-        return kept
-    made = data(TRAINING_SEEDS[:count])
-    if path is not None:
-        torch.save(made, path)
-    return made
+    """Leaves ``[S, tokens, channels]`` of posed solids."""
+    made = [sam3d_trained.posed(seed) for seed in seeds]
+    return {name: torch.cat([each[name] for each in made]) for name in sam3d_latents.LEAVES}
 
 
 def stratified(size: tuple[int], generator: torch.Generator | None = None) -> torch.Tensor:
@@ -60,11 +43,10 @@ def loss_options() -> dict[str, Any]:
 
 
 @torch.no_grad()
-def held_out(generator: Any, conditioner: sam3d_trained.PosedConditioner, source: dict[str, torch.Tensor]) -> str:
+def held_out(generator: Any, conditioner: sam3d_trained.Conditioner, clean: dict[str, torch.Tensor]) -> str:
     """Mean squared error of the velocity, shape and pose apart, by tenths of t, with the condition."""
     torch.manual_seed(1)
-    clean = {name: source[name] for name in sam3d_latents.LEAVES}
-    cond, lines = conditioner(source["pictures"]), []
+    cond, lines = conditioner(sam3d_latents.measure(clean)), []
     for k in range(BINS):
         t = (k + torch.rand(len(cond))) / BINS
         noise = generator._generate_x0(clean)
@@ -78,27 +60,27 @@ def held_out(generator: Any, conditioner: sam3d_trained.PosedConditioner, source
 
 def train(
     checkout: Path, out: Path, iterations: int, batch: int, seed: int, rate: float, every: int, resume: bool,
-    count: int, keep: Path | None,
+    count: int, unconditional: float,
 ) -> None:  # fmt: skip
     upstream = sam3d.load(checkout)
     torch.manual_seed(seed)
     random.seed(seed)  # the upstream drops conditions with it
-    network, conditioner = sam3d_trained.network(upstream), sam3d_trained.PosedConditioner()
+    network, conditioner = sam3d_trained.network(upstream), sam3d_trained.Conditioner()
     generator = sam3d.generator(upstream, network, sam3d.STRUCTURE, **loss_options()).requires_grad_(True)
-    generator.reverse_fn.p_unconditional = 0.1
+    generator.reverse_fn.p_unconditional = unconditional
     modules = {"network": network, "conditioner": conditioner}
     if resume:
         fill(out, modules)
     start = time.time()
-    source = cached(count, keep)
-    print(f"{len(source['pictures'])} posed solids in {time.time() - start:.0f} s")
+    source = data(TRAINING_SEEDS[:count])
+    print(f"{count} posed solids in {time.time() - start:.0f} s")
     for name in sam3d_latents.LEAVES:
         print(f"{name}: mean {source[name].mean():.2f}, std {source[name].std():.2f}", flush=True)
 
     def loss() -> torch.Tensor:
-        pick = torch.randint(len(source["pictures"]), (batch,))
-        cond = conditioner(source["pictures"][pick])
-        total: torch.Tensor = generator.loss({name: source[name][pick] for name in sam3d_latents.LEAVES}, cond)[0]
+        pick = torch.randint(count, (batch,))
+        clean = {name: leaf[pick] for name, leaf in source.items()}
+        total: torch.Tensor = generator.loss(clean, conditioner(sam3d_latents.measure(clean)))[0]
         return total
 
     for module in (generator, conditioner):
@@ -118,11 +100,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="start from the weights in --out (default: random)")
     parser.add_argument("--save-every", type=int, default=250)
-    parser.add_argument("--solids", type=int, default=6000)
-    parser.add_argument("--data", type=Path, help="keep the posed solids in this file, for the next run")
+    parser.add_argument("--solids", type=int, default=10_000)
+    parser.add_argument("--unconditional", type=float, default=0.3, help="share of batches without condition")
     a = parser.parse_args()
     train(
-        a.checkout, a.out, a.iterations, a.batch, a.seed, a.rate, a.save_every, a.resume, a.solids, a.data
+        a.checkout, a.out, a.iterations, a.batch, a.seed, a.rate, a.save_every, a.resume, a.solids,
+        a.unconditional,
     )  # fmt: skip
 
 

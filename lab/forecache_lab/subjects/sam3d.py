@@ -60,8 +60,6 @@ class Sam3D:
     def run(self, stage: str, seed: int, steps: int) -> Output:
         """As :meth:`sample`, for a condition by its own number."""
         self.sampler(stage).inference_steps = steps
-        if stage == "ss":
-            self.trained.condition(seed)  # its pictures are no part of the sampler's time
         self._calls, start = 0, time.perf_counter()
         if stage == "slat":
             feats = self.random.sample_slat(seed, self.coords)
