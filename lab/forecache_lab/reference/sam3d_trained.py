@@ -35,7 +35,7 @@ class Conditioner(nn.Module):
         self.mix = nn.TransformerEncoderLayer(dim, 4, dim * 2, dropout=0.0, batch_first=True, norm_first=True)
 
     def forward(self, measured: torch.Tensor) -> torch.Tensor:
-        coarse, *pose = measured.split(self.sizes, 1)
+        coarse, *pose = torch.split(measured, self.sizes, 1)
         parts = trellis_latents.cut(coarse.reshape(-1, *[sam3d_latents.SIDE] * 3)).flatten(2).mT
         leaves = [layer(leaf)[:, None] for layer, leaf in zip(self.pose, pose, strict=True)]
         tokens: torch.Tensor = self.mix(torch.cat([self.shape(parts), *leaves], 1) + self.position)
