@@ -38,7 +38,8 @@ class Sam3D:
         self.coords = sam3d.ball()
         self._calls = 0
         for stage in self.grids:
-            self.sampler(stage).reverse_fn.backbone.register_forward_pre_hook(self._count)
+            # inside of the network, whose own forward is the adapter's while that is on
+            self.sampler(stage).reverse_fn.backbone.t_embedder.register_forward_pre_hook(self._count)
 
     def _count(self, *unused: Any) -> None:
         self._calls += 1
