@@ -57,6 +57,7 @@ def make(subject: Planned, stage: str, steps: int, seeds: range, refine: int) ->
         times=subject.times(stage, steps),
         seeds=seeds,
         guidance_scale=key["guidance_scale"],
+        groups=subject.settings.get(stage, {}).get("groups"),
         refine=refine,
         made_for=key,
     )
@@ -69,7 +70,8 @@ def drifts(
     scores, calls = [], 0
     for seed in seeds:
         reference = subject.run(stage, seed, steps)
-        with subject.adapter.enabled(subject.pipe, stages={**dict.fromkeys(subject.grids), stage: settings}):
+        given = {**subject.settings.get(stage, {}), **settings}
+        with subject.adapter.enabled(subject.pipe, stages={**dict.fromkeys(subject.grids), stage: given}):
             output = subject.run(stage, seed, steps)
         scores.append(score(output, reference))
         calls = output.calls
