@@ -141,3 +141,20 @@ def test_branches_apart_drift_a_third_of_the_combined_velocity(subject):
     assert apart["calls"] == control["calls"]
     assert apart["latent drift"][0] < control["latent drift"][0] / 3
     assert apart["translation"][0] < control["translation"][0] / 3
+
+
+@pytest.mark.parametrize("budget", [9, 12])
+def test_shipped_plans_drift_less_than_auto_in_shape_and_pose(subject, budget):
+    plan = sam3d_trained.WEIGHTS.parent / "plans" / f"sam3d-ss-25-{budget}.json"
+    found = {}
+    for name, settings in {"plan": {"plan": plan}, "auto": {"calls": budget}}.items():
+        scores = []
+        for seed in range(4):
+            reference = stages.run(subject, "ss", seed, 25, None)
+            scores.append(stages.score(stages.run(subject, "ss", seed, 25, stages.Method(name, settings)), reference))
+        found[name] = stages.summary(scores)
+    assert found["plan"]["calls"] <= found["auto"]["calls"]
+    for drift in ("latent drift", "rotation, degrees", "translation"):
+        assert found["plan"][drift][0] < 0.75 * found["auto"][drift][0], (drift, found)
+    with pytest.raises(ValueError, match="steps: plan 25, run 20"):
+        stages.run(subject, "ss", 0, 20, stages.Method("", {"plan": plan}))
