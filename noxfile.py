@@ -161,7 +161,7 @@ def train_trellis(session: nox.Session) -> None:
 
 @nox.session
 def train_sam3d(session: nox.Session) -> None:
-    """Train the reference network of shape and pose (under an hour on one core). -- --out FILE --iterations N ..."""
+    """Train the reference network of shape and pose (half an hour on one core). -- --out FILE --iterations N ..."""
     install(session, "sam3d")
     checkout = prepared(session, "auto", "sam3d")
     session.run("python", "-m", "forecache_lab.reference.train_sam3d", str(checkout), *session.posargs)
