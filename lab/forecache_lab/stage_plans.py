@@ -30,6 +30,7 @@ class Planned(Staged, Protocol):
     """A staged generator that plans can be made for."""
 
     first: int  #: first test condition
+    groups: Mapping[str, Mapping[str, Sequence[str]]]  #: leaves with weights of their own, by stage
 
     def run(self, stage: str, seed: int, steps: int) -> Output:
         """As ``sample``, for a condition by its own number."""
@@ -58,7 +59,7 @@ def make(subject: Planned, stage: str, steps: int, seeds: range, refine: int) ->
         times=subject.times(stage, steps),
         seeds=seeds,
         guidance_scale=key["guidance_scale"],
-        groups=subject.settings.get(stage, {}).get("groups"),
+        groups=subject.groups.get(stage),
         refine=refine,
         made_for=key,
     )
@@ -70,8 +71,7 @@ def drifts(
     """The cells of one row by kind of drift from the uncached runs ``references``, and its network calls."""
     scores, calls = [], 0
     for seed, reference in references.items():
-        given = {**subject.settings.get(stage, {}), **settings}
-        with subject.adapter.enabled(subject.pipe, stages={**dict.fromkeys(subject.grids), stage: given}):
+        with subject.adapter.enabled(subject.pipe, stages={**dict.fromkeys(subject.grids), stage: settings}):
             output = replace(subject.run(stage, seed, steps), mesh=None)  # its distances are not asked for
         scores.append(score(output, reference))
         calls = output.calls

@@ -69,7 +69,6 @@ class Staged(Protocol):
     adapter: Any  #: module with ``enabled``
     intervals: Sequence[int]  #: of the rows; :data:`INTERVALS` is in them
     fork_last: bool  #: whether the forks compute the last step
-    settings: Mapping[str, Mapping[str, Any]]  #: of every row, by stage
 
     @property
     def grids(self) -> Mapping[str, Sequence[int]]:
@@ -136,8 +135,7 @@ def run(subject: Staged, stage: str, seed: int, steps: int, method: Method | Non
     on: AbstractContextManager[Any] = nullcontext()
     if method is not None and method.settings is not None:
         others = dict.fromkeys(subject.grids)
-        settings = {**subject.settings.get(stage, {}), **method.settings}
-        on = subject.adapter.enabled(subject.pipe, stages={**others, stage: settings})
+        on = subject.adapter.enabled(subject.pipe, stages={**others, stage: method.settings})
     elif method is not None and method.rule is not None:
         on = combined(subject.sampler(stage), method.rule, steps, method.computed)
     with on:

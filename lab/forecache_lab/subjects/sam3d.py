@@ -25,7 +25,7 @@ class Sam3D:
     seeds: Mapping[str, int] = {"ss": 8, "slat": 2}
     first = TEST_SEED + 64
     intervals, fork_last = (*INTERVALS, 6), False
-    settings: Mapping[str, Mapping[str, Any]] = {"ss": {"groups": {"pose": sam3d_latents.POSE}}}
+    groups: Mapping[str, Mapping[str, Sequence[str]]] = {"ss": adapter.GROUPS}
 
     def __init__(self, checkout: Path) -> None:
         """Raises:

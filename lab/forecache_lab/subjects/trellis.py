@@ -22,7 +22,7 @@ class Trellis:
     adapter = adapter
     first = TEST_SEED + 64  # schedules were compared on the conditions below it
     intervals, fork_last = INTERVALS, True
-    settings: Mapping[str, Mapping[str, Any]] = {}
+    groups: Mapping[str, Mapping[str, Sequence[str]]] = {}
     title = "TRELLIS pipeline, small trained reference networks (not the real weights)"
     grids: Mapping[str, Sequence[int]] = {"sparse_structure": (12, 25), "slat": (12, 25)}
     seeds: Mapping[str, int] = {"sparse_structure": 8, "slat": 4}

@@ -20,7 +20,6 @@ class Trellis2:
 
     adapter = adapter
     intervals, fork_last = INTERVALS, True
-    settings: Mapping[str, Mapping[str, Any]] = {}
     title = "TRELLIS.2 pipeline, small random networks (not the real weights)"
     conditions = "CPU, 1 thread, torch.float32, the application's guidance and rescale"
     grids: Mapping[str, Sequence[int]] = {
