@@ -353,15 +353,38 @@ def test_interleaved_runs_do_not_touch(pipe, sample):
     assert all(torch.equal(found[seed], alone[seed]) for seed in (1, 2)) and torch.equal(inside, alone[1])
 
 
-def test_variants_of_a_mesh_run_the_slat_stage(upstream, coords, calls, monkeypatch):
-    pipe = trellis.build(upstream, text=True)
-    monkeypatch.setattr(type(pipe), "voxelize", lambda self, mesh: coords[:, 1:].contiguous())
+@pytest.fixture
+def text(upstream):
+    made = trellis.build(upstream, text=True)
+    for params in (made.sparse_structure_sampler_params, made.slat_sampler_params):
+        params["steps"] = 12
+    return made
+
+
+def test_a_prompt_runs_both_stages(text):
+    """The text pipeline's own ``run``: its negative condition is one tensor that outlives every run."""
+    reference = text.run(3, num_samples=2, seed=1)["slat"]
+    with adapter.enabled(text, basis="dmd", interval=1) as handle:
+        full = text.run(3, num_samples=2, seed=1)["slat"]
+    assert torch.equal(full.feats, reference.feats) and torch.equal(full.coords, reference.coords)
+    assert {stage: trace.calls for stage, trace in handle.traces.items()} == dict.fromkeys(
+        STAGES, {"cond": 12, "uncond": 10}
+    )
+    with adapter.enabled(text, basis="linear", interval=2, warmup=4) as handle:
+        out = [text.run(prompt, num_samples=2, seed=1)["slat"] for prompt in (4, 3)][-1]
+    assert {stage: trace.calls for stage, trace in handle.traces.items()} == dict.fromkeys(
+        STAGES, {"cond": 8, "uncond": 7}
+    )
+    assert len(out.layout) == 2 and not torch.equal(out.feats[:10], reference.feats[:10])
+
+
+def test_variants_of_a_mesh_run_the_slat_stage(text, coords, monkeypatch):
+    monkeypatch.setattr(type(text), "voxelize", lambda self, mesh: coords[:, 1:].contiguous())
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)  # the upstream's call; there is no GPU here
-    pipe.slat_sampler_params["steps"] = 12
     seen = []
-    pipe.models["slat_flow_model"].register_forward_pre_hook(lambda *a: seen.append(1))
-    with adapter.enabled(pipe, basis="linear", interval=2, warmup=4) as handle:
-        out = pipe.run_variant(None, 3, num_samples=2, seed=1)["slat"]
+    text.models["slat_flow_model"].register_forward_pre_hook(lambda *a: seen.append(1))
+    with adapter.enabled(text, basis="linear", interval=2, warmup=4) as handle:
+        out = text.run_variant(None, 3, num_samples=2, seed=1)["slat"]
     assert len(seen) == 15 == handle.traces["slat"].computed and len(out.layout) == 2
     assert set(handle.traces) == {"slat"}
 

@@ -123,13 +123,11 @@ def networks(upstream: SimpleNamespace) -> dict[str, nn.Module]:
     }  # fmt: skip
 
 
-def features(conditions: Sequence[Any]) -> dict[str, torch.Tensor]:
-    """A row of random tokens per condition (an integer seed), zeros for the negative branch."""
-    rows = [
-        torch.randn(COND_TOKENS, COND_CHANNELS, generator=torch.Generator().manual_seed(int(c))) for c in conditions
-    ]
-    cond = torch.stack(rows)
-    return {"cond": cond, "neg_cond": torch.zeros_like(cond)}
+def features(conditions: Sequence[Any]) -> torch.Tensor:
+    """A row of random tokens per condition (an integer seed)."""
+    return torch.stack(
+        [torch.randn(COND_TOKENS, COND_CHANNELS, generator=torch.Generator().manual_seed(int(c))) for c in conditions]
+    )
 
 
 def build(upstream: SimpleNamespace, text: bool = False) -> Any:
@@ -141,10 +139,13 @@ def build(upstream: SimpleNamespace, text: bool = False) -> Any:
             """No DINOv2."""
 
         def _init_text_cond_model(self, name: str) -> None:
-            """No CLIP."""
+            """No CLIP: as there, one tensor stands for the empty prompt in every run."""
+            self.text_cond_model = {"null_cond": torch.zeros(1, COND_TOKENS, COND_CHANNELS)}
 
-        def get_cond(self, conditions: Sequence[Any]) -> dict[str, torch.Tensor]:
+        def encode_image(self, conditions: Sequence[Any]) -> torch.Tensor:
             return features(conditions)
+
+        encode_text = encode_image
 
         def decode_slat(self, latent: Any, formats: Sequence[str] = ()) -> dict[str, Any]:
             return {"slat": latent}
