@@ -20,7 +20,7 @@ from torch import nn
 
 from .sparse import provide, provide_flash_attn, provide_flex_gemm, voxel_hash
 from .stubs import require_origin
-from .trellis import COND_CHANNELS, wake
+from .trellis import COND_CHANNELS, set_occupancy, wake
 
 PIPELINE_TYPES = ("512", "1024", "1024_cascade", "1536_cascade")
 OCCUPIED = 0.001  # share of the 64^3 voxels that the untrained occupancy decoder is set to
@@ -89,7 +89,7 @@ def vertex_grid(
     vertices: torch.Tensor, faces: torch.Tensor, grid_size: int, aabb: Sequence[Sequence[float]], **unused: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For the compiled conversion of a mesh: the voxels ``[N, 3]`` that hold its vertices, the mean vertex of each in
-    the unit cube, and no edge crossed. Its faces are not looked at: a surface at these resolutions has a million voxels.
+    the unit cube, and no edge crossed. Faces are not looked at: a surface at these resolutions has a million voxels.
     """
     low, high = torch.tensor(aabb)
     unit = (vertices - low) / (high - low)
@@ -181,14 +181,12 @@ def build(upstream: SimpleNamespace) -> Any:
         nets, sampler(1e-5), sampler(1e-5), sampler(1e-5), structure, params(3.0, 7.5, 0.5, 1.0), dict(TEXTURE), NORM,
         NORM, low_vram=False,
     )  # fmt: skip
-    with torch.no_grad():
-        torch.manual_seed(1)
-        latent = sampler(1e-5).sample(
-            nets["sparse_structure_flow_model"], torch.randn(1, 4, 8, 8, 8), **pipe.get_cond([1], 512), **structure,
-            verbose=False,
-        ).samples  # fmt: skip
-        decoder = nets["sparse_structure_decoder"]
-        decoder.out_layer[-1].bias.data -= torch.quantile(decoder(latent), 1 - OCCUPIED)  # type: ignore[index,union-attr]
+    torch.manual_seed(1)
+    latent = sampler(1e-5).sample(
+        nets["sparse_structure_flow_model"], torch.randn(1, 4, 8, 8, 8), **pipe.get_cond([1], 512), **structure,
+        verbose=False,
+    ).samples  # fmt: skip
+    set_occupancy(nets["sparse_structure_decoder"], latent, OCCUPIED)
     return pipe
 
 
