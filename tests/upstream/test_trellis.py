@@ -382,7 +382,7 @@ def test_a_prompt_runs_both_stages(text):
     assert torch.equal(full.feats, reference.feats) and torch.equal(full.coords, reference.coords)
     assert [handle.traces[stage].calls for stage in STAGES] == [{"cond": 12, "uncond": 10}] * 2
     with adapter.enabled(text, basis="linear", interval=2, warmup=4) as handle:
-        out = [text.run(prompt, num_samples=2, seed=1)["slat"] for prompt in (4, 3)][-1]
+        out = text.run(3, num_samples=2, seed=1)["slat"]
     assert [handle.traces[stage].calls for stage in STAGES] == [{"cond": 8, "uncond": 7}] * 2
     assert len(out.layout) == 2 and not torch.equal(out.feats[:10], reference.feats[:10])
 
