@@ -139,13 +139,13 @@ def test_shipped_plans_drift_less_than_auto_with_as_many_calls(checkouts, steps,
         stages.run(subject, "sparse_structure", 0, 20, stages.Method("", {"plan": plan}))
 
 
-@pytest.mark.parametrize(("stage", "strength"), [("sparse_structure", 7.5), ("slat", 3.0)])
-def test_the_edge_of_guidance_costs_the_branches_a_fifth_of_the_combined_velocity(checkouts, stage, strength):
-    """At the application's strengths, with as many calls, on trained networks."""
+def test_the_edge_of_guidance_costs_the_branches_a_fifth_of_the_combined_velocity(checkouts):
+    """The structure stage at the application's strength, with as many calls."""
     from forecache_lab import edge
     from forecache_lab.subjects.trellis import Trellis
 
-    rows = edge.measure(Trellis(checkouts("trellis", patched=True, source="wheel")), stage, STEPS, strength, 2)
+    subject = Trellis(checkouts("trellis", patched=True, source="wheel"))
+    rows = edge.measure(subject, "sparse_structure", STEPS, 7.5, 2)
     calls = {name: spent for name, (spent, _) in rows.items()}
     drift = {name: float(np.median(found)) for name, (_, found) in rows.items()}
     assert list(calls.values()) == [21, 21, 15, 15, 14]
