@@ -127,7 +127,7 @@ def networks(upstream: SimpleNamespace) -> dict[str, nn.Module]:
 def set_occupancy(decoder: nn.Module, latent: torch.Tensor, share: float) -> None:
     """Shift an untrained occupancy decoder, which fills half of the voxels, so that it fills ``share`` of them."""
     with torch.no_grad():
-        decoder.out_layer[-1].bias -= torch.quantile(decoder(latent), 1 - share)  # type: ignore[index,union-attr]
+        decoder.out_layer[-1].bias.data -= torch.quantile(decoder(latent), 1 - share)  # type: ignore[index,union-attr]
 
 
 def features(conditions: Sequence[Any]) -> torch.Tensor:
