@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import pytest
 import torch
+
+from forecache import Forecaster
+from forecache.basis import DMD
 
 
 def import_as(name: str, source: Path) -> ModuleType:
@@ -22,3 +28,22 @@ def import_as(name: str, source: Path) -> ModuleType:
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """``||a - b|| / ||b||``."""
     return float((a.float() - b.float()).norm() / b.float().norm())
+
+
+def check_batch_items(
+    adapter: Any, pipe: Any, run: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of two equals two single runs, ``run(pipe, seeds)``, as nearly as uncached; a fit over the flattened
+    batch, the control, couples them.
+    """
+
+    def coupling(**settings: Any) -> float:
+        with adapter.enabled(pipe, **settings):
+            return relative(run(pipe, (0, 1)), torch.cat([run(pipe, (seed,)) for seed in (0, 1)]))
+
+    floor = coupling(interval=1)
+    for basis in ("hermite", "dmd", "auto"):
+        assert coupling(basis=basis, interval=3, warmup=4) <= 1e-6 + 3 * floor, basis
+    whole = lambda self, times, made_for: Forecaster(DMD(), times=times, interval=3, warmup=4, batch_dim=None)  # noqa: E731
+    monkeypatch.setattr("forecache_adapters.settings.Settings._forecaster", whole)
+    assert coupling() > 1e-5

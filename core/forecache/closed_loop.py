@@ -87,7 +87,7 @@ class ClosedLoop:
                 pass
             else:
                 raise RuntimeError(f"run({seed}, cache) did not ask the cache at step {i}")
-            arrived = Velocity.of(march.values[i])
+            arrived = march.velocities[i]
             if known:
                 window = torch.stack([self.anchors[seed][k].cond for k in known])
                 w = serve(self._rule, self.times[list(known)], float(self.times[i]), gram_matrix(window)).weights

@@ -20,7 +20,6 @@ from .basis import GUARD
 from .basis.guard import blend
 from .closed_loop import ClosedLoop
 from .plan import Weights
-from .recording import Velocity
 from .search import power_mean
 from .snapshots import Array
 from .tapes import Rollout, Served
@@ -141,13 +140,13 @@ class Refiner:
         return (left - self._left(seed, self._roll(seed, plan, known))) / amount
 
     def _trial(self, seed: int, shift: Shift) -> float:
-        anchors, values = self.plan[shift.steps[0]][1], self.here[seed].values
+        anchors, known = self.plan[shift.steps[0]][1], self.here[seed].velocities
         at = self.conditions[seed].recording.parts[shift.group]
-        newest = Velocity.of(values[anchors["velocity"][-1]]).cond
+        newest = known[anchors["velocity"][-1]].cond
         if shift.kind == "velocity":
-            column = Velocity.of(values[anchors["velocity"][shift.place]]).cond - newest
+            column = known[anchors["velocity"][shift.place]].cond - newest
         elif shift.kind == "difference":
-            difference = Velocity.of(values[anchors["difference"][shift.place]]).difference
+            difference = known[anchors["difference"][shift.place]].difference
             assert difference is not None
             column = (self.scale - 1) * difference
         else:

@@ -183,6 +183,7 @@ class March(Tape):
     def __init__(self, computed: Sequence[int], recording: Recording) -> None:
         self.computed, self.recording = set(computed), recording
         self.values: dict[int, Any] = {}  # anchors, as the sampler gave them
+        self.velocities: dict[int, Velocity] = {}  # and as vectors
         self.weights: dict[int, Served] = {}  # by skipped step
 
     def needs_compute(self, i: int) -> bool:
@@ -190,6 +191,7 @@ class March(Tape):
 
     def observe(self, i: int, value: Any, state: Any = None) -> Any:
         self.values[i] = _owned(value)
+        self.velocities[i] = Velocity.of(self.values[i])
         raise Pause
 
     def forecast(self, i: int, state: Any = None) -> Any:
@@ -197,7 +199,7 @@ class March(Tape):
             return self.values[i]
         if i not in self.weights:  # dt = 0
             return self.values[max(k for k in self.values if k < i)]
-        served = serve(self.weights[i], self.values, state, self.recording.guided(i), self.recording.parts)
+        served = serve(self.weights[i], self.velocities, state, self.recording.guided(i), self.recording.parts)
         return give_back(served, self.values[max(self.values)])
 
 
@@ -218,6 +220,7 @@ class Rollout(Tape):
         self, recording: Recording, computed: Sequence[int], weights: Mapping[int, Served], values: Mapping[int, Any]
     ) -> None:
         self.recording, self.computed, self.weights, self.values = recording, set(computed), weights, dict(values)
+        self.velocities = {i: Velocity.of(value) for i, value in values.items()}
         self.moved: torch.Tensor | None = None
 
     def needs_compute(self, i: int) -> bool:
@@ -225,34 +228,36 @@ class Rollout(Tape):
 
     def observe(self, i: int, value: Any, state: Any = None) -> Any:
         self.values[i] = _owned(value)
+        self.velocities[i] = Velocity.of(self.values[i])
         return self.forecast(i, state)
 
     def forecast(self, i: int, state: Any = None) -> Any:
-        known = {k: value for k, value in self.values.items() if k <= i}
-        like = known[max(known)]
+        newest = max(k for k in self.values if k <= i)
+        like = self.values[newest]
         if i in self.weights:
-            velocity = serve(self.weights[i], known, state, self.recording.guided(i), self.recording.parts)
+            velocity = serve(self.weights[i], self.velocities, state, self.recording.guided(i), self.recording.parts)
         else:  # an anchor as it is, or a step with dt = 0
-            velocity = Velocity.of(like)
+            velocity = self.velocities[newest]
         h = float(self.recording.times[i + 1] - self.recording.times[i])
         move = h * velocity.combined(self.recording.scale)
         self.moved = move if self.moved is None else self.moved + move
         return give_back(velocity, like) if i in self.weights else like
 
 
-def serve(served: Served, values: Mapping[int, Any], state: Any, guided: bool, where: Parts) -> Velocity:
+def serve(served: Served, known: Mapping[int, Velocity], state: Any, guided: bool, where: Parts) -> Velocity:
     """One step's velocity from weights, anchors and the sampler's state."""
     weights, anchors = served
-    columns = [Velocity.of(values[k]).cond for k in anchors["velocity"]]
+    columns = [known[k].cond for k in anchors["velocity"]]
     each = {group: np.array(w.velocity) for group, w in weights.items()}
     if any(w.state for w in weights.values()):
         columns.append(flat(state))
         each = {group: np.append(w, weights[group].state) for group, w in each.items()}
     velocity = Velocity(combine(each, torch.stack(columns), where))
     if guided:
-        pieces = [Velocity.of(values[k]).difference for k in anchors["difference"]]
-        known = torch.stack([piece for piece in pieces if piece is not None])
-        velocity.difference = combine({g: np.array(w.difference) for g, w in weights.items()}, known, where)
+        pieces = [known[k].difference for k in anchors["difference"]]
+        columns = [piece for piece in pieces if piece is not None]
+        each = {group: np.array(w.difference) for group, w in weights.items()}
+        velocity.difference = combine(each, torch.stack(columns), where)
     return velocity
 
 

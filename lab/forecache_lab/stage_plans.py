@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("checkout", type=Path, help="checkout of the upstream, patched where its adapter needs that")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stages", nargs="+", help="default: all")
+    parser.add_argument("--calls", type=int, nargs="+", help="of the conditional branch, for every grid")
     parser.add_argument("--calibration", type=int, default=16)
     parser.add_argument("--test", type=int, default=16)
     parser.add_argument("--refine", type=int, default=0)
@@ -103,13 +104,13 @@ def main() -> None:
     head = [f"| stage, steps | calls | plan | {' | '.join(ROWS)} |", "|" + "---|" * (len(ROWS) + 3)]
     tables: dict[str, list[str]] = {}
     a.out.mkdir(parents=True, exist_ok=True)
-    total = sum(len(BUDGETS[steps]) for stage in stages for steps in subject.grids[stage])
+    total = sum(len(a.calls or BUDGETS[steps]) for stage in stages for steps in subject.grids[stage])
     with tqdm(total=total, unit="plan", mininterval=2) as bar:
         for stage in stages:
             for steps in subject.grids[stage]:
                 made = make(subject, stage, steps, calibration, a.refine)
                 references = {seed: subject.run(stage, seed, steps) for seed in test}
-                for budget in BUDGETS[steps]:
+                for budget in a.calls or BUDGETS[steps]:
                     plan: Plan = made.plan(budget)
                     file = a.out / f"{a.subject}-{stage}-{steps}-{budget}.json"
                     plan.save(file)

@@ -17,14 +17,13 @@ import pytest
 import torch
 
 import forecache_patches as patches
-from forecache import Forecaster
-from forecache.basis import DMD, Linear
+from forecache.basis import Linear
 from forecache_adapters import hunyuan2 as adapter
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan2, solids
 from forecache_lab.reference.hunyuan21 import PICTURE
 from forecache_lab.subjects.hunyuan2mini import Hunyuan2Mini
-from upstream_helpers import import_as, relative
+from upstream_helpers import check_batch_items, import_as, relative
 
 STEPS = 24
 SHAPEGEN = Path("hy3dgen", "shapegen")
@@ -236,23 +235,8 @@ def test_guidance_of_every_kind(upstream, monkeypatch, variant, guidance, batch,
     assert seen == [told] * 3
 
 
-@pytest.mark.parametrize("basis", ["hermite", "dmd", "auto"])
-def test_batch_items_are_independent(pipe, basis):
-    uncached = relative(run(pipe, (0, 1))[:1], run(pipe, (0,)))
-    with adapter.enabled(pipe, basis=basis, interval=3, warmup=4):
-        both = run(pipe, (0, 1))
-        apart = torch.cat([run(pipe, (seed,)) for seed in (0, 1)])
-    assert relative(both, apart) <= 1e-6 + 3 * uncached
-
-
-def test_a_fit_over_the_flattened_batch_would_couple_items(pipe, monkeypatch):
-    """Control of the test above."""
-    whole = lambda self, times, made_for: Forecaster(DMD(), times=times, interval=3, warmup=4, batch_dim=None)  # noqa: E731
-    monkeypatch.setattr("forecache_adapters.settings.Settings._forecaster", whole)
-    with adapter.enabled(pipe):
-        both = run(pipe, (0, 1))
-        apart = torch.cat([run(pipe, (seed,)) for seed in (0, 1)])
-    assert relative(both, apart) > 1e-5
+def test_batch_items_are_independent(pipe, monkeypatch):
+    check_batch_items(adapter, pipe, run, monkeypatch)
 
 
 def test_drift_tells_right_from_wrong(pipe):

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from forecache import Forecaster
-from forecache.basis import DMD, Linear
+from forecache.basis import Linear
 from forecache_adapters import hunyuan21 as adapter
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan21, solids
-from upstream_helpers import import_as, relative
+from upstream_helpers import check_batch_items, import_as, relative
 
 STEPS = 24
 PLANS = Path(hunyuan21.__file__).with_name("plans")
@@ -93,23 +92,8 @@ def test_callbacks_see_forecast_steps(pipe):
     assert len(seen) == STEPS and torch.equal(seen[-1], latent)
 
 
-@pytest.mark.parametrize("basis", ["hermite", "dmd", "auto"])
-def test_batch_items_are_independent(pipe, basis):
-    uncached = relative(run(pipe, (0, 1))[:1], run(pipe, (0,)))
-    with adapter.enabled(pipe, basis=basis, interval=3, warmup=4):
-        both = run(pipe, (0, 1))
-        apart = torch.cat([run(pipe, (seed,)) for seed in (0, 1)])
-    assert relative(both, apart) <= 1e-6 + 3 * uncached
-
-
-def test_a_fit_over_the_flattened_batch_would_couple_items(pipe, monkeypatch):
-    """Control of the test above."""
-    whole = lambda self, times, made_for: Forecaster(DMD(), times=times, interval=3, warmup=4, batch_dim=None)  # noqa: E731
-    monkeypatch.setattr("forecache_adapters.settings.Settings._forecaster", whole)
-    with adapter.enabled(pipe):
-        both = run(pipe, (0, 1))
-        apart = torch.cat([run(pipe, (seed,)) for seed in (0, 1)])
-    assert relative(both, apart) > 1e-5
+def test_batch_items_are_independent(pipe, monkeypatch):
+    check_batch_items(adapter, pipe, run, monkeypatch)
 
 
 def test_runs_do_not_mix_and_leave_nothing(pipe, upstream):

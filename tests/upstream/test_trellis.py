@@ -34,7 +34,7 @@ def shared(upstream):
     pipe = trellis.build(upstream)
     torch.manual_seed(0)
     coords = pipe.sample_sparse_structure(pipe.get_cond([1]), sampler_params={"steps": 12})
-    return pipe, coords[::8].contiguous()
+    return pipe, coords, {}
 
 
 @pytest.fixture
@@ -68,6 +68,19 @@ def sample(pipe, coords, upstream):
         sampler = getattr(pipe, f"{stage}_sampler")
         given = {**pipe.get_cond([seed]), **params, **options, "verbose": False}
         return sampler.sample(network, drawn if noise is None else noise, **given)
+
+    return run
+
+
+@pytest.fixture
+def uncached(shared, sample):
+    """``uncached(stage, seed, steps)``: the reference of several tests, sampled once."""
+
+    def run(stage: str, seed: int, steps: int = 12):
+        known = shared[2]
+        if (stage, seed, steps) not in known:
+            known[stage, seed, steps] = sample(stage, seed, steps=steps).samples
+        return known[stage, seed, steps]
 
     return run
 
@@ -202,12 +215,12 @@ def test_a_sparse_tensor_survives(sample, pipe, coords):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("steps", [12, 25])
-def test_drift_across_the_guidance_edge(sample, pipe, stage, steps):
+def test_drift_across_the_guidance_edge(sample, uncached, pipe, stage, steps):
     """Interval 2 crosses the edge on either grid: the combined velocity jumps there, the branches do not."""
     drift: dict[str, list[float]] = {}
     computed = schedule.fixed_interval(range(steps), 2, 2)
     for seed in range(3):
-        reference = sample(stage, seed, steps=steps).samples
+        reference = uncached(stage, seed, steps)
         for name, basis in {"linear": Linear(1), "reuse": "reuse", "wrong": WrongSign(Linear(1))}.items():
             with adapter.enabled(pipe, basis=basis, interval=2) as handle:
                 found = relative(sample(stage, seed, steps=steps).samples, reference)
@@ -223,14 +236,14 @@ def test_drift_across_the_guidance_edge(sample, pipe, stage, steps):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("steps", "interval"), [(12, 2), (12, 3), (25, 2), (25, 3)])
-def test_no_worse_than_the_forks_with_as_many_calls(sample, pipe, stage, steps, interval):
+def test_no_worse_than_the_forks_with_as_many_calls(sample, uncached, pipe, stage, steps, interval):
     """Ours on the forks' schedule and on our own; the forks' interval is at least 3 below 20 steps."""
     computed = fork_schedule(steps, interval)
     guided = sum(i < {12: 10, 25: 19}[steps] for i in computed)
     gap = max(interval, 3) if steps < 20 else interval
     ours, theirs = [], []
     for seed in range(2):
-        reference = sample(stage, seed, steps=steps).samples
+        reference = uncached(stage, seed, steps)
         with combined(getattr(pipe, f"{stage}_sampler"), Hermite(2, 0.5), steps, computed):
             theirs.append(relative(sample(stage, seed, steps=steps).samples, reference))
         with adapter.enabled(pipe, basis="dmd", interval=gap, warmup=4) as handle:
@@ -373,15 +386,34 @@ def test_interleaved_runs_do_not_touch(pipe, sample):
     assert all(torch.equal(found[seed], alone[seed]) for seed in (1, 2)) and torch.equal(inside, alone[1])
 
 
-def test_variants_of_a_mesh_run_the_slat_stage(upstream, coords, calls, monkeypatch):
-    pipe = trellis.build(upstream, text=True)
-    monkeypatch.setattr(type(pipe), "voxelize", lambda self, mesh: coords[:, 1:].contiguous())
+@pytest.fixture
+def text(upstream):
+    made = trellis.build(upstream, text=True)
+    for params in (made.sparse_structure_sampler_params, made.slat_sampler_params):
+        params["steps"] = 12
+    return made
+
+
+def test_a_prompt_runs_both_stages(text):
+    """The text pipeline's own ``run``: its negative condition is one tensor that outlives every run."""
+    reference = text.run(3, num_samples=2, seed=1)["slat"]
+    with adapter.enabled(text, basis="dmd", interval=1) as handle:
+        full = text.run(3, num_samples=2, seed=1)["slat"]
+    assert torch.equal(full.feats, reference.feats) and torch.equal(full.coords, reference.coords)
+    assert [handle.traces[stage].calls for stage in STAGES] == [{"cond": 12, "uncond": 10}] * 2
+    with adapter.enabled(text, basis="linear", interval=2, warmup=4) as handle:
+        out = text.run(3, num_samples=2, seed=1)["slat"]
+    assert [handle.traces[stage].calls for stage in STAGES] == [{"cond": 8, "uncond": 7}] * 2
+    assert len(out.layout) == 2 and not torch.equal(out.feats[:10], reference.feats[:10])
+
+
+def test_variants_of_a_mesh_run_the_slat_stage(text, coords, monkeypatch):
+    monkeypatch.setattr(type(text), "voxelize", lambda self, mesh: coords[:, 1:].contiguous())
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)  # the upstream's call; there is no GPU here
-    pipe.slat_sampler_params["steps"] = 12
     seen = []
-    pipe.models["slat_flow_model"].register_forward_pre_hook(lambda *a: seen.append(1))
-    with adapter.enabled(pipe, basis="linear", interval=2, warmup=4) as handle:
-        out = pipe.run_variant(None, 3, num_samples=2, seed=1)["slat"]
+    text.models["slat_flow_model"].register_forward_pre_hook(lambda *a: seen.append(1))
+    with adapter.enabled(text, basis="linear", interval=2, warmup=4) as handle:
+        out = text.run_variant(None, 3, num_samples=2, seed=1)["slat"]
     assert len(seen) == 15 == handle.traces["slat"].computed and len(out.layout) == 2
     assert set(handle.traces) == {"slat"}
 
@@ -439,7 +471,7 @@ def test_enable_is_symmetric(pipe):
 
 # --- plans ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_plan_is_made_and_served_through_the_sampler(pipe, sample, upstream, tmp_path, stage):
+def test_a_plan_is_made_and_served_through_the_sampler(pipe, sample, uncached, upstream, tmp_path, stage):
     def run(seed, cache):
         with adapter.enabled(pipe, stages={stage: cache}):
             return rows(sample(stage, seed).samples)
@@ -450,7 +482,7 @@ def test_a_plan_is_made_and_served_through_the_sampler(pipe, sample, upstream, t
     made.save(tmp_path / "plan.json")
     drift: dict[str, list[float]] = {"plan": [], "even": []}
     for seed in range(3):
-        reference = sample(stage, seed).samples
+        reference = uncached(stage, seed)
         with adapter.enabled(pipe, plan=tmp_path / "plan.json") as handle:
             drift["plan"].append(relative(sample(stage, seed).samples, reference))
         with adapter.enabled(pipe, basis="linear", calls=6):

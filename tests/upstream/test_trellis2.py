@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from forecache import schedule
 from forecache.basis import Hermite, Linear
@@ -192,6 +193,37 @@ def test_texture_with_guidance_and_rescale(pipe, sample):
         first = [step.kind for step in trace.branches["uncond"].steps][:2]
         assert first == ["computed", "computed"]
     assert drift["linear"] < drift["wrong"]
+
+
+@pytest.mark.parametrize(
+    ("strength", "uncached", "after"),
+    [(1.0, {"cond": 12}, {"cond": 7}), (2.5, {"cond": 12, "uncond": 6}, {"cond": 7, "uncond": 4})],
+)
+def test_the_texturing_pipeline_on_a_given_mesh(upstream, strength, uncached, after):
+    """Its own ``run``. The decoder finds the voxels of the mesh in the spatial cache of the sampled latent."""
+    pipe, mesh = trellis2.build_texturing(upstream), trimesh.creation.icosphere(subdivisions=2)
+    options = {"seed": 1, "resolution": 512, "preprocess_image": False}
+    given = {"guidance_strength": strength}
+    seen: list[torch.Tensor] = []
+    pipe.models["tex_slat_flow_model_512"].register_forward_pre_hook(
+        lambda net, args, kwargs: seen.append(kwargs["concat_cond"].feats), with_kwargs=True
+    )
+
+    def run(**settings):
+        with adapter.enabled(pipe, **settings) as handle:
+            colours = pipe.run(mesh.copy(), 3, tex_slat_sampler_params=given, **options)
+        return colours, handle.traces["tex_slat_512"].calls
+
+    reference = pipe.run(mesh.copy(), 3, tex_slat_sampler_params=given, **options)
+    assert reference.feats.shape == (len(mesh.vertices), 6) and len(seen) == sum(uncached.values())
+    full, calls = run(basis="dmd", interval=1)
+    assert torch.equal(full.feats, reference.feats) and calls == uncached
+    seen.clear()
+    linear, calls = run(basis=Linear(1), interval=2)
+    assert calls == after and len(seen) == sum(after.values())
+    assert torch.equal(linear.coords, reference.coords) and all(torch.equal(each, seen[0]) for each in seen)
+    wrong, _ = run(basis=WrongSign(Linear(1)), interval=2)
+    assert 0 < relative(linear.feats, reference.feats) < relative(wrong.feats, reference.feats)
 
 
 def test_rescale_stays_exact_on_forecast_steps(pipe, sample):

@@ -137,3 +137,17 @@ def test_shipped_plans_drift_less_than_auto_with_as_many_calls(checkouts, steps,
     assert calls["plan"] <= calls["auto"] and drift["plan"] < 0.75 * drift["auto"], (drift, calls)
     with pytest.raises(ValueError, match=f"steps: plan {steps}, run 20"):
         stages.run(subject, "sparse_structure", 0, 20, stages.Method("", {"plan": plan}))
+
+
+def test_the_edge_of_guidance_costs_the_branches_a_fifth_of_the_combined_velocity(checkouts):
+    """The structure stage at the application's strength, with as many calls."""
+    from forecache_lab import edge
+    from forecache_lab.subjects.trellis import Trellis
+
+    subject = Trellis(checkouts("trellis", patched=True, source="wheel"))
+    rows = edge.measure(subject, "sparse_structure", STEPS, 7.5, 2)
+    calls = {name: spent for name, (spent, _) in rows.items()}
+    drift = {name: float(np.median(found)) for name, (_, found) in rows.items()}
+    assert list(calls.values()) == [21, 21, 15, 15, 14]
+    assert drift["edge: apart"] <= drift["edge: combined"] / 5, drift
+    assert drift["interval 2: apart"] <= drift["interval 2: combined"] / 2, drift

@@ -25,6 +25,7 @@ from .stubs import require_origin, stub
 from .training import fill
 
 COND_TOKENS, COND_CHANNELS = 5, 32
+OCCUPIED = 0.06  # share of the 16^3 voxels that the untrained occupancy decoder is set to
 # Defaults of the weights' pipeline.json (25 steps) and of the application (12 steps), field by field the same
 SAMPLER = {"steps": 25, "rescale_t": 3.0, "cfg_strength": 5.0, "cfg_interval": [0.5, 1.0]}
 
@@ -123,13 +124,17 @@ def networks(upstream: SimpleNamespace) -> dict[str, nn.Module]:
     }  # fmt: skip
 
 
-def features(conditions: Sequence[Any]) -> dict[str, torch.Tensor]:
-    """A row of random tokens per condition (an integer seed), zeros for the negative branch."""
-    rows = [
-        torch.randn(COND_TOKENS, COND_CHANNELS, generator=torch.Generator().manual_seed(int(c))) for c in conditions
-    ]
-    cond = torch.stack(rows)
-    return {"cond": cond, "neg_cond": torch.zeros_like(cond)}
+def set_occupancy(decoder: nn.Module, latent: torch.Tensor, share: float) -> None:
+    """Shift an untrained occupancy decoder, which fills half of the voxels, so that it fills ``share`` of them."""
+    with torch.no_grad():
+        decoder.out_layer[-1].bias.data -= torch.quantile(decoder(latent), 1 - share)  # type: ignore[index,union-attr]
+
+
+def features(conditions: Sequence[Any]) -> torch.Tensor:
+    """A row of random tokens per condition (an integer seed)."""
+    return torch.stack(
+        [torch.randn(COND_TOKENS, COND_CHANNELS, generator=torch.Generator().manual_seed(int(c))) for c in conditions]
+    )
 
 
 def build(upstream: SimpleNamespace, text: bool = False) -> Any:
@@ -141,15 +146,25 @@ def build(upstream: SimpleNamespace, text: bool = False) -> Any:
             """No DINOv2."""
 
         def _init_text_cond_model(self, name: str) -> None:
-            """No CLIP."""
+            """No CLIP: as there, one tensor stands for the empty prompt in every run."""
+            self.text_cond_model = {"null_cond": torch.zeros(1, COND_TOKENS, COND_CHANNELS)}
 
-        def get_cond(self, conditions: Sequence[Any]) -> dict[str, torch.Tensor]:
+        def encode_image(self, conditions: Sequence[Any]) -> torch.Tensor:
             return features(conditions)
+
+        encode_text = encode_image
 
         def decode_slat(self, latent: Any, formats: Sequence[str] = ()) -> dict[str, Any]:
             return {"slat": latent}
 
-    return assemble(upstream, Small, networks(upstream), SAMPLER)
+    pipe = assemble(upstream, Small, networks(upstream), SAMPLER)
+    torch.manual_seed(1)
+    given = {**pipe.get_cond([1]), **SAMPLER, "steps": 12, "verbose": False}
+    network, decoder = (pipe.models[f"sparse_structure_{name}"] for name in ("flow_model", "decoder"))
+    set_occupancy(
+        decoder, pipe.sparse_structure_sampler.sample(network, torch.randn(1, 4, 8, 8, 8), **given).samples, OCCUPIED
+    )
+    return pipe
 
 
 def build_reference(upstream: SimpleNamespace, guidance: float = GUIDANCE) -> Any:

@@ -24,7 +24,8 @@ class Sam3D:
     grids: Mapping[str, Sequence[int]] = {"ss": (25,), "slat": (25,)}
     seeds: Mapping[str, int] = {"ss": 8, "slat": 2}
     first = TEST_SEED + 64
-    intervals, fork_last = (*INTERVALS, 6), False
+    intervals: Sequence[int] = (*INTERVALS, 6)
+    fork_last = False
     groups: Mapping[str, Mapping[str, Sequence[str]]] = {"ss": adapter.GROUPS}
 
     def __init__(self, checkout: Path) -> None:

@@ -21,7 +21,8 @@ class Trellis:
 
     adapter = adapter
     first = TEST_SEED + 64  # schedules were compared on the conditions below it
-    intervals, fork_last = INTERVALS, True
+    intervals: Sequence[int] = INTERVALS
+    fork_last = True
     groups: Mapping[str, Mapping[str, Sequence[str]]] = {}
     title = "TRELLIS pipeline, small trained reference networks (not the real weights)"
     grids: Mapping[str, Sequence[int]] = {"sparse_structure": (12, 25), "slat": (12, 25)}

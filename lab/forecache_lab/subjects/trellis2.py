@@ -19,7 +19,8 @@ class Trellis2:
     """See :class:`forecache_lab.stages.Staged`."""
 
     adapter = adapter
-    intervals, fork_last = INTERVALS, True
+    intervals: Sequence[int] = INTERVALS
+    fork_last = True
     title = "TRELLIS.2 pipeline, small random networks (not the real weights)"
     conditions = "CPU, 1 thread, torch.float32, the application's guidance and rescale"
     grids: Mapping[str, Sequence[int]] = {
