@@ -47,7 +47,7 @@ def methods(steps: int) -> list[Method]:
     return [*found, Method("", {"basis": "auto", "interval": 2, "warmup": WARMUP})]
 
 
-def measure(subject: Trellis, stage: str, steps: int, strength: float, n: int) -> dict[str, tuple[int, list[float]]]:
+def measure(subject: Any, stage: str, steps: int, strength: float, n: int) -> dict[str, tuple[int, list[float]]]:
     """Network calls and latent drift on ``n`` test conditions, by row."""
     params: dict[str, Any] = getattr(subject.pipe, f"{stage}_sampler_params")
     before, params["cfg_strength"] = params["cfg_strength"], strength

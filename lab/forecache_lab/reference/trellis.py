@@ -27,7 +27,7 @@ from .training import fill
 COND_TOKENS, COND_CHANNELS = 5, 32
 OCCUPIED = 0.06  # share of the 16^3 voxels that the untrained occupancy decoder is set to
 # Defaults of the weights' pipeline.json (25 steps) and of the application (12 steps), field by field the same
-SAMPLER = {"steps": 25, "rescale_t": 3.0, "cfg_strength": 5.0, "cfg_interval": [0.5, 1.0]}
+SAMPLER: dict[str, Any] = {"steps": 25, "rescale_t": 3.0, "cfg_strength": 5.0, "cfg_interval": [0.5, 1.0]}
 
 
 SIGMA_MIN = 1e-5
