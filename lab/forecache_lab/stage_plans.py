@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from tqdm import tqdm
 
 from forecache import Calibration, Plan
@@ -41,12 +40,13 @@ class Planned(Staged, Protocol):
         ...
 
 
-def runner(subject: Planned, stage: str, steps: int) -> Callable[[int, Any], torch.Tensor]:
+def runner(subject: Planned, stage: str, steps: int) -> Callable[[int, Any], Any]:
     """``run(seed, cache)`` of one stage, for ``forecache.calibrate``."""
 
-    def run(seed: int, cache: Any) -> torch.Tensor:
+    def run(seed: int, cache: Any) -> Any:
         with subject.adapter.enabled(subject.pipe, stages={**dict.fromkeys(subject.grids), stage: cache}):
-            return subject.run(stage, seed, steps).latent
+            output = subject.run(stage, seed, steps)
+        return output.latent if output.leaves is None else output.leaves
 
     return run
 

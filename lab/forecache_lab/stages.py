@@ -41,7 +41,7 @@ class Output:
         latent: what the sampler returned, features only; of leaves, the shape's. calls: at the network.
         seconds: of the sampler.
         occupancy: voxels that the latent decodes to; ``None``: the stage has none. mesh: its surface.
-        pose: what the other leaves decode to.
+        leaves: all that the sampler returned, if that is more. pose: what the others decode to.
     """
 
     latent: torch.Tensor
@@ -49,6 +49,7 @@ class Output:
     seconds: float
     occupancy: torch.Tensor | None = None
     mesh: trimesh.Trimesh | None = None
+    leaves: Mapping[str, torch.Tensor] | None = None
     pose: pose.Pose | None = None
 
 
@@ -183,11 +184,9 @@ def summary(scores: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
 
 
 def same(output: Output, reference: Output) -> bool:
-    """Whether latents and poses are one, bit for bit."""
-    pairs = [(output.latent, reference.latent)]
-    if output.pose is not None and reference.pose is not None:
-        pairs += zip(vars(output.pose).values(), vars(reference.pose).values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
+    """Whether all that the sampler returned is one, bit for bit."""
+    mine, theirs = ({"": each.latent, **(each.leaves or {})} for each in (output, reference))
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def smoke(subject: Staged) -> None:

@@ -74,4 +74,4 @@ class Sam3D:
             trellis_latents.occupied(distances),
             trellis_latents.to_mesh(distances - trellis_latents.MARGIN),
         )
-        return Output(leaves["shape"], self._calls, seconds, occupied, mesh, sam3d_latents.to_pose(leaves))
+        return Output(leaves["shape"], self._calls, seconds, occupied, mesh, leaves, sam3d_latents.to_pose(leaves))
