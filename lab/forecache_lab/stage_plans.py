@@ -19,7 +19,7 @@ from tqdm import tqdm
 from forecache import Calibration, Plan
 
 from .reference import CALIBRATION_SEED
-from .stages import DRIFTS, Output, Staged, score, summary
+from .stages import DRIFTS, Output, Staged, cell, score, summary
 
 BUDGETS: Mapping[int, tuple[int, ...]] = {12: (6, 7), 25: (7, 9, 12)}  # calls of the conditional branch, by steps
 ROWS = ("linear", "dmd", "auto", "reuse")
@@ -76,7 +76,7 @@ def drifts(
         scores.append(score(output, reference))
         calls = output.calls
     found = summary([{name: each[name] for name in DRIFTS if name in each} for each in scores])
-    return {name: f"{median:.3g} / {tail:.3g}" for name, (median, tail) in found.items()}, calls
+    return {name: cell(name, values) for name, values in found.items()}, calls
 
 
 def main() -> None:
@@ -116,9 +116,9 @@ def main() -> None:
                     plan.save(file)
                     cells, calls = drifts(subject, stage, steps, references, {"plan": file})
                     others = [drifts(subject, stage, steps, references, {"basis": k, "calls": budget}) for k in ROWS]
-                    for name, cell in cells.items():
+                    for name, drift in cells.items():
                         row = [other[name] + ("" if n == calls else f" ({n} calls)") for other, n in others]
-                        line = f"| {stage}, {steps} | {calls} | {cell} | {' | '.join(row)} |"
+                        line = f"| {stage}, {steps} | {calls} | {drift} | {' | '.join(row)} |"
                         tables.setdefault(name, [*head]).append(line)
                         bar.write(f"{name}: {line}")
                     bar.update()

@@ -205,6 +205,12 @@ def smoke(subject: Staged) -> None:
         print(f"smoke: {stage}: off is bit-identical, full schedule too, {first.calls} network calls")
 
 
+def cell(name: str, values: Sequence[float]) -> str:
+    """``median / p95``; a ratio near 1 in more digits."""
+    digits = 5 if name == "scale ratio" else 3
+    return " / ".join(f"{value:.{digits}g}" for value in values)
+
+
 def to_markdown(
     stage: str, steps: int, n: int, rows: Mapping[str, Mapping[str, Sequence[float]]], floor: float | None
 ) -> str:
@@ -218,7 +224,7 @@ def to_markdown(
     ]
     for label, row in rows.items():
         cells = [f"{row['calls'][0]:.0f}"]
-        cells += [f"{row[name][0]:.3g} / {row[name][1]:.3g}" for name in names if name != "calls"]
+        cells += [cell(name, row[name]) for name in names if name != "calls"]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     if floor is not None:
         lines.append(f"\nChamfer of the uncached mesh against another sampling of itself: {floor:.3g} (median).")
