@@ -111,8 +111,8 @@ class Method:
 
 
 def methods(subject: Staged, stage: str, basis: str, steps: int) -> list[Method]:
-    """The rows of one table. The combined-velocity controls have as many calls as the rule that they stand below, and so
-    have the plans among those that are shipped.
+    """The rows of one table. The combined-velocity controls have as many calls as the rule that they stand below; a
+    shipped plan is a row if it has them too.
     """
     rows = [Method("uncached, again")]
     for interval in subject.intervals:
