@@ -5,7 +5,7 @@ A branch is one condition that the sampler calls the network with: ``cond``, ``u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,6 +34,10 @@ class StageTrace:
     def computed(self) -> int:
         """Network calls of all branches."""
         return sum(self.calls.values())
+
+    def count(self, name: str) -> None:
+        """The network is called for a branch."""
+        self.calls[name] = self.calls.get(name, 0) + 1
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -67,10 +71,20 @@ class Apart:
 
     Args:
         settings: of the stage. times: the N + 1 grid times. traces: filled, by branch.
+        follow: the branches that guidance subtracts from ``cond``, or adds to it.
+        label: added to the names in ``traces``, where several servers fill one.
     """
 
-    def __init__(self, settings: Settings, times: Sequence[float], traces: dict[str, Trace]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        times: Sequence[float],
+        traces: dict[str, Trace],
+        follow: Collection[str] = ("uncond",),
+        label: str = "",
+    ) -> None:
         self.settings, self.times, self.traces = settings, times, traces
+        self.follow, self.label = follow, label
         self.histories: dict[str, Forecaster] = {}
         self.first: dict[str, int] = {}
         self.wanted: dict[str, frozenset[int]] = {}
@@ -85,7 +99,8 @@ class Apart:
         if name not in self.histories:
             value = compute()
             cache = self.settings.history_of(self.times, None if is_sparse(value) else 0)
-            self.histories[name], self.first[name], self.traces[name] = cache, self.i, cache.trace
+            self.histories[name], self.first[name] = cache, self.i
+            self.traces[name + self.label] = cache.trace
             return cache.observe(self.i, value)
         if name not in self.wanted:
             self.wanted[name] = self._schedule(name)
@@ -96,7 +111,7 @@ class Apart:
 
     def _schedule(self, name: str) -> frozenset[int]:
         first, total = self.first[name], len(self.times) - 1
-        if name != "uncond":
+        if name not in self.follow:
             return self.settings.computed(range(first, total, self.i - first), total)
         late = range(first, first + (2 if self.settings.warmup is None else self.settings.warmup)) if first else ()
         return self.settings.computed(range(total), total) | frozenset(late)
@@ -170,6 +185,38 @@ class Joint:
     def close(self) -> None:
         """See :class:`Server`."""
         self.served, self.state, self.arrived = None, None, {}
+        if hasattr(self.cache, "close"):
+            self.cache.close()
+
+
+class Combined:
+    """One cache for the velocity after guidance; each edge of the guidance interval starts a new history.
+
+    Args:
+        cache: a forecaster that knows the edges.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
+        self.i, self.state = -1, None
+
+    def open(self, i: int, state: Any) -> None:
+        """See :class:`Server`."""
+        self.i, self.state = i, state
+
+    def branch(self, name: str, compute: Compute) -> Any:
+        """See :class:`Server`."""
+        if self.cache.needs_compute(self.i):
+            return self.cache.observe(self.i, compute(), self.state)
+        return self.cache.forecast(self.i, self.state)
+
+    def again(self) -> bool:
+        """What is served is the sampler's velocity itself."""
+        return False
+
+    def close(self) -> None:
+        """See :class:`Server`."""
+        self.state = None
         if hasattr(self.cache, "close"):
             self.cache.close()
 

@@ -157,7 +157,7 @@ class Accelerator:
         name = run.name(cond)
 
         def compute() -> Any:
-            run.trace.calls[name] = run.trace.calls.get(name, 0) + 1
+            run.trace.count(name)
             return call(model, x_t, t, cond, **kwargs)
 
         return compute() if run.server is None else run.server.branch(name, compute)

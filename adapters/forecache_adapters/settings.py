@@ -39,21 +39,23 @@ class Settings:
         if self.plan is None:  # a plan knows its own grid and is checked against the run's
             self._forecaster(range(1001), {})
 
-    def _forecaster(self, times: Sequence[float], made_for: Mapping[str, Any]) -> Forecaster:
+    def _forecaster(self, times: Sequence[float], made_for: Mapping[str, Any], edges: Sequence[int] = ()) -> Forecaster:
         return Forecaster(
             self.basis, times=times, interval=self.interval, warmup=self.warmup, end=self.end, calls=self.calls,
             plan=self.plan, strict=self.strict, history=self.history, order=self.order, sigma=self.sigma,
-            made_for=made_for,
+            made_for=made_for, edges=edges,
         )  # fmt: skip
 
-    def begin(self, times: Sequence[float], made_for: Mapping[str, Any]) -> tuple[Forecaster | None, Trace]:
+    def begin(
+        self, times: Sequence[float], made_for: Mapping[str, Any], edges: Sequence[int] = ()
+    ) -> tuple[Forecaster | None, Trace]:
         """A forecaster for one run over ``times``, and the trace it writes; ``None`` where the cache stays off."""
         reason = self.off(times)
         if reason is not None:
             trace = Trace()
             trace.notes.append(reason)
             return None, trace
-        forecaster = self._forecaster(times, made_for)
+        forecaster = self._forecaster(times, made_for, edges)
         return forecaster, forecaster.trace
 
     def off(self, times: Sequence[float]) -> str | None:

@@ -110,6 +110,8 @@ def generator(
     """A generator of the upstream's around ``network``.
 
     Args:
+        upstream: from :func:`load`.
+        network: of either stage.
         settings: of guidance (``strength``, ``interval``) and of the generator (``inference_steps``, ``rescale_t``).
         cls: the generator's class; by default ``ShortCut`` for the structure network, ``FlowMatching`` otherwise.
         guidance: the wrapper's class; by default the one of the weights' configuration.
