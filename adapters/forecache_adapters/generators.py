@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .by_stage import by_stage
-from .ode_solver import Accelerator, key_of, order_of, slopes_of
+from .ode_solver import Accelerator, Hook, key_of
 
 BRANCHES = ("apart", "combined")
 
@@ -22,12 +22,14 @@ class Adapter:
         stages: the generators' names in ``pipeline.models``, by stage.
         stage_of: the stage of a generator that is given alone.
         others: endings of class names that have a cache of their own, and what to use with them.
+        hook_of: what is attached to a generator.
     """
 
     name: str
     stages: Mapping[str, str]
     stage_of: Callable[[Any], str]
     others: Mapping[str, str] = field(default_factory=dict)
+    hook_of: Callable[[Any], type[Hook]] = lambda generator: Hook
 
     def _generators(self, target: Any) -> dict[str, Any]:
         """By stage."""
@@ -72,7 +74,7 @@ class Adapter:
         for each in generators.values():
             self._check(each)
         chosen = by_stage(generators, list(generators), stages, plan, settings)
-        accelerator = Accelerator(self.name, generators, chosen, branches == "combined")
+        accelerator = Accelerator(self.name, generators, chosen, branches == "combined", self.hook_of)
         self.disable(pipeline)
         for hook in accelerator.hooks.values():
             hook.attach()
@@ -83,8 +85,7 @@ class Adapter:
             for ending, advice in self.others.items():
                 if kind.__name__.endswith(ending):
                     raise TypeError(f"generator: {kind.__name__} has a cache of its own; {advice}")
-        slopes_of(generator._solver)
-        order_of(generator.reverse_fn)
+        self.hook_of(generator).check(generator)
 
     def disable(self, pipeline: Any) -> None:
         """Detach the cache; nothing happens if there is none."""

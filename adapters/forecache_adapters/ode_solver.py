@@ -83,10 +83,12 @@ class Run:
         hook: of the generator. times: the N + 1 grid times.
     """
 
+    trace_type: type[StageTrace] = StageTrace
+
     def __init__(self, hook: Hook, times: Sequence[float]) -> None:
         wrapper = hook.generator.reverse_fn
-        self.hook, self.order, self.slopes = hook, order_of(wrapper), slopes_of(hook.generator._solver)
-        self.trace = StageTrace()
+        self.hook, self.order, self.slopes = hook, order_of(wrapper), hook.slopes
+        self.trace = self.trace_type()
         self.call = self.place = -1
         scale = hook.generator.time_scale
         self.grids = [slope_times(times, share) for share in self.slopes]
@@ -204,6 +206,21 @@ class Hook:
         self.settings, self.combined = settings, combined
         self._attached: dict[str, tuple[Any, Any, Any]] = {}
 
+    @staticmethod
+    def check(generator: Any) -> None:
+        """Whether it can be attached to ``generator``.
+
+        Raises:
+            ValueError: a solver that is not supported. TypeError: a guidance wrapper that is not known.
+        """
+        slopes_of(generator._solver)
+        order_of(generator.reverse_fn)
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        """See :func:`slopes_of`."""
+        return slopes_of(self.generator._solver)
+
     def key(self) -> dict[str, Any]:
         """What a plan for this stage is made for; the grid is compared beside it."""
         return key_of(self.accelerator.name, self.stage, self.generator)
@@ -292,14 +309,20 @@ class Accelerator:
     Args:
         name: of the upstream, for a plan's key. generators: by stage.
         stages: settings by stage, or a cache, or ``None`` (off). combined: forecast the velocity after guidance.
+        hook_of: what is attached to a generator.
     """
 
     def __init__(
-        self, name: str, generators: Mapping[str, Any], stages: Mapping[str, Any], combined: bool = False
+        self,
+        name: str,
+        generators: Mapping[str, Any],
+        stages: Mapping[str, Any],
+        combined: bool = False,
+        hook_of: Callable[[Any], type[Hook]] = lambda generator: Hook,
     ) -> None:
         self.name = name
         why = "asked for" if combined else ""
-        self.hooks = {stage: Hook(self, stage, each, stages[stage], why) for stage, each in generators.items()}
+        self.hooks = {stage: hook_of(each)(self, stage, each, stages[stage], why) for stage, each in generators.items()}
         self.traces: dict[str, StageTrace] = {}
         self._here = threading.local()
 

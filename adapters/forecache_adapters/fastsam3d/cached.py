@@ -8,7 +8,6 @@ once more, and each branch of the network is served a forecast of its own.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,28 @@ import torch
 from forecache import Forecaster
 
 from ..branches import Compute, Joint, Server, StageTrace
+from ..ode_solver import Accelerator, Hook, Run, order_of
 from ..settings import Settings
+
+SCHEDULE = ("interval", "warmup", "end", "calls")
+LOOPS = {"ShortCut_faster": "Euler", "FlowMatching_faster": "Euler_end_slat"}  # class and the solver that it runs
+
+
+def loop_of(generator: Any) -> str | None:
+    """The class that gives ``generator`` a cache of its own; ``None``: it has none."""
+    return next((kind.__name__ for kind in type(generator).__mro__ if kind.__name__ in LOOPS), None)
+
+
+def carving(current: Mapping[str, Any]) -> torch.Tensor | None:
+    """The tokens that a computed step of ``Euler_end_slat`` computes; ``None``: all."""
+    if current.get("use_f3c") and current.get("is_f3c_active"):
+        return current["fast_update_indices"]  # type: ignore[no-any-return]
+    return None
+
+
+def patched(generator: Any) -> Any:
+    """The object that runs the patched loop: the solver of the latent stage, else the generator itself."""
+    return generator._solver if loop_of(generator) == "FlowMatching_faster" else generator
 
 
 @dataclass
@@ -27,7 +47,7 @@ class CachedTrace(StageTrace):
 
     Attributes:
         full: the steps that the generator's own schedule computed.
-        carved: tokens that kept their old velocity at those of them where there were any.
+        carved: how many tokens kept their old velocity, by computed step, where there were any.
     """
 
     full: list[int] = field(default_factory=list)
@@ -39,18 +59,19 @@ class CachedTrace(StageTrace):
 
 
 class Scheduled:
-    """A history for each branch; someone else decides which steps compute.
+    """A history for each branch; the generator decides which steps compute.
 
-    A carved step computes the tokens ``kept`` alone; the others go on with what their branch had at the step before, as
-    they do upstream.
+    A carved step computes some of the tokens, without the others in the network's sight: that is another function, so
+    the histories begin anew where carving begins. The carved tokens go on with what their branch had at the step before,
+    as they do upstream.
     """
 
-    def __init__(self, settings: Settings, times: Sequence[float], trace: StageTrace) -> None:
+    def __init__(self, settings: Settings, times: Sequence[float], trace: CachedTrace) -> None:
         self.settings, self.times, self.trace = settings, times, trace
         self.histories: dict[str, Forecaster] = {}
         self.newest: dict[str, Any] = {}
-        self.i = -1
-        self.computes = True
+        self.begun_carved: dict[str, bool] = {}
+        self.i, self.computes = -1, True
         self.current: Mapping[str, Any] = {}
 
     def open(self, i: int, state: Any) -> None:
@@ -59,25 +80,27 @@ class Scheduled:
 
     def branch(self, name: str, compute: Compute) -> Any:
         """See :class:`forecache_adapters.branches.Server`."""
-        if self.computes or name not in self.histories:  # guidance that begins at a cached step has no history yet
-            value = compute()
-            if name not in self.histories:
-                cache = self.settings.history_of(self.times, 0)
-                self.histories[name], self.trace.branches[name] = cache, cache.trace
-            self.newest[name] = self._whole(name, value)
-            self.histories[name].observe(self.i, self.newest[name])
-            return value
-        self.newest[name] = self.histories[name].forecast(self.i)
-        return self.newest[name]
-
-    def _whole(self, name: str, value: Any) -> Any:
-        """The branch at every token: ``value`` at those that were computed."""
+        if not self.computes and name in self.histories:
+            self.newest[name] = self.histories[name].forecast(self.i)
+            return self.newest[name]
+        value = compute()  # at a cached step too if guidance begins there: the branch has no history yet
         kept = carving(self.current) if self.computes else None
-        if kept is None:
-            return value
-        # guidance that begins at a carved step has no value for the other tokens: they get the conditional one
-        whole: torch.Tensor = self.newest.get(name, self.newest.get("cond")).clone()
+        if name not in self.histories:
+            self.histories[name] = self.settings.history_of(self.times, 0)
+            self.trace.branches[name] = self.histories[name].trace
+        elif self.begun_carved[name] != (kept is not None):
+            self.histories[name].close()
+        self.begun_carved[name] = kept is not None
+        self.newest[name] = value if kept is None else self._whole(name, value, kept)
+        self.histories[name].observe(self.i, self.newest[name])
+        return value
+
+    def _whole(self, name: str, value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """The branch at every token; one that begins at a carved step has the conditional one where it was carved."""
+        before = self.newest[name if name in self.newest else "cond"]
+        whole: torch.Tensor = before.clone()
         whole[:, kept] = value.to(whole.dtype)
+        self.trace.carved[self.i] = whole.shape[1] - len(kept)
         return whole
 
     def again(self) -> bool:
@@ -91,126 +114,171 @@ class Scheduled:
         self.newest = {}
 
 
-def carving(current: Mapping[str, Any]) -> torch.Tensor | None:
-    """The tokens that a computed step of ``Euler_end_slat`` computes; ``None``: all."""
-    if current.get("use_f3c") and current.get("is_f3c_active"):
-        return current["fast_update_indices"]  # type: ignore[no-any-return]
-    return None
+class CachedRun(Run):
+    """One generation: as :class:`Run`, on the steps that the generator's own schedule computes."""
 
+    hook: CachedHook
+    trace: CachedTrace
+    trace_type = CachedTrace
 
-class Run:
-    """One generation: what serves its branches, and where it is. Freed when the generation ends."""
+    def _serve(self, times: Sequence[float]) -> list[Server]:
+        if self.hook.combined:
+            self.trace.notes.append(f"off: {self.hook.combined}, so its branches cannot be served")
+            return []
+        servers = super()._serve(times)
+        if servers and isinstance(servers[0], Joint):
+            planned, own = tuple(servers[0].cache.computed), self.hook.own_schedule(len(times) - 1)
+            if planned != own:
+                raise ValueError(
+                    f"plan: it computes the steps {list(planned)}, the schedule of {self.hook.loop} {list(own)}"
+                )
+        return servers
 
-    def __init__(self, server: Server, trace: CachedTrace) -> None:
-        self.server, self.trace = server, trace
-        self.i = -1
+    def _apart(self, settings: Settings) -> list[Server]:
+        return [Scheduled(settings, self.grids[0], self.trace)]
 
-    def opens(self, current: Mapping[str, Any]) -> None:
-        """A step begins; ``current`` is the generator's own record of the run.
+    def opens(self, current: Mapping[str, Any]) -> bool:
+        """The generator has decided about its next step, ``current``; whether there is anything to serve it.
 
         Raises:
-            RuntimeError: it is the record of another run.
+            RuntimeError: ``current`` belongs to another generation.
         """
-        if current["step"] != self.i + 1:
+        self.call += 1
+        self.place = 0
+        if current["step"] != self.call:
             raise RuntimeError(
-                f"step {current['step']} after step {self.i}: the generator keeps the state of its own cache on itself, so"
-                " another generation on it must not begin before this one has ended"
+                f"step {current['step']} in the place of step {self.call}: the generator keeps the state of its own"
+                " cache on itself, so another generation on it must not begin before this one has ended"
             )
-        self.i = current["step"]
         computes = current["type"] == "full"
         if computes:
-            self.trace.full.append(self.i)
-        if isinstance(self.server, Scheduled):
-            self.server.current, self.server.computes = current, computes
+            self.trace.full.append(self.call)
+        for server in self.servers:
+            if isinstance(server, Scheduled):
+                server.i, server.computes, server.current = self.call, computes, current
+        return bool(self.servers)
+
+    def serve(self, state: Any, guided: Callable[[], Any]) -> Any:
+        """The velocity of the open step: ``guided()`` calls the branches and combines them."""
+        server = self.servers[0]
+        server.open(self.call, state)
+        velocity = guided()
+        if not server.again():
+            return velocity
+        self.place = 0
+        return guided()
+
+    def ended(self) -> None:
+        """All steps are done; says what the generator's schedule leaves to a forecast that nothing repairs."""
+        if self.servers and self.trace.full[-1] != self.call:
+            self.trace.notes.append(
+                f"the last step, {self.call}, was forecast: the schedule of {self.hook.loop} computes up to step"
+                f" {self.trace.full[-1]} of this grid"
+            )
 
 
-class Cached:
-    """Attached to one generator. ``trace`` is that of its newest run; no snapshot outlives its run.
+class CachedHook(Hook):
+    """What is attached to one generator that has a cache of its own.
 
-    Args:
-        generator: of a patched checkout.
-        settings: without a schedule.
-        made_for: what a plan has to be made for, called when a run begins.
+    Raises:
+        ValueError: a schedule, where the generator has its own; a plan, where that is not known before the run.
     """
 
-    def __init__(self, generator: Any, settings: Settings, made_for: Callable[[], Mapping[str, Any]]) -> None:
-        self.generator, self.settings, self.made_for = generator, settings, made_for
-        self.trace = CachedTrace()
-        self._runs: list[Run] = []  # those that are inside a step now
-        self._hooked: list[Any] = []
+    def __init__(self, accelerator: Accelerator, stage: str, generator: Any, settings: Any, combined: str) -> None:
+        super().__init__(accelerator, stage, generator, settings, combined)
+        self.loop = str(loop_of(generator))
+        if combined:
+            raise ValueError(f"branches must be 'apart' with {self.loop}, got 'combined'")
+        given = {name: getattr(settings, name, None) for name in (*SCHEDULE, "plan")}
+        for name in SCHEDULE:
+            if given[name] is not None:
+                raise ValueError(
+                    f"{name}={given[name]!r}: {self.loop} computes where its own schedule says; leave it out, or use"
+                    f" the class {self.loop.removesuffix('_faster')}"
+                )
+        planned = given["plan"] is not None or not isinstance(settings, (Settings, type(None)))
+        if planned and self.loop == "FlowMatching_faster":
+            raise ValueError(f"plan: {self.loop} decides during the run which steps compute; give it a basis")
 
-    # --- what is hooked on the objects ----------------------------------------------------------------------------------
+    @staticmethod
+    def check(generator: Any) -> None:
+        """See :class:`Hook`.
+
+        Raises:
+            RuntimeError: the class of the generator is not patched.
+        """
+        solver, wanted = type(generator._solver).__name__, LOOPS[str(loop_of(generator))]
+        if solver != wanted:
+            raise ValueError(f"solver must be {wanted} with {loop_of(generator)}, got {solver}")
+        if not hasattr(type(patched(generator)), "forecache"):
+            raise RuntimeError(
+                f"generator: {type(patched(generator)).__module__}.{type(patched(generator)).__name__} is not patched;"
+                " run `forecache patch apply fastsam3d CHECKOUT` on the checkout it comes from"
+            )
+        order_of(generator.reverse_fn)
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        """One call of the dynamics a step."""
+        return (0.0,)
+
     def attach(self) -> None:
-        solver, backbone = self.generator._solver, self.generator.reverse_fn.backbone
-        solver.solve_iter, backbone.forward = self._solve_iter(solver.solve_iter), self._forward(backbone.forward)
-        hook_of(self.generator).forecache = self
+        """See :class:`Hook`; the patched loop asks this object."""
+        super().attach()
+        patched(self.generator).forecache = self
 
     def detach(self) -> None:
-        solver, backbone = self.generator._solver, self.generator.reverse_fn.backbone
-        for owner, name in ((solver, "solve_iter"), (backbone, "forward"), (hook_of(self.generator), "forecache")):
-            vars(owner).pop(name, None)
+        """See :class:`Hook`."""
+        vars(patched(self.generator)).pop("forecache", None)
+        super().detach()
 
-    def _solve_iter(self, original: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        def solve_iter(dynamics_fn: Any, x_init: Any, times: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-            run = self._begin([float(t) for t in times])
-            steps = original(dynamics_fn, x_init, times, *args, **kwargs)
-            if run is None:
-                yield from steps
-                return
-            try:
-                while True:
-                    self._runs.append(run)
-                    try:
-                        found = next(steps)
-                    except StopIteration:
-                        return
-                    finally:
-                        self._runs.pop()
-                    yield found
-            finally:
-                run.server.close()
+    def own_schedule(self, steps: int) -> tuple[int, ...]:
+        """The steps that ``ShortCut_faster`` is going to compute: its own rule, run ahead on a copy of its state."""
+        rule = self.generator._generate_dynamics.__func__.__globals__["cal_type"]
+        state: dict[str, Any] = {**self.generator.cache_dic, "cache_counter": 0}
+        current: dict[str, Any] = {"activated_steps": []}
+        for i in range(steps):
+            rule(state, {**current, "step": i})
+        return tuple(current["activated_steps"])
 
-        return solve_iter
+    def _run(
+        self, inside: Callable[..., Any], dynamics: Any, x: Any, times: Any, *args: Any, **kwargs: Any
+    ) -> Iterator[Any]:
+        """As in :class:`Hook`, but the run is at work in all of a step: the loop asks outside of the dynamics too."""
+        self._look()
+        run = CachedRun(self, [float(t) for t in times])
+        self.accelerator.traces[self.stage] = run.trace
+        steps = inside(dynamics, x, times, *args, **kwargs)
+        try:
+            while True:
+                runs = self.accelerator.runs()
+                runs.append(run)
+                try:
+                    found = next(steps)
+                except StopIteration:
+                    run.ended()
+                    return
+                finally:
+                    runs.pop()
+                yield found
+        finally:
+            run.close()
 
-    def _forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if not self._runs or self._runs[-1].i < 0:
-                return original(*args, **kwargs)
-            run, name = self._runs[-1], "uncond" if kwargs.get("cfg") else "cond"
-
-            def compute() -> Any:
-                run.trace.calls[name] = run.trace.calls.get(name, 0) + 1
-                return original(*args, **kwargs)
-
-            return run.server.branch(name, compute)
-
-        return forward
+    @property
+    def _at_work(self) -> CachedRun | None:
+        """The run of this generator that is in a step now."""
+        runs = self.accelerator.runs()
+        run = runs[-1] if runs else None
+        return run if isinstance(run, CachedRun) and run.hook is self else None
 
     # --- what the patched loops call --------------------------------------------------------------------------------
     def opens(self, current: Mapping[str, Any]) -> bool:
-        """A step begins, and the generator has decided whether it computes; whether there is a run to serve it."""
-        if not self._runs:
-            return False
-        self._runs[-1].opens(current)
-        return True
+        """See :meth:`CachedRun.opens`; false outside of a run."""
+        run = self._at_work
+        return run is not None and run.opens(current)
 
     def serve(self, state: Any, guided: Callable[[], Any]) -> Any:
-        """The velocity of the open step: ``guided()`` asks for the branches and combines them."""
-        server = self._runs[-1].server
-        server.open(self._runs[-1].i, state)
-        velocity = guided()
-        return guided() if server.again() else velocity
-
-    # --- one run ----------------------------------------------------------------------------------------------------
-    def _begin(self, times: Sequence[float]) -> Run | None:
-        self.trace = trace = CachedTrace()
-        reason = self.settings.off(times)
-        if reason is not None:
-            trace.notes.append(f"{reason}; the generator's own rule goes on")
-            return None
-        return Run(Scheduled(self.settings, times, trace), trace)
-
-
-def hook_of(generator: Any) -> Any:
-    """The object whose class the patch gave an attribute ``forecache``."""
-    return generator._solver if type(generator).__name__ == "FlowMatching_faster" else generator
+        """See :meth:`CachedRun.serve`."""
+        run = self._at_work
+        assert run is not None  # it opened the step
+        return run.serve(state, guided)
