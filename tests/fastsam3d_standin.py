@@ -6,6 +6,7 @@ computes, which velocity a cached step gets and which tokens are carved.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -32,10 +33,8 @@ class Network(nn.Module):
         super().__init__()
         self.inside = nn.ModuleDict({name: nn.Linear(2 * c + 4, WIDTH) for name, c in channels.items()})
         self.outside = nn.ModuleDict({name: nn.Linear(WIDTH, c) for name, c in channels.items()})
-        self.tokens = []  # how many, by call
 
     def forward(self, x, t, cond, *coords, d=None, cfg=False):
-        self.tokens.append(next(iter(x.values())).shape[1] if isinstance(x, dict) else x.shape[1])
         angle = torch.as_tensor(t).reshape(-1)[0] / 400
         clock = torch.stack([angle.sin(), angle.cos()])
         given = torch.cat([clock, torch.zeros(2) if cfg else cond])
@@ -80,27 +79,26 @@ class Midpoint(Euler):
     pass
 
 
+def changes(memory, current, x):
+    computes = current["step"] < 3
+    if not computes:
+        memory["error"] += memory["k"] * (x - memory["x"]).abs().mean() / memory["v"].abs().mean()
+        computes = memory["error"] >= memory["thresh"]
+    current["type"] = "full" if computes else "Taylor"
+    if computes:
+        memory["error"] = 0.0
+        current["activated_steps"].append(current["step"])
+    return computes
+
+
 class Euler_end_slat(Euler):
     """Computes when the velocity must have changed by ``thresh`` of itself; carves the slowest tokens."""
 
     forecache = None
-    thresh, carving_ratio = 1.5, 0.1
-
-    def decide(self, x):
-        memory, current = self.memory, self.current
-        computes = current["step"] < 3
-        if not computes:
-            memory["error"] += memory["k"] * (x - memory["x"]).abs().mean() / memory["v"].abs().mean()
-            computes = memory["error"] >= self.thresh
-        current["type"] = "full" if computes else "Taylor"
-        if computes:
-            memory["error"] = 0.0
-            current["activated_steps"].append(current["step"])
-        return computes
 
     def step(self, dynamics, x, t, dt, *args, **kwargs):
         memory, current = self.memory, self.current
-        computes = self.decide(x)
+        computes = changes(memory, current, x)
         served = self.forecache is not None and self.forecache.opens(current)
         if computes:
             if current["is_f3c_active"]:
@@ -128,7 +126,7 @@ class Euler_end_slat(Euler):
         return x + v * dt, v
 
     def solve_iter(self, dynamics, x, times, *args, **kwargs):
-        self.memory = {"error": 0.0, "k": 1.0}
+        self.memory = {"error": 0.0, "k": 1.0, "thresh": self.thresh}
         self.current = {"step": 0, "type": None, "activated_steps": [], "use_f3c": True, "is_f3c_active": False}
         for t, after in pairwise(times):
             carves = int(self.carving_ratio * x.shape[1]) > 0
@@ -163,7 +161,10 @@ class FlowMatching(nn.Module):
 
 
 class FlowMatching_faster(FlowMatching):
-    pass
+    def forward(self, x, *args):
+        self._solver.thresh = self.slat_params["slat_thresh"]
+        self._solver.carving_ratio = self.slat_params["slat_carving_ratio"]
+        return super().forward(x, *args)
 
 
 class ShortCut(FlowMatching):
@@ -187,7 +188,8 @@ class ShortCut_faster(ShortCut):
     forecache = None
 
     def forward(self, x, *args):
-        self.cache_dic = {"cache_counter": 0, "cache_interval": 3, "first_enhance": 2, "end_enhance": 24}
+        own = {"cache_interval": self.ss_params["ss_cache_stride"], "first_enhance": self.ss_params["ss_warmup"]}
+        self.cache_dic = {"cache_counter": 0, "end_enhance": 24, **own}
         self.current = {"step": 0, "activated_steps": []}
         return super().forward(x, *args)
 
@@ -231,10 +233,13 @@ def build():
     second = Network({"v": 8})
     for network in (first, second):
         network.requires_grad_(False)
-    strong, weak = partial(ClassifierFreeGuidance, first, 7.0), partial(ClassifierFreeGuidance, second, 1.0)
-    plain = Pipeline(ShortCut(strong(), rescale_t=3.0).eval(), FlowMatching(weak()).eval())
+    structure, slat = (ClassifierFreeGuidance(first, 7.0), ClassifierFreeGuidance(second, 1.0))
+    plain = Pipeline(ShortCut(structure, rescale_t=3.0).eval(), FlowMatching(slat).eval())
     fast = Pipeline(
-        ShortCut_faster(strong(), rescale_t=3.0).eval(), FlowMatching_faster(weak(), Euler_end_slat()).eval()
+        ShortCut_faster(deepcopy(structure), rescale_t=3.0).eval(),
+        FlowMatching_faster(deepcopy(slat), Euler_end_slat()).eval(),
     )
+    fast.models["ss_generator"].ss_params = {"ss_cache_stride": 3, "ss_warmup": 2}
+    fast.models["slat_generator"].slat_params = {"slat_thresh": 0.3, "slat_carving_ratio": 0.1}
     coords = torch.zeros(120, 4, dtype=torch.int)
     return SimpleNamespace(plain=plain, fast=fast, coords=coords)

@@ -12,8 +12,8 @@
 Stages: ``ss`` (structure and pose) and ``slat``; a generator may be given alone.
 
 - ``ShortCut_faster``, ``FlowMatching_faster``: ``basis`` (or, in the first, a ``plan`` that computes the same steps)
-  takes the place of the forecast rule. Their own schedule goes on deciding which steps compute, the last one included or
-  not, and their carving which tokens; so ``interval``, ``warmup``, ``end`` and ``calls`` are refused.
+  takes the place of the forecast rule. Their own schedule goes on deciding which steps compute (the last one need not
+  be among them), and their carving which tokens; so ``interval``, ``warmup``, ``end`` and ``calls`` are refused.
 - ``ShortCut``, ``FlowMatching``: as :mod:`forecache_adapters.sam3d`, schedule and all; no patch needed.
 """
 

@@ -62,8 +62,8 @@ class Scheduled:
     """A history for each branch; the generator decides which steps compute.
 
     A carved step computes some of the tokens, without the others in the network's sight: that is another function, so
-    the histories begin anew where carving begins. The carved tokens go on with what their branch had at the step before,
-    as they do upstream.
+    the histories begin anew where carving begins. The carved tokens go on with what their branch had a step before, as
+    they do upstream.
     """
 
     def __init__(self, settings: Settings, times: Sequence[float], trace: CachedTrace) -> None:

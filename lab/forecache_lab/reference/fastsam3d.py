@@ -64,7 +64,8 @@ def build_small(upstream: SimpleNamespace, seed: int = 0, accelerated: bool = Tr
     """The pipeline of :func:`forecache_lab.reference.sam3d.build_small`, its networks, with the accelerated generators.
 
     Args:
-        upstream: from :func:`load`. seed: of the networks.
+        upstream: from :func:`load`.
+        seed: of the networks.
         accelerated: ``False``: the plain ones, the uncached reference.
         options: go to either, such as ``inference_steps``.
     """
