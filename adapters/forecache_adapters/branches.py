@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from forecache import Forecaster, Guided, Trace
+from forecache import AdaptiveGuidance, Forecaster, Guided, Trace, schedule
 
 from .settings import Settings
 from .sparse import is_sparse
@@ -24,11 +24,13 @@ class StageTrace:
     Attributes:
         calls: network calls by branch. branches: their traces; with a plan there is one, ``"plan"``.
         notes: why the cache stayed off, if it did.
+        saved: unconditional calls that adaptive guidance left out at computed steps.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
     branches: dict[str, Trace] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    saved: int = 0
 
     @property
     def computed(self) -> int:
@@ -42,7 +44,7 @@ class StageTrace:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         branches = {name: trace.to_dict() for name, trace in self.branches.items()}
-        return {"calls": dict(self.calls), "branches": branches, "notes": list(self.notes)}
+        return {"calls": dict(self.calls), "branches": branches, "notes": list(self.notes), "saved": self.saved}
 
 
 class Server(Protocol):
@@ -187,6 +189,72 @@ class Joint:
         self.served, self.state, self.arrived = None, None, {}
         if hasattr(self.cache, "close"):
             self.cache.close()
+
+
+class Adaptive(Apart):
+    """A history of ``cond`` and one of the guidance difference ``d = c - u``: adaptive guidance.
+
+    At a step that computes ``cond``, ``uncond`` is called only if ``d`` cannot be forecast well enough; where it is
+    not, and at forecast steps, ``u = c - d^``. The last guided step counts as the last one here: behind it nothing
+    takes the error of the guidance term out of the sample again, so both branches are called if ``cond`` is computed.
+
+    Args:
+        settings: of the stage.
+        times: the N + 1 grid times.
+        trace: filled.
+        strengths: s of ``c + s (c - u)`` by step; 0 where guidance is off.
+        label: see :class:`Apart`.
+    """
+
+    def __init__(
+        self, settings: Settings, times: Sequence[float], trace: StageTrace, strengths: Sequence[float], label: str = ""
+    ) -> None:
+        super().__init__(settings, times, trace.branches, label=label)
+        self.trace, self.strength = trace, max(strengths)
+        self.guided = [i for i, s in enumerate(strengths) if s > 0]
+        self.guidance: AdaptiveGuidance | None = None
+        self.computed, self.cond = False, None
+
+    def branch(self, name: str, compute: Compute) -> Any:
+        """See :class:`Server`.
+
+        Raises:
+            ValueError: a branch that is neither ``cond`` nor ``uncond``.
+        """
+        if name not in ("cond", "uncond"):
+            raise ValueError(f"adaptive_guidance: it serves one condition and its negative, not {name!r}")
+        if name == "uncond":
+            return self._uncond(compute)
+        self.computed = False
+
+        def noted() -> Any:
+            self.computed = True
+            return compute()
+
+        self.cond = super().branch(name, noted)
+        return self.cond
+
+    def _uncond(self, compute: Compute) -> Any:
+        cond, self.cond = self.cond, None
+        if self.guidance is None:
+            times = self.times[: self.guided[-1] + 2]
+            self.guidance = self.settings.guidance(times, self.strength, None if is_sparse(cond) else 0)
+        if self.computed and self.guidance.needs_uncond(self.i):
+            value = compute()
+            self.guidance.observe(self.i, cond, value)
+            return value
+        self.trace.saved += self.computed
+        return self.guidance.uncond(self.i, cond)
+
+    def _schedule(self, name: str) -> frozenset[int]:
+        """``d`` needs two steps at which both branches were called; an exact budget stays one."""
+        steps, exact = range(len(self.times) - 1), self.settings.calls is not None
+        return frozenset(schedule.with_edges(sorted(super()._schedule(name)), steps, self.guided[:2], exact))
+
+    def close(self) -> None:
+        """See :class:`Server`."""
+        super().close()
+        self.guidance = self.cond = None
 
 
 class Combined:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .by_stage import by_stage
+from .by_stage import SCHEDULE, by_stage
 from .ode_solver import Accelerator, Hook, key_of
+from .settings import Settings
 
 BRANCHES = ("apart", "combined")
 
@@ -79,6 +80,21 @@ class Adapter:
         for hook in accelerator.hooks.values():
             hook.attach()
         return accelerator
+
+    def change(self, generator: Any, **settings: Any) -> Accelerator:
+        """Attach the cache to one generator with settings on top of those that it has; at first every step is computed.
+
+        Raises:
+            TypeError, ValueError: see :meth:`enable`.
+        """
+        hook = vars(generator).get("forecache")
+        if hook is None or not isinstance(hook.settings, Settings):
+            return self.enable(generator, **{"interval": 1, **settings})
+        kept = {f.name: getattr(hook.settings, f.name) for f in fields(hook.settings)}
+        if SCHEDULE & set(settings):
+            kept = {name: value for name, value in kept.items() if name not in SCHEDULE}
+        branches = "combined" if hook.accelerator.combined else "apart"
+        return self.enable(generator, branches=branches, **{**kept, **settings})
 
     def _check(self, generator: Any) -> None:
         for kind in type(generator).__mro__:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .branches import Apart, Combined, Joint, Server, StageTrace
+from .branches import Adaptive, Apart, Combined, Joint, Server, StageTrace
 from .flow_euler import Guidance, plan_key
 from .settings import Settings
 
@@ -132,12 +132,21 @@ class Run:
 
     def _apart(self, settings: Settings) -> list[Server]:
         follow, traces = self.order[1:], self.trace.branches
+        if settings.adaptive_guidance is not False and self._guided:
+            return [
+                Adaptive(settings, grid, self.trace, [max(leaves) for leaves in each], label)
+                for grid, each, label in zip(self.grids, self.strengths, self._labels(), strict=True)
+            ]
         return [
             Apart(settings, grid, traces, follow, label) for grid, label in zip(self.grids, self._labels(), strict=True)
         ]
 
     def _combined(self, settings: Settings) -> list[Server]:
         """Slopes share the edges, so that all calls of a step are computed or forecast together."""
+        if settings.adaptive_guidance is not False:
+            raise ValueError(
+                f"adaptive_guidance: it needs the branches apart, but they are combined: {self.hook.combined}"
+            )
         edges = sorted({i for each in self.strengths for i in range(1, len(each)) if each[i] != each[i - 1]})
         servers: list[Server] = []
         for grid, label in zip(self.grids, self._labels(), strict=True):
@@ -320,7 +329,7 @@ class Accelerator:
         combined: bool = False,
         hook_of: Callable[[Any], type[Hook]] = lambda generator: Hook,
     ) -> None:
-        self.name = name
+        self.name, self.combined = name, combined
         why = "asked for" if combined else ""
         self.hooks = {stage: hook_of(each)(self, stage, each, stages[stage], why) for stage, each in generators.items()}
         self.traces: dict[str, StageTrace] = {}

@@ -196,6 +196,10 @@ class CachedHook(Hook):
                     f"{name}={given[name]!r}: {self.loop} computes where its own schedule says; leave it out, or use"
                     f" the class {self.loop.removesuffix('_faster')}"
                 )
+        if getattr(settings, "adaptive_guidance", False) is not False:
+            raise ValueError(
+                f"adaptive_guidance: not with {self.loop}, use the class {self.loop.removesuffix('_faster')}"
+            )
         planned = given["plan"] is not None or not isinstance(settings, (Settings, type(None)))
         if planned and self.loop == "FlowMatching_faster":
             raise ValueError(f"plan: {self.loop} decides during the run which steps compute; give it a basis")

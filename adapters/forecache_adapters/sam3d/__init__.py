@@ -21,7 +21,7 @@ from typing import Any
 from ..generators import Adapter
 from ..ode_solver import Accelerator
 
-__all__ = ["Accelerator", "disable", "enable", "enabled", "key"]
+__all__ = ["Accelerator", "change", "disable", "enable", "enabled", "key"]
 
 
 def stage_of(generator: Any) -> str:
@@ -37,3 +37,4 @@ _adapter = Adapter(
     {"_faster": _fast, "_taylorseer": _fast},
 )
 enable, disable, enabled, key = _adapter.enable, _adapter.disable, _adapter.enabled, _adapter.key
+change = _adapter.change
