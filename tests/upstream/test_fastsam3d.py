@@ -52,9 +52,9 @@ def real(checkout: Path) -> SimpleNamespace:
     """The upstream's generators, plain and accelerated, around the same woken networks."""
     classes = fastsam3d.load(checkout)
     coords = sam3d.ball(COORDS)
-    fast = fastsam3d.build_small(classes)
+    fast = fastsam3d.accelerated(classes, sam3d.build_small(classes))
     fast.models["slat_generator"].coords_scores = fastsam3d.scores(classes, coords)
-    plain = fastsam3d.build_small(classes, accelerated=False)
+    plain = sam3d.build_small(classes)
     return SimpleNamespace(plain=plain, fast=fast, coords=coords, upstream=classes, seeds=(1,))
 
 

@@ -1,4 +1,4 @@
-"""Fast-SAM3D's own accelerated generators around the small woken networks of :mod:`.sam3d`.
+"""Fast-SAM3D's own accelerated generators around the small networks of :mod:`.sam3d`.
 
 Real upstream code: ``ShortCut_faster`` and its Taylor cache, ``FlowMatching_faster`` with ``Euler_end_slat``, its
 adaptive schedule and its token carving, the 3D FFT saliency that the carving reads. Ours: as in :mod:`.sam3d`;
@@ -8,12 +8,12 @@ stand-ins for plotting packages that it imports and does not need here.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 
@@ -60,29 +60,19 @@ def _no_arguments() -> Iterator[None]:
         sys.argv = kept
 
 
-def build_small(upstream: SimpleNamespace, seed: int = 0, accelerated: bool = True, **options: Any) -> sam3d.Pipeline:
-    """The pipeline of :func:`forecache_lab.reference.sam3d.build_small`, its networks, with the accelerated generators.
-
-    Args:
-        upstream: from :func:`load`.
-        seed: of the networks.
-        accelerated: ``False``: the plain ones, the uncached reference.
-        options: go to either, such as ``inference_steps``.
-    """
-    plain = sam3d.build_small(upstream, seed, **options)
-    if not accelerated:
-        return plain
-    networks = {name: generator.reverse_fn.backbone for name, generator in plain.models.items()}
-    structure = sam3d.generator(
-        upstream, networks["ss_generator"], sam3d.STRUCTURE, cls=upstream.ShortCut_faster, **options
-    )
-    structure.no_shortcut = True  # the pipeline sets it; its own __init__ swallows the argument
-    with _no_arguments():
-        slat = sam3d.generator(
-            upstream, networks["slat_generator"], sam3d.SLAT, cls=upstream.FlowMatching_faster, **options
-        )
-    structure.ss_params, slat.slat_params = dict(STRUCTURE), dict(SLAT)
-    return sam3d.Pipeline({"ss_generator": structure, "slat_generator": slat})
+def accelerated(upstream: SimpleNamespace, plain: sam3d.Pipeline) -> sam3d.Pipeline:
+    """``plain``, its networks and guidance, in the generators that have a cache of their own, at infer.sh's values."""
+    classes = {"ss_generator": upstream.ShortCut_faster, "slat_generator": upstream.FlowMatching_faster}
+    made = {}
+    for name, old in plain.models.items():
+        with _no_arguments():
+            new = classes[name](reverse_fn=old.reverse_fn, inference_steps=old.inference_steps, rescale_t=old.rescale_t)
+        new.no_shortcut = True  # the pipeline sets it; what is given to ShortCut_faster is lost
+        new.ss_params, new.slat_params = dict(STRUCTURE), dict(SLAT)
+        made[name] = new.eval().requires_grad_(False)
+    found = copy.copy(plain)
+    found.models = made
+    return found
 
 
 def scores(upstream: SimpleNamespace, coords: torch.Tensor) -> torch.Tensor:
