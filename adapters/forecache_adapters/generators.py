@@ -35,6 +35,7 @@ class Adapter:
     def _generators(self, target: Any) -> dict[str, Any]:
         """By stage."""
         if hasattr(target, "reverse_fn") and hasattr(target, "_solver"):
+            order_of(target.reverse_fn)
             return {self.stage_of(target): target}
         models = getattr(target, "models", {})
         found = {stage: models[name] for stage, name in self.stages.items() if name in models}

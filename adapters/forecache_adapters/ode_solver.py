@@ -289,7 +289,7 @@ class Hook:
     ) -> Iterator[Any]:
         """Encloses ``solve_iter``; like it, nothing happens before the first step is asked for."""
         self._look()
-        run = Run(self, [float(t) for t in times])
+        run = Run(self, torch.as_tensor(times, dtype=torch.float64).tolist())
         self.accelerator.traces[self.stage] = run.trace
         runs = self.accelerator.runs
 

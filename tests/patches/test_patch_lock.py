@@ -22,6 +22,13 @@ def test_shipped_licence_notes_stand_beside_the_patches(folder: str, version: st
     assert all(territory in notice for territory in ("European Union", "United Kingdom", "South Korea"))
 
 
+def test_a_licence_that_asks_for_a_copy_has_one_beside_the_patches() -> None:
+    licence = patches.SERIES_ROOT / "sam3d" / "LICENSE"
+    assert patches.blobs.blob_id(licence.read_bytes()) == "e58d758cc3d92e6d1a57b52f7e4d203d02a67e98"  # as in the pin
+    notice = licence.with_name("NOTICE").read_text(encoding="utf-8")
+    assert "SAM License" in notice and "adds a copy of it" in notice and "Trade controls" in notice
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -76,9 +76,9 @@ def load(checkout: Path | str) -> SimpleNamespace:
     )
 
 
-def structure_network(upstream: SimpleNamespace, width: int = 64, **options: Any) -> nn.Module:
-    """The structure stage's network: latents 8^3 x 8 and the pose leaves, which share one stream."""
-    leaves = {"shape": upstream.Latent(8, width, upstream.ShapePositionEmbedder(width, SIDE, 1))}
+def structure_network(upstream: SimpleNamespace, width: int = 64, side: int = SIDE, **options: Any) -> nn.Module:
+    """The structure stage's network: latents side^3 x 8 and the pose leaves, which share one stream."""
+    leaves = {"shape": upstream.Latent(8, width, upstream.ShapePositionEmbedder(width, side, 1))}
     for name, size in POSE.items():
         leaves[name] = upstream.Latent(size, width, upstream.LearntPositionEmbedder(width, 1))
     small: dict[str, Any] = {
