@@ -2,8 +2,8 @@
 
 One table per stage: its own rule, ours on the steps that its schedule computes, the plain generator with a schedule of
 ours and with fewer steps at no more network calls, the wrong sign. Smoke first (off, and a schedule that computes every
-step, are bit-identical); writes ``own_cache.md`` and ``own_cache.json``. Exits 1 if the smoke fails or the wrong sign is
-not told from the rule where it can be.
+step, are bit-identical); writes ``own_cache.md`` and ``own_cache.json``. Exits 1 if the smoke fails or, where no tokens
+are carved, the wrong sign is not told from the rule.
 """
 
 from __future__ import annotations
@@ -42,8 +42,16 @@ class Accelerated(Protocol):
     title: str
     conditions: str  #: one line for the table
     adapter: Any  #: module with ``enabled``
-    seeds: Mapping[str, int]  #: test conditions by table, unless ``--seeds`` asks for another number
-    carves: Mapping[str, bool]  #: by table: whether computed steps leave tokens out
+
+    @property
+    def seeds(self) -> Mapping[str, int]:
+        """Test conditions by table, unless ``--seeds`` asks for another number."""
+        ...
+
+    @property
+    def carves(self) -> Mapping[str, bool]:
+        """By table: whether computed steps leave tokens out."""
+        ...
 
     def target(self, table: str, own: bool) -> Any:
         """The generator of a table, for the adapter: with its own cache, or the plain one."""
@@ -117,7 +125,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def score(sample: Sample, uncached: Sample, carved: Sample | None) -> dict[str, float]:
     """The columns of one run: distance to the uncached run of the same noise and, where tokens are carved, to the one
-    that carves and computes every step; of leaves, the first one and the worst of the others.
+    that carves and computes every step; of several leaves, that of the first one and the worst of the others.
     """
     first, *others = uncached.leaves
     found = {"calls": float(sample.calls), "drift": relative(sample.leaves[first], uncached.leaves[first])}
@@ -141,10 +149,9 @@ def smoke(subject: Accelerated, table: str, basis: str) -> None:
     same = [all(torch.equal(a.leaves[k], b.leaves[k]) for k in a.leaves) for a, b in ((before, after), every)]
     if not all(same) or before.calls != after.calls:
         raise RuntimeError(f"smoke: {table}: off again, or a full schedule, differs")
-    if not subject.carves[table] and inside.calls != before.calls and table == "ss":
-        raise RuntimeError(f"smoke: {table}: {before.calls} calls with its rule, {inside.calls} with ours")
     print(
-        f"smoke: {table}: off is bit-identical, full schedule too; {every[0].calls} -> {before.calls} calls by itself"
+        f"smoke: {table}: off is bit-identical, full schedule too; {every[0].calls} -> {before.calls} calls by its"
+        f" rule, {inside.calls} by ours"
     )
 
 
