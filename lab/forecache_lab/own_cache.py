@@ -1,4 +1,6 @@
-"""A generator that skips by itself, and a better rule in its place: ``python -m forecache_lab.own_cache CHECKOUT``.
+"""A generator that skips by itself, and another rule in its place.
+
+``python -m forecache_lab.own_cache fastsam3d CHECKOUT --basis dmd --out DIR``
 
 One table per stage: its own rule, ours on the steps that its schedule computes, the plain generator with a schedule of
 ours and with fewer steps at no more network calls, the wrong sign. Smoke first (off, and a schedule that computes every
@@ -196,8 +198,10 @@ def measure(
 def main(argv: list[str] | None = None) -> int:
     from .subjects.fastsam3d import FastSam3D
 
+    subjects: dict[str, Any] = {"fastsam3d": FastSam3D}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkout", type=Path, help="patched checkout of Fast-SAM3D")
+    parser.add_argument("subject", choices=sorted(subjects))
+    parser.add_argument("checkout", type=Path, help="patched checkout of the upstream")
     parser.add_argument("--basis", default="dmd")
     parser.add_argument("--seeds", type=int, help="test conditions of every table")
     parser.add_argument("--out", type=Path, required=True)
@@ -208,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--out must be a folder, got the file {a.out}")
     try:
         make_rule(a.basis, (0.0, 1.0))
-        subject: Accelerated = FastSam3D(a.checkout)
+        subject: Accelerated = subjects[a.subject](a.checkout)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         parser.exit(1, f"error: {error}\n")
     print(f"{subject.title}\n{subject.conditions}")
