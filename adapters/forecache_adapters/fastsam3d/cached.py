@@ -143,8 +143,10 @@ class CachedRun(Run):
         Raises:
             RuntimeError: ``current`` belongs to another generation.
         """
-        self.call += 1
         self.place = 0
+        if not self.servers:
+            return False
+        self.call += 1
         if current["step"] != self.call:
             raise RuntimeError(
                 f"step {current['step']} in the place of step {self.call}: the generator keeps the state of its own"
@@ -156,7 +158,7 @@ class CachedRun(Run):
         for server in self.servers:
             if isinstance(server, Scheduled):
                 server.i, server.computes, server.current = self.call, computes, current
-        return bool(self.servers)
+        return True
 
     def serve(self, state: Any, guided: Callable[[], Any]) -> Any:
         """The velocity of the open step: ``guided()`` calls the branches and combines them."""
