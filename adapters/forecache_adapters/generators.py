@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .by_stage import SCHEDULE, by_stage
@@ -22,6 +22,7 @@ class Adapter:
         name: in the lock and in plans.
         stages: the generators' names in ``pipeline.models``, by stage.
         stage_of: the stage of a generator that is given alone.
+        groups_of: leaves of a generator's velocity that are forecast together, unless the settings say otherwise.
         others: endings of class names that have a cache of their own, and what to use with them.
         hook_of: what is attached to a generator.
     """
@@ -29,6 +30,7 @@ class Adapter:
     name: str
     stages: Mapping[str, str]
     stage_of: Callable[[Any], str]
+    groups_of: Callable[[Any], Mapping[str, Sequence[str]]] = lambda generator: {}
     others: Mapping[str, str] = field(default_factory=dict)
     hook_of: Callable[[Any], type[Hook]] = lambda generator: Hook
 
@@ -76,6 +78,9 @@ class Adapter:
         for each in generators.values():
             self._check(each)
         chosen = by_stage(generators, list(generators), stages, plan, settings)
+        for stage, each in chosen.items():
+            if isinstance(each, Settings) and each.groups is None and each.plan is None:
+                chosen[stage] = replace(each, groups=self.groups_of(generators[stage]))
         accelerator = Accelerator(self.name, generators, chosen, branches == "combined", self.hook_of)
         self.disable(pipeline)
         for hook in accelerator.hooks.values():

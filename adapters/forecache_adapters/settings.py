@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forecache import AdaptiveGuidance, Forecaster, Plan, Trace, schedule
+from forecache import AdaptiveGuidance, Forecaster, Group, Plan, Trace, schedule
 from forecache.basis import make_rule
 
 FEW_STEPS = 8  # a step-distilled model leaves nothing to forecast
@@ -36,6 +36,7 @@ class Settings:
     plan: Plan | str | Path | None = None
     strict: bool = True
     history: int = 6
+    groups: Mapping[str, Group | Sequence[str]] | None = None
     order: int | None = None
     sigma: float | None = None
     few_steps: bool = False
@@ -54,8 +55,8 @@ class Settings:
     def _forecaster(self, times: Sequence[float], made_for: Mapping[str, Any], edges: Sequence[int] = ()) -> Forecaster:
         return Forecaster(
             self.basis, times=times, interval=self.interval, warmup=self.warmup, end=self.end, calls=self.calls,
-            plan=self.plan, strict=self.strict, history=self.history, order=self.order, sigma=self.sigma,
-            made_for=made_for, edges=edges,
+            plan=self.plan, strict=self.strict, history=self.history, groups=self.groups, order=self.order,
+            sigma=self.sigma, made_for=made_for, edges=edges,
         )  # fmt: skip
 
     def begin(
@@ -113,6 +114,6 @@ class Settings:
     def history_of(self, times: Sequence[float], batch_dim: int | None) -> Forecaster:
         """A forecaster whose caller decides which steps compute."""
         return Forecaster(
-            self.basis, times=times, interval=1, history=self.history, order=self.order, sigma=self.sigma,
-            batch_dim=batch_dim,
+            self.basis, times=times, interval=1, history=self.history, groups=self.groups, order=self.order,
+            sigma=self.sigma, batch_dim=batch_dim,
         )  # fmt: skip

@@ -6,6 +6,7 @@ function of the snapshot times and of the ``n x n`` Gram matrix of the snapshots
 
 from .calibrate import Calibration, calibrate
 from .forecaster import Forecaster
+from .groups import Group
 from .guidance import AdaptiveGuidance
 from .plan import Plan, Weights, fingerprint
 from .streams import Guided
@@ -16,6 +17,7 @@ __all__ = [
     "AdaptiveGuidance",
     "Calibration",
     "Forecaster",
+    "Group",
     "Guided",
     "Plan",
     "Trace",

@@ -21,7 +21,8 @@ import numpy as np
 
 from . import files, schedule
 from .closed_loop import ClosedLoop, Condition
-from .plan import Plan, Weights
+from .groups import Groups
+from .plan import GroupWeights, Plan, Weights
 from .recording import Recording, load, positions, save
 from .refine import Refiner
 from .search import Gaps, power_mean, probe_steps, search, survival
@@ -30,6 +31,7 @@ from .tapes import Probe, record
 
 COHERENCE = (0.0, 0.5)  # of the searches whose schedules are tried in closed loop, beside the even one
 
+ByGroup = Mapping[str, Weights]
 Progress = Callable[[str, int, int], None]
 
 
@@ -67,6 +69,8 @@ class Calibration:
         guidance_scale: g of ``u + g (c - u)``, where the run returns ``Guided(cond, uncond)`` (``uncond=None`` on steps
             without guidance).
         edges: as in :class:`forecache.Forecaster`; every plan computes them.
+        groups: leaves with weights of their own, by name of the group; the schedule is chosen for all groups alike,
+            each error relative to its group's part of the sample.
         memory: snapshots per forecast.
         ridge: toward guarded Lagrange weights, relative to the data.
         probes: steps at which the survival of errors is measured; 0: every error counts as if it survived.
@@ -93,6 +97,7 @@ class Calibration:
         reference: tuple[Run, Sequence[float]] | None = None,
         guidance_scale: float | None = None,
         edges: Sequence[int] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
         memory: int = 4,
         ridge: float = 1e-3,
         probes: int = 8,
@@ -125,6 +130,7 @@ class Calibration:
         self.run, self.target, self.reference = run, target, reference
         self.scale, self.edges, self.memory, self.ridge = guidance_scale, tuple(sorted(edges)), memory, ridge
         self.refine = refine
+        self.groups = {name: group.leaves for name, group in Groups(groups or {}, None).groups.items()}
         self.made_for = dict(made_for or {})
         self.probed = probe_steps(self.effective, probes) if probes else ()
         self.folder = None if folder is None else Path(folder)
@@ -155,7 +161,7 @@ class Calibration:
 
     def _record(self, seed: int) -> Condition:
         shared = None if self._base is None else self._base._condition(seed)
-        recording = record(self.run, self.times, seed, self.scale) if shared is None else shared.recording
+        recording = shared.recording if shared else record(self.run, self.times, seed, self.scale, self.groups)
         if self.reference is None:
             target = positions(recording, self.times)
         else:
@@ -179,7 +185,7 @@ class Calibration:
         fine = None if self.reference is None else [float(t) for t in self.reference[1]]
         key = {
             "times": self.times.tolist(), "target": self.target, "reference_times": fine, "guidance_scale": self.scale,
-            "probed": list(self.probed), "made_for": self.made_for,
+            "probed": list(self.probed), "made_for": self.made_for, "groups": self.groups,
         }  # fmt: skip
         plain: dict[str, Any] = json.loads(json.dumps(key))
         return plain
@@ -223,7 +229,7 @@ class Calibration:
             )
         self.record()
         conditions = [self.conditions[seed] for seed in self.seeds]
-        grams = np.stack([each.recording.gram / each.recording.final**2 for each in conditions])
+        grams = np.stack([each.recording.gram for each in conditions])
         n = len(self.times) - 1
         gaps = Gaps(
             grams, survival(self.probed, np.stack([each.survival for each in conditions]), n), self.times, self.memory,
@@ -253,9 +259,12 @@ class Calibration:
                 str(at): float(np.median([each.survival[k] for each in conditions])) for k, at in enumerate(self.probed)
             },
         }
-        return Plan(tuple(self.times.tolist()), computed, weights, self.edges, self.made_for, statistics)
+        by_group = {group: {i: each[group] for i, each in weights.items()} for group in conditions[0].recording.parts}
+        groups = {group: GroupWeights(self.groups[group], each) for group, each in by_group.items() if group}
+        times = tuple(self.times.tolist())
+        return Plan(times, computed, by_group.get("", {}), self.edges, self.made_for, statistics, groups)
 
-    def _refine(self, loop: ClosedLoop) -> tuple[dict[int, Weights], Array]:
+    def _refine(self, loop: ClosedLoop) -> tuple[dict[int, ByGroup], Array]:
         refiner, total = Refiner(loop), self.refine * len(self.seeds)
         for k in range(self.refine):
             done = k * len(self.seeds)
@@ -266,10 +275,10 @@ class Calibration:
 
     def _close(
         self, conditions: Mapping[int, Condition], computed: tuple[int, ...]
-    ) -> tuple[ClosedLoop, dict[int, Weights]]:
+    ) -> tuple[ClosedLoop, dict[int, ByGroup]]:
         """March all runs under a schedule; the weights that they needed."""
         loop = ClosedLoop(self.run, conditions, computed, self.edges, self.memory, self.ridge)
-        weights: dict[int, Weights] = {}
+        weights: dict[int, ByGroup] = {}
         for k, i in enumerate(self.effective):
             served = loop.advance(i)
             if served is not None:

@@ -13,6 +13,7 @@ from . import schedule
 from .basis import make_rule
 from .basis.guard import serve
 from .fit import fit, prior
+from .groups import combine
 from .plan import Weights
 from .recording import Recording, Velocity
 from .snapshots import Array, gram_matrix
@@ -38,7 +39,7 @@ class ClosedLoop:
     as a correction, of the last one.
 
     Attributes:
-        misfits: by served step, the root mean square over the runs of ``||F w - u|| / ||u||``.
+        misfits: by served step, the root mean square over runs and leaf groups of ``||F w - u|| / ||u||``.
         forward: by anchor, ``[median, p95]`` over the runs of the relative error that the calibration-free rule would
             have made there; what a run's trace reports as forward error can be held against it.
     """
@@ -58,8 +59,9 @@ class ClosedLoop:
         self.forward: dict[str, list[float]] = {}
         self._rule = make_rule("auto", (float(self.times[0]), float(self.times[-1])))
 
-    def advance(self, i: int) -> Weights | None:
-        """Make step ``i`` of every run: compute it, or fit the weights that serve it; the last computed one both.
+    def advance(self, i: int) -> Mapping[str, Weights] | None:
+        """Make step ``i`` of every run: compute it, or fit the weights that serve it, by leaf group; the last computed
+        one both.
 
         An error of the sample that lies in the span of the columns when the last velocity arrives can be taken out with
         it, and by nothing later; this is what the corrector of a predictor-corrector sampler does (UniPC, Zhao et al.
@@ -89,13 +91,13 @@ class ClosedLoop:
             if known:
                 window = torch.stack([self.anchors[seed][k].cond for k in known])
                 w = serve(self._rule, self.times[list(known)], float(self.times[i]), gram_matrix(window)).weights
-                guess = _vector(w) @ window
+                guess = torch.tensor(w, dtype=window.dtype) @ window
                 errors.append(float((guess - arrived.cond).norm() / arrived.cond.norm().clamp(min=1e-30)))
             self.anchors[seed][i] = arrived
         if errors:
             self.forward[str(i)] = [float(np.median(errors)), float(np.percentile(errors, 95))]
 
-    def _serve(self, i: int, h: float, known: tuple[int, ...]) -> Weights:
+    def _serve(self, i: int, h: float, known: tuple[int, ...]) -> Mapping[str, Weights]:
         apart = tuple(k for k in known if self.model.guided(k)) if self.model.guided(i) else ()
         if self.model.guided(i) and not apart:
             raise RuntimeError(
@@ -107,12 +109,21 @@ class ClosedLoop:
         wanted = {seed: (each.target[i + 1] - self.moved[seed]) / h for seed, each in self.conditions.items()}
         apart_prior = [self._prior(apart, i)] if apart else []
         toward = np.concatenate([self._prior(known, i), *apart_prior, [0.0] * with_state])
-        w, self.misfits[str(i)] = fit(columns, wanted, toward, len(known), self.ridge)
         n, m = len(known), len(known) + len(apart)
-        weights = Weights(tuple(map(float, w[:n])), float(w[m]) if with_state else 0.0, tuple(map(float, w[n:m])))
+        fitted, misfits = {}, []
+        for group, at in self.model.parts.items():
+            theirs = {seed: each[:, at] for seed, each in columns.items()}
+            goal = {seed: each[at] for seed, each in wanted.items()}
+            fitted[group], misfit = fit(theirs, goal, toward, n, self.ridge)
+            misfits.append(misfit)
+        self.misfits[str(i)] = float(np.sqrt(np.mean(np.square(misfits))))
+        weights = {
+            group: Weights(tuple(map(float, w[:n])), float(w[m]) if with_state else 0.0, tuple(map(float, w[n:m])))
+            for group, w in fitted.items()
+        }
         for seed, march in self.marches.items():
             march.weights[i] = weights, {"velocity": known, "difference": apart}
-            self.moved[seed] = self.moved[seed] + h * (_vector(w) @ columns[seed])
+            self.moved[seed] = self.moved[seed] + h * combine(fitted, columns[seed], self.model.parts)
         return weights
 
     def _columns(self, seed: int, known: Sequence[int], apart: Sequence[int]) -> torch.Tensor:
@@ -129,11 +140,5 @@ class ClosedLoop:
 
     def distances(self) -> Array:
         """``[S]``: distance of each run to its target, relative to the sample."""
-        off = [
-            (self.moved[seed] - each.target[-1]).norm() / each.recording.final for seed, each in self.conditions.items()
-        ]
-        return np.array([float(each) for each in off])
-
-
-def _vector(weights: Array) -> torch.Tensor:
-    return torch.tensor(weights, dtype=torch.float32)
+        off = [each.recording.relative(self.moved[seed] - each.target[-1]) for seed, each in self.conditions.items()]
+        return np.array([float(each.norm()) for each in off])

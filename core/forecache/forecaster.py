@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from . import schedule, tree
-from .basis import Reuse, make_rule
-from .basis.guard import serve
-from .plan import Plan, Planned, Weights
+from .basis import make_rule
+from .groups import Group, Groups
+from .plan import Plan
+from .planned import Planned, Planner
 from .snapshots import MAX_HISTORY
 from .streams import Guided, Stream
 from .trace import Step, Trace
@@ -45,6 +45,10 @@ class Forecaster:
         edges: first steps after an edge of a guidance interval or a stage, where a combined velocity jumps: they are
             computed and start a new history, so nothing is extrapolated across (the value may change its structure).
         history: snapshots kept per stream, at most 8.
+        groups: leaves of a structured velocity that are forecast together, by name:
+            ``{"pose": ("rotation", "scale")}``, or with a rule of their own,
+            ``{"pose": Group(("rotation", "scale"), basis="linear")}``. Any other leaf has its own history. A plan
+            brings its own.
         batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
         order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).
         guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 but for "auto" (1.75 or 8).
@@ -69,6 +73,7 @@ class Forecaster:
         strict: bool = True,
         edges: Sequence[int] = (),
         history: int = 6,
+        groups: Mapping[str, Group | Sequence[str]] | None = None,
         batch_dim: int | None = 0,
         order: int | None = None,
         sigma: float | None = None,
@@ -98,9 +103,21 @@ class Forecaster:
             if edges and tuple(sorted(edges)) != plan.edges:
                 raise ValueError(f"edges must be the plan's {list(plan.edges)}, got {list(edges)}")
             edges = plan.edges
-        self.rule = make_rule(basis, (self.times[0], self.times[-1]), order, sigma)
-        if history < self.rule.floor:
-            raise ValueError(f"history must be >= {self.rule.floor} for basis {self.rule.name!r}, got {history}")
+        if plan is not None and plan.groups:
+            theirs = {name: each.leaves for name, each in plan.groups.items()}
+            if groups and {name: each.leaves for name, each in Groups(groups, None).groups.items()} != theirs:
+                raise ValueError(f"groups must be the plan's {theirs}, got {dict(groups)}")
+            groups = groups or theirs
+        self.groups = Groups(groups or {}, batch_dim)
+        span = self.times[0], self.times[-1]
+        self.rule = make_rule(basis, span, order, sigma)
+        rules = {"": self.rule} | {
+            name: self.rule if each.basis is None else make_rule(each.basis, span, each.order, each.sigma)
+            for name, each in self.groups.groups.items()
+        }
+        for rule in rules.values():
+            if history < rule.floor:
+                raise ValueError(f"history must be >= {rule.floor} for basis {rule.name!r}, got {history}")
         self.computed = schedule.choose(
             self.effective,
             basis == "auto",
@@ -119,20 +136,21 @@ class Forecaster:
         self.edges = frozenset(int(i) for i in edges)
         if self.edges:
             self.computed = schedule.with_edges(self.computed, self.effective, sorted(self.edges), calls is not None)
-        served = {} if plan is None else {i: w for i, w in plan.weights.items() if i in self.effective}
-        self._corrections = {i: w for i, w in served.items() if i in self.computed}
-        self._plan = {i: w for i, w in served.items() if i not in self.computed}
         self._planned = plan is not None
-        self.guard = guard
-        longest = max((max(len(w.velocity), len(w.difference)) for w in served.values()), default=0)
-        if history < longest:
-            raise ValueError(f"history must be >= {longest}, the longest weights of the plan, got {history}")
-        rule = Planned(self._plan, self.times, self.rule) if served else self.rule
-        self._stream: Callable[[], Stream] = lambda: Stream(rule, history, batch_dim, guard)
+        self._planner = Planner(plan, self.effective, self.computed, self.times, self.groups, guard)
+        if history < self._planner.longest:
+            raise ValueError(
+                f"history must be >= {self._planner.longest}, the longest weights of the plan, got {history}"
+            )
+        served = {group: self._planner.rule(group, rule) for group, rule in rules.items()}
+        self._stream: Callable[[str], Stream] = lambda name: Stream(
+            served[self.groups.of_stream(name)], history, batch_dim, guard
+        )
         self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
         self._streams: dict[str, Stream] = {}
         self._structure: tree.Structure | None = None
         self._kind: tree.Structure | None = None  # of one branch, if guided
+        self._shapes: dict[str, torch.Size] = {}
         self._guided = False
         self._last: int | None = None
         self.trace = self._fresh_trace()
@@ -144,7 +162,7 @@ class Forecaster:
     @property
     def needs_branches(self) -> bool:
         """Whether the plan has weights for ``cond - uncond``: the values of guided steps must then be ``Guided``."""
-        return any(w.difference for w in (*self._plan.values(), *self._corrections.values()))
+        return self._planner.needs_branches
 
     # --- one step ---------------------------------------------------------------------------------------------------
     def step(self, i: int, compute: Callable[[], Any], state: Any = None) -> Any:
@@ -174,9 +192,9 @@ class Forecaster:
                 plan that needs the state and did not get it. Nothing of the run's state changes then.
         """
         self._check(i)
-        correction = self._corrections.get(i)
-        if correction is not None:
-            self._check_state(i, correction, state)
+        corrected = self._planner.corrects(i)
+        if corrected:
+            self._planner.check_state(i, state)
         leaves, structure = tree.flatten(value)
         fresh = not self._streams or i in self.edges
         guided = isinstance(value, Guided)
@@ -184,10 +202,17 @@ class Forecaster:
         if not fresh and self._kind is not None and (guided != self._guided or not tree.same(kind, self._kind)):
             assert self._structure is not None
             before, now = tree.describe(self._structure), tree.describe(structure)
-            raise ValueError(f"value changed its structure within a run: {before} before, {now} now; call reset()")
+            other = sorted(set(self._structure[1]) ^ set(structure[1]))
+            which = f" ({', '.join(other)})" if other else ""
+            raise ValueError(
+                f"value changed its structure within a run{which}: {before} before, {now} now; call reset()"
+            )
         if guided and value.uncond is not None and not tree.same(tree.flatten(value.uncond)[1], kind):
             raise ValueError("value: the branches of Guided must have one structure")
-        streams = {name: self._stream() if fresh else self._streams.get(name) or self._stream() for name in leaves}
+        shapes = {name: leaf.shape for name, leaf in leaves.items()}
+        leaves = self.groups.pack(leaves)
+        known = {} if fresh else self._streams
+        streams = {name: known.get(name) or self._stream(name) for name in leaves}
         rows = {name: streams[name].snapshots.products(leaf, name) for name, leaf in leaves.items()}
         audits = {name: streams[name].audit(i, self.times[i], rows[name]) for name in leaves}
         for name, leaf in leaves.items():  # whatever may raise was done above, for every leaf, before any is stored
@@ -195,27 +220,19 @@ class Forecaster:
         error = {name: float(audit.error.max()) for name, audit in audits.items() if audit is not None}
         skill = {name: float(audit.skill.max()) for name, audit in audits.items() if audit is not None}
         self._streams, self._structure, self._last = streams, structure, i
-        self._kind, self._guided = kind, guided
+        self._kind, self._guided, self._shapes = kind, guided, shapes
         entry = Step(i, self.times[i], "computed", forward_error=error, skill=skill)
         self.trace.steps.append(entry)
-        return value if correction is None else self._correct(entry, correction, value, state)
-
-    def _correct(self, entry: Step, weights: Weights, value: Any, state: Any) -> Any:
-        """The computed value with what the plan adds to it; whatever hinders that is named in the trace."""
-        rule = Planned({entry.index: weights}, self.times, Reuse())
-        corrected = {}
-        for name, stream in self._streams.items():
-            known = stream.snapshots
-            served = serve(rule, np.array(known.times), entry.time, np.eye(len(known)), self.guard)
-            corrected[name] = known.combine(served.weights)
-            entry.rules[name] = served.rule
-            if served.fallbacks:
-                entry.fallbacks[name] = list(served.fallbacks)
-        if entry.fallbacks:
+        if not corrected:
             return value
-        self._add_columns(weights, corrected, state)
+        values, how = self._planner.correct(i, streams, state)
+        entry.rules.update({name: each.rule for name, each in how.items()})
+        entry.fallbacks.update({name: list(each.fallbacks) for name, each in how.items() if each.fallbacks})
+        return value if entry.fallbacks else self._rebuilt(values)
+
+    def _rebuilt(self, streams: dict[str, torch.Tensor]) -> Any:
         assert self._structure is not None
-        return tree.unflatten(corrected, self._structure)
+        return tree.unflatten(self.groups.unpack(streams, self._shapes), self._structure)
 
     def forecast(self, i: int, state: Any = None) -> Any:
         """The forecast of step ``i``. ``state``: see :meth:`step`.
@@ -225,7 +242,7 @@ class Forecaster:
                 not get it.
         """
         self._check(i)
-        if not self._streams or self._structure is None:
+        if not self._streams:
             raise RuntimeError(f"forecast of step {i} before any snapshot: observe() a computed value first")
         if self._still(i):
             leaves = {name: stream.reuse() for name, stream in self._streams.items()}
@@ -238,33 +255,13 @@ class Forecaster:
                 reasons = list(dict.fromkeys(reason for s in served for reason in s.fallbacks))
                 if reasons:
                     fallbacks[name] = reasons
-            if i in self._plan and all(rule == Planned.name for rule in rules.values()):
-                self._check_state(i, self._plan[i], state)
-                self._add_columns(self._plan[i], leaves, state)
+            if all(rule == Planned.name for rule in rules.values()):
+                self._planner.check_state(i, state)
+                self._planner.add_columns(i, self._streams, leaves, state)
             entry = Step(i, self.times[i], "forecast", rules=rules, fallbacks=fallbacks)
         self._last = i
         self.trace.steps.append(entry)
-        return tree.unflatten(leaves, self._structure)
-
-    @staticmethod
-    def _check_state(i: int, weights: Weights, state: Any) -> None:
-        if weights.state and state is None:
-            raise ValueError(f"state must be given at step {i}: this plan has a column for it (step(..., state=x))")
-
-    def _add_columns(self, weights: Weights, leaves: dict[str, torch.Tensor], state: Any) -> None:
-        """What a plan adds to the sums of velocities: the state, and weights of their own for ``cond - uncond``."""
-        if weights.state:
-            given, prefix = tree.flatten(state)[0], "cond" if self._guided else ""
-            names = [name for name in leaves if name.startswith(prefix)]
-            for name, x in zip(names, given.values(), strict=True):
-                leaves[name].add_(x.detach(), alpha=weights.state)
-        if weights.difference:
-            n = len(weights.difference)
-            for name in [name for name in leaves if name.startswith("uncond")]:
-                cond, uncond = (self._streams[key].snapshots for key in (name.removeprefix("un"), name))
-                w = np.array(weights.difference)
-                d = cond.combine(np.pad(w, (len(cond) - n, 0))) - uncond.combine(np.pad(w, (len(uncond) - n, 0)))
-                leaves[name] = leaves[name.removeprefix("un")] - d
+        return self._rebuilt(leaves)
 
     def _still(self, i: int) -> bool:
         """Nothing moves in step ``i``, or nothing has moved since the newest snapshot: it is the value of the step."""

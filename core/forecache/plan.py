@@ -6,19 +6,16 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from . import files
-from .basis import Rule, Unfit
-from .snapshots import Array
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,13 @@ class Weights:
     difference: tuple[float, ...] = ()
 
 
+class GroupWeights(NamedTuple):
+    """Weights by step of a leaf group (:class:`forecache.groups.Group`)."""
+
+    leaves: tuple[str, ...]
+    weights: Mapping[int, Weights]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Schedule and weights for one model and grid.
@@ -53,6 +57,7 @@ class Plan:
         edges: as in :class:`forecache.Forecaster`.
         made_for: the key (weights, guidance scale, stage, dtype, ...): every entry must match where it is used.
         statistics: of the calibration, for people: seeds, target, expected errors by step.
+        groups: leaf groups with weights of their own; ``weights`` are then those of the other leaves.
 
     Raises:
         ValueError: on creation, if the schedule is unsorted or outside the grid, or weights do not sum to 1.
@@ -64,6 +69,7 @@ class Plan:
     edges: tuple[int, ...] = ()
     made_for: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, GroupWeights] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps = len(self.times) - 1
@@ -75,7 +81,10 @@ class Plan:
             raise ValueError(f"plan: computed must lie in 0..{steps - 1}, got {list(self.computed)}")
         if not set(self.edges) <= set(self.computed):
             raise ValueError(f"plan: edges must be computed steps, got {list(self.edges)}")
-        for step, w in self.weights.items():
+        served = {name: sorted(group.weights) for name, group in self.groups.items()}
+        if len({*map(tuple, served.values()), *([tuple(sorted(self.weights))] if self.weights else [])}) > 1:
+            raise ValueError(f"plan: groups must have weights for the same steps, got {served}")
+        for step, w in [pair for each in self.by_group().values() for pair in each.items()]:
             if not self.computed[0] < step < steps:
                 raise ValueError(f"plan: weights for step {step}, which has no snapshot before it")
             if not all(map(math.isfinite, (*w.velocity, w.state, *w.difference))):
@@ -89,7 +98,11 @@ class Plan:
     @property
     def needs_state(self) -> bool:
         """Whether some step takes the sampler's state: it is then passed as ``step(i, compute, state=x)``."""
-        return any(w.state for w in self.weights.values())
+        return any(w.state for each in self.by_group().values() for w in each.values())
+
+    def by_group(self) -> dict[str, Mapping[int, Weights]]:
+        """Weights by group; "": of the leaves of none."""
+        return {"": self.weights, **{name: group.weights for name, group in self.groups.items()}}
 
     def differences(self, times: tuple[float, ...], made_for: Mapping[str, Any]) -> list[str]:
         """What a run is that the plan was not made for, in words; empty: it fits."""
@@ -117,7 +130,11 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON atomically: the file is either the old plan or the new one."""
         body = {"forecache_plan": VERSION, **asdict(self)}
-        body["weights"] = {str(k): {n: v for n, v in asdict(w).items() if v} for k, w in self.weights.items()}
+        body["weights"] = _steps(self.weights)
+        body["groups"] = {
+            name: {"leaves": list(group.leaves), "weights": _steps(group.weights)}
+            for name, group in self.groups.items()
+        }
         text = json.dumps(body, indent=1)
         files.replace(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -136,13 +153,25 @@ class Plan:
             return cls(
                 times=tuple(map(float, body["times"])),
                 computed=tuple(map(int, body["computed"])),
-                weights={int(k): _weights(**w) for k, w in body["weights"].items()},
+                weights=_by_step(body["weights"]),
+                groups={
+                    name: GroupWeights(tuple(map(str, group["leaves"])), _by_step(group["weights"]))
+                    for name, group in body["groups"].items()
+                },
                 edges=tuple(map(int, body["edges"])),
                 made_for=dict(body["made_for"]),
                 statistics=dict(body["statistics"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"plan: {path} is not a plan: {error}") from error
+
+
+def _steps(weights: Mapping[int, Weights]) -> dict[str, dict[str, Any]]:
+    return {str(k): {n: v for n, v in asdict(w).items() if v} for k, w in weights.items()}
+
+
+def _by_step(body: Mapping[str, Any]) -> dict[int, Weights]:
+    return {int(k): _weights(**w) for k, w in body.items()}
 
 
 def _weights(velocity: list[float], state: float = 0.0, difference: list[float] | None = None) -> Weights:
@@ -152,28 +181,6 @@ def _weights(velocity: list[float], state: float = 0.0, difference: list[float] 
 def _plain(value: Any) -> Any:
     """As JSON hands it back: a tuple in a key is the list that the file holds."""
     return json.loads(json.dumps(value))
-
-
-class Planned(Rule):
-    """A plan's weights where it has them, the calibration-free rule elsewhere."""
-
-    name = "plan"
-    uses_gram = True  # for the rule below it
-
-    def __init__(self, plan: Mapping[int, Weights], times: Sequence[float], otherwise: Rule) -> None:
-        self._otherwise = otherwise
-        self._weights = {times[step]: np.array(w.velocity) for step, w in plan.items()}
-
-    def weights(self, times: Array, target: float, gram: Array) -> Array:
-        w = self._weights.get(target)
-        if w is None:
-            raise Unfit("no weights for this step")
-        if len(w) > len(times):
-            raise Unfit(f"{len(times)} of {len(w)} snapshots")
-        return np.concatenate([np.zeros(len(times) - len(w)), w])
-
-    def lower(self) -> Rule | None:
-        return self._otherwise
 
 
 def fingerprint(network: torch.nn.Module, values: int = 64) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from . import files, tree
+from .groups import WHOLE, Parts, relative
 from .snapshots import Array
 from .streams import Guided
 
@@ -58,8 +59,9 @@ class Recording:
 
     Attributes:
         velocities: by step, without those that do not move the state. like: a value, for its structure.
-        start: the state at the first step, if the sampler passes it. final: norm of the sample.
-        gram: ``[N, N]`` dot products of the combined velocities, zero rows where dt = 0.
+        start: the state at the first step, if the sampler passes it.
+        parts: where the leaf groups lie in these vectors. final: norm of the sample by group.
+        gram: ``[N, N]`` dot products of the combined velocities, each relative to the sample; zero rows where dt = 0.
     """
 
     times: Array
@@ -67,8 +69,13 @@ class Recording:
     velocities: dict[int, Velocity] = field(default_factory=dict)
     like: Any = None
     start: torch.Tensor | None = None
-    final: float = 1.0
+    parts: Parts = field(default_factory=dict)
+    final: dict[str, float] = field(default_factory=dict)
     gram: Array = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def relative(self, vector: torch.Tensor) -> torch.Tensor:
+        """``v`` in coordinates where the sample has norm 1 and every leaf group of it the same norm."""
+        return relative(vector, self.final, self.parts)
 
     def guided(self, i: int) -> bool:
         return self.velocities[i].difference is not None
@@ -116,6 +123,7 @@ def save(path: Path, recording: Recording, survival: Array, target: list[torch.T
     """Write one condition of a calibration atomically; tensors and numbers only."""
     body = {
         "times": recording.times.tolist(), "scale": recording.scale, "start": recording.start, "final": recording.final,
+        "parts": {group: at for group, at in recording.parts.items() if isinstance(at, torch.Tensor)},
         "gram": torch.from_numpy(recording.gram), "survival": torch.from_numpy(survival), "target": target,
         "cond": {i: v.cond for i, v in recording.velocities.items()},
         "difference": {i: v.difference for i, v in recording.velocities.items() if v.difference is not None},
@@ -134,7 +142,7 @@ def load(path: Path) -> tuple[Recording, Array, list[torch.Tensor]]:
         recording = Recording(
             np.array(body["times"]), body["scale"],
             {i: Velocity(v, body["difference"].get(i)) for i, v in body["cond"].items()},
-            None, body["start"], body["final"], body["gram"].numpy(),
+            None, body["start"], body["parts"] or WHOLE, body["final"], body["gram"].numpy(),
         )  # fmt: skip
         return recording, body["survival"].numpy(), body["target"]
     except Exception as error:  # torch.load raises half a dozen kinds for a damaged file

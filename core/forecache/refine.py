@@ -33,13 +33,19 @@ ByStep = Mapping[int, Served]
 
 @dataclass(frozen=True)
 class Shift:
-    """One unknown: a weight at ``place`` of the steps of one gap. A velocity's is taken from the newest one's, so that
-    the sum stays 1.
+    """One unknown: a weight at ``place`` of the steps of one gap, for one leaf group. A velocity's is taken from the
+    newest one's, so that the sum stays 1.
     """
 
+    group: str
     steps: tuple[int, ...]
     kind: Literal["velocity", "difference", "state"]
     place: int = 0
+
+    def moved(self, served: Served, amount: float) -> Served:
+        """A step's weights with ``amount`` more of this column in its group."""
+        by_group, anchors = served
+        return {**by_group, self.group: self.add(by_group[self.group], amount)}, anchors
 
     def add(self, weights: Weights, amount: float) -> Weights:
         """``weights`` with ``amount`` more of this column."""
@@ -75,12 +81,12 @@ class Refiner:
             steps = tuple(i for i in gap if i in self.plan)
             if not steps:
                 continue
-            weights, _ = self.plan[steps[0]]
-            found += [Shift(steps, "velocity", k) for k in range(len(weights.velocity) - 1)]
-            guided = min(len(self.plan[i][0].difference) for i in steps)
-            found += [Shift(steps, "difference", k) for k in range(guided)]
-            if all(each.recording.start is not None for each in self.conditions.values()):
-                found.append(Shift(steps, "state"))
+            for group, weights in self.plan[steps[0]][0].items():
+                found += [Shift(group, steps, "velocity", k) for k in range(len(weights.velocity) - 1)]
+                guided = min(len(self.plan[i][0][group].difference) for i in steps)
+                found += [Shift(group, steps, "difference", k) for k in range(guided)]
+                if all(each.recording.start is not None for each in self.conditions.values()):
+                    found.append(Shift(group, steps, "state"))
         return found
 
     def _roll(self, seed: int, plan: ByStep, known: Mapping[int, object]) -> Rollout:
@@ -95,7 +101,7 @@ class Refiner:
         """What the run misses its target by, relative to the sample."""
         assert rollout.moved is not None
         condition = self.conditions[seed]
-        return (condition.target[-1] - rollout.moved).double() / condition.recording.final
+        return condition.recording.relative(condition.target[-1] - rollout.moved).double()
 
     def distances(self) -> Array:
         """``[S]``: distance of each run to its target, relative to the sample."""
@@ -130,12 +136,13 @@ class Refiner:
         amount = self._trial(seed, shift)
         plan = {**self.plan}
         for i in shift.steps:
-            plan[i] = shift.add(self.plan[i][0], amount), self.plan[i][1]
+            plan[i] = shift.moved(self.plan[i], amount)
         known = {k: value for k, value in self.here[seed].values.items() if k <= shift.steps[0]}
         return (left - self._left(seed, self._roll(seed, plan, known))) / amount
 
     def _trial(self, seed: int, shift: Shift) -> float:
         anchors, values = self.plan[shift.steps[0]][1], self.here[seed].values
+        at = self.conditions[seed].recording.parts[shift.group]
         newest = Velocity.of(values[anchors["velocity"][-1]]).cond
         if shift.kind == "velocity":
             column = Velocity.of(values[anchors["velocity"][shift.place]]).cond - newest
@@ -147,17 +154,23 @@ class Refiner:
             start = self.conditions[seed].recording.start
             assert start is not None
             column = start
-        return min(PROBE * float(newest.norm()) / max(float(column.norm()), 1e-30), 1.0)
+        return min(PROBE * float(newest[at].norm()) / max(float(column[at].norm()), 1e-30), 1.0)
 
     def _moved(self, step: Array) -> ByStep:
         """The plan with every unknown moved; velocity weights go no further than the guard lets them."""
         plan = dict(self.plan)
         for shift, amount in zip(self.shifts, step, strict=True):
             for i in shift.steps:
-                plan[i] = shift.add(plan[i][0], float(amount)), plan[i][1]
-        for i, (weights, anchors) in plan.items():
-            old, new = np.array(self.plan[i][0].velocity), np.array(weights.velocity)
-            if np.abs(new).sum() > GUARD:
-                new = old + blend(new, old, GUARD) * (new - old)
-                plan[i] = replace(weights, velocity=tuple(map(float, new))), anchors
-        return plan
+                plan[i] = shift.moved(plan[i], float(amount))
+        return {
+            i: ({group: _guarded(w, self.plan[i][0][group]) for group, w in by_group.items()}, anchors)
+            for i, (by_group, anchors) in plan.items()
+        }
+
+
+def _guarded(weights: Weights, before: Weights) -> Weights:
+    old, new = np.array(before.velocity), np.array(weights.velocity)
+    if np.abs(new).sum() <= GUARD:
+        return weights
+    new = old + blend(new, old, GUARD) * (new - old)
+    return replace(weights, velocity=tuple(map(float, new)))

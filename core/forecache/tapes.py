@@ -14,11 +14,14 @@ import numpy as np
 import torch
 
 from . import schedule, tree
+from .groups import Parts, combine, norms, parts
 from .plan import Weights
 from .recording import Recording, Velocity, flat, give_back
 from .snapshots import Array, products
+from .streams import Guided
 
-Served = tuple[Weights, Mapping[str, Sequence[int]]]  # weights of one step, and the anchors that they belong to
+# weights of one step by leaf group, and the anchors that they belong to
+Served = tuple[Mapping[str, Weights], Mapping[str, Sequence[int]]]
 
 
 class Tape(ABC):
@@ -43,10 +46,10 @@ class Tape(ABC):
 class Recorder(Tape):
     """Computes every step that moves the state and keeps the velocities."""
 
-    def __init__(self, times: Array, scale: float | None) -> None:
+    def __init__(self, times: Array, scale: float | None, groups: Mapping[str, Any] | None = None) -> None:
         self.moving = set(schedule.effective_steps(times.tolist()))
         self.recording = Recording(times, 1.0 if scale is None else scale)
-        self._scale = scale
+        self._scale, self._groups = scale, groups or {}
         self._last: Any = None
         self._moved: torch.Tensor | None = None
 
@@ -74,6 +77,8 @@ class Recorder(Tape):
             raise ValueError("guidance_scale must be given for a run that returns Guided(cond, uncond), got None")
         record = self.recording
         record.velocities[i], record.like, self._last = velocity, value, value
+        if not record.parts:
+            record.parts = parts(value.cond if isinstance(value, Guided) else value, self._groups)
         h = float(record.times[i + 1] - record.times[i])
         move = h * velocity.combined(record.scale)
         self._moved = move if self._moved is None else self._moved + move
@@ -92,9 +97,9 @@ class Recorder(Tape):
         missing = sorted(self.moving - record.velocities.keys())
         if missing:
             raise RuntimeError(f"run did not ask the cache at steps {missing}")
-        record.final = max(float(flat(sample).norm()), 1e-30)
+        record.final = norms(flat(sample), record.parts)
         steps = sorted(record.velocities)
-        window = torch.stack([record.velocities[i].combined(record.scale) for i in steps])
+        window = torch.stack([record.relative(record.velocities[i].combined(record.scale)) for i in steps])
         record.gram = np.zeros((len(record.times) - 1,) * 2)
         for k, i in enumerate(steps):
             row = products(window[None, : k + 1], window[None, k])[0, :-1]
@@ -102,13 +107,16 @@ class Recorder(Tape):
         return record
 
 
-def record(run: Callable[[int, Any], Any], times: Array, seed: int, scale: float | None = None) -> Recording:
+def record(
+    run: Callable[[int, Any], Any], times: Array, seed: int, scale: float | None = None,
+    groups: Mapping[str, Any] | None = None,
+) -> Recording:  # fmt: skip
     """One uncached run.
 
     Raises:
         RuntimeError, ValueError: see :class:`Recorder`.
     """
-    tape = Recorder(times, scale)
+    tape = Recorder(times, scale, groups)
     return tape.finish(run(seed, tape))
 
 
@@ -157,7 +165,8 @@ class Probe(Tape):
         """``||displacement of the sample|| / ||displacement at step `at`||``; 1 where the probe displaced nothing."""
         if self.before is None or self.after is None or not float(self.before.norm()):
             return 1.0
-        return float(self.after.norm() / self.before.norm())
+        before, after = self.recording.relative(self.before), self.recording.relative(self.after)
+        return float(after.norm() / before.norm())
 
 
 class Pause(BaseException):
@@ -188,7 +197,7 @@ class March(Tape):
             return self.values[i]
         if i not in self.weights:  # dt = 0
             return self.values[max(k for k in self.values if k < i)]
-        served = serve(self.weights[i], self.values, state, self.recording.guided(i))
+        served = serve(self.weights[i], self.values, state, self.recording.guided(i), self.recording.parts)
         return give_back(served, self.values[max(self.values)])
 
 
@@ -222,7 +231,7 @@ class Rollout(Tape):
         known = {k: value for k, value in self.values.items() if k <= i}
         like = known[max(known)]
         if i in self.weights:
-            velocity = serve(self.weights[i], known, state, self.recording.guided(i))
+            velocity = serve(self.weights[i], known, state, self.recording.guided(i), self.recording.parts)
         else:  # an anchor as it is, or a step with dt = 0
             velocity = Velocity.of(like)
         h = float(self.recording.times[i + 1] - self.recording.times[i])
@@ -231,15 +240,19 @@ class Rollout(Tape):
         return give_back(velocity, like) if i in self.weights else like
 
 
-def serve(served: Served, values: Mapping[int, Any], state: Any, guided: bool) -> Velocity:
+def serve(served: Served, values: Mapping[int, Any], state: Any, guided: bool, where: Parts) -> Velocity:
     """One step's velocity from weights, anchors and the sampler's state."""
     weights, anchors = served
-    velocity = Velocity(_sum(weights.velocity, [Velocity.of(values[k]).cond for k in anchors["velocity"]]))
-    if weights.state:
-        velocity.cond = velocity.cond + weights.state * flat(state)
+    columns = [Velocity.of(values[k]).cond for k in anchors["velocity"]]
+    each = {group: np.array(w.velocity) for group, w in weights.items()}
+    if any(w.state for w in weights.values()):
+        columns.append(flat(state))
+        each = {group: np.append(w, weights[group].state) for group, w in each.items()}
+    velocity = Velocity(combine(each, torch.stack(columns), where))
     if guided:
         pieces = [Velocity.of(values[k]).difference for k in anchors["difference"]]
-        velocity.difference = _sum(weights.difference, [piece for piece in pieces if piece is not None])
+        known = torch.stack([piece for piece in pieces if piece is not None])
+        velocity.difference = combine({g: np.array(w.difference) for g, w in weights.items()}, known, where)
     return velocity
 
 
@@ -247,7 +260,3 @@ def _owned(value: Any) -> Any:
     """A copy: the network may write its next value into the same buffer."""
     leaves, structure = tree.flatten(value)
     return tree.unflatten({k: v.detach().clone() for k, v in leaves.items()}, structure)
-
-
-def _sum(weights: Sequence[float], vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.tensor(weights, dtype=torch.float32) @ torch.stack(list(vectors))

@@ -6,6 +6,7 @@ are the leaf, coordinates and layout the context) with ``torch.utils._pytree.reg
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -35,6 +36,16 @@ def unflatten(leaves: dict[str, torch.Tensor], structure: Structure) -> Any:
     """The inverse of :func:`flatten`; leaves that are not tensors are handed back as they were."""
     spec, names, others = structure
     return _pytree.tree_unflatten([leaves.get(name, other) for name, other in zip(names, others, strict=True)], spec)
+
+
+def key(name: str) -> str:
+    """The last key of a leaf's path: ``scale`` of ``cond['pose']['scale']``."""
+    return "".join(re.findall(r"\['([^']*)'\]|\[([^\]]*)\]|\.?([^.\[\]]+)", name)[-1])
+
+
+def branch(name: str) -> str:
+    """``cond`` or ``uncond`` for a leaf of a :class:`forecache.Guided`; "": no branch."""
+    return next((each for each in ("cond", "uncond") if re.match(rf"{each}($|[.\[])", name)), "")
 
 
 def same(a: Structure, b: Structure) -> bool:

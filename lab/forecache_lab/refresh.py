@@ -65,13 +65,13 @@ class Refreshing(Forecaster):
         """As :meth:`forecache.Forecaster.needs_compute`; from the first step on whose snapshots are not those that the
         plan's weights were fitted to, the calibration-free rule serves the run and nothing is corrected.
         """
-        weights = {**self._plan, **self._corrections}.get(i)
+        weights = self._planner.at(i).get("")
         if weights is not None and self.refreshed:
-            n = len(weights.velocity) - (i in self._corrections)  # a corrected step is the newest of its own snapshots
+            n = len(weights.velocity) - self._planner.corrects(i)  # a corrected step is the newest of its own snapshots
             mine = [step.index for step in self.trace.steps if step.kind == "computed"]
             planned = [k for k in self.computed if k < i]
             if mine[-n:] != planned[-n:]:
-                self._plan, self._corrections = {}, {}
+                self._planner.weights = {}
                 for stream in self._streams.values():
                     stream.rule = self.rule
         return super().needs_compute(i)

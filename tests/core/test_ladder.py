@@ -45,5 +45,5 @@ def test_a_fingerprint_tells_weights_apart():
 
 def test_a_plan_of_an_older_version_says_what_to_do(tmp_path):
     (tmp_path / "old.json").write_text('{"forecache_plan": 1}')
-    with pytest.raises(ValueError, match="version 1, this release reads 2: calibrate again"):
+    with pytest.raises(ValueError, match="version 1, this release reads 3: calibrate again"):
         Plan.load(tmp_path / "old.json")

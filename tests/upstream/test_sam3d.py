@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from forecache import Calibration, Forecaster, schedule
+from forecache import Calibration, Forecaster, Group, schedule
 from forecache.basis import Linear
 from forecache_adapters import ode_solver
 from forecache_adapters import sam3d as adapter
@@ -233,6 +233,20 @@ def test_drift_of_shape_and_pose_across_the_guidance_edge(pipe, reference):
     ours, wrong, control = (np.median(drift[name], axis=0) for name in ("ours", "wrong", "combined"))
     assert (ours <= control / 3).all(), drift
     assert (wrong > control / 3).all(), drift
+
+
+def test_the_pose_is_a_group_of_its_own(pipe, reference):
+    with adapter.enabled(pipe, basis="linear", interval=3) as handle:
+        grouped = pipe.sample_sparse_structure(1)
+    assert set(handle.traces["ss"].branches["cond"].steps[-1].forward_error) == {"['shape']", "pose"}
+    pose = {"pose": Group(tuple(sam3d.POSE), basis="reuse")}
+    with adapter.enabled(pipe, basis="linear", interval=3, stages={"ss": {"groups": pose}}) as handle:
+        reused = pipe.sample_sparse_structure(1)
+    rules = {name: rule for s in handle.traces["ss"].branches["cond"].steps for name, rule in s.rules.items()}
+    assert rules == {"['shape']": "linear1", "pose": "reuse"}
+    assert handle.hooks["slat"].settings.groups == {}
+    worse = [relative(sample["translation"], reference(1)["translation"]) for sample in (reused, grouped)]
+    assert worse[0] > 2 * worse[1]  # control: the rule reaches the pose
 
 
 def test_an_exact_budget(toy):

@@ -11,7 +11,8 @@
 
 Stages: ``ss`` (structure and pose) and ``slat``; a generator may be given alone. The branches are forecast below
 guidance, so nothing is extrapolated across the edge of its interval, where the velocity after guidance jumps. The
-distilled mode of four steps leaves nothing to forecast: the cache stays off, and says so.
+pose leaves are forecast together, apart from the shape: ``groups={"pose": Group((...), basis="linear")}`` gives them a
+rule of their own. The distilled mode of four steps leaves nothing to forecast: the cache stays off, and says so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from typing import Any
 from ..generators import Adapter
 from ..ode_solver import Accelerator
 
-__all__ = ["Accelerator", "change", "disable", "enable", "enabled", "key"]
+__all__ = ["GROUPS", "Accelerator", "change", "disable", "enable", "enabled", "key"]
+
+
+#: What is forecast together: one fit over the numbers of shape and pose would see the shape alone
+GROUPS = {"pose": ("6drotation_normalized", "scale", "translation", "translation_scale")}
 
 
 def stage_of(generator: Any) -> str:
@@ -29,11 +34,19 @@ def stage_of(generator: Any) -> str:
     return "slat" if type(generator.reverse_fn.backbone).__name__.startswith("SLat") else "ss"
 
 
+def groups_of(generator: Any) -> dict[str, tuple[str, ...]]:
+    """:data:`GROUPS`, as far as the network has their leaves."""
+    leaves = getattr(generator.reverse_fn.backbone, "latent_mapping", ())
+    found = {name: tuple(leaf for leaf in group if leaf in leaves) for name, group in GROUPS.items()}
+    return {name: group for name, group in found.items() if group}
+
+
 _fast = "use forecache_adapters.fastsam3d for Fast-SAM3D, or the upstream's own class"
 _adapter = Adapter(
     "sam3d",
     {"ss": "ss_generator", "slat": "slat_generator"},
     stage_of,
+    groups_of,
     {"_faster": _fast, "_taylorseer": _fast},
 )
 enable, disable, enabled, key = _adapter.enable, _adapter.disable, _adapter.enabled, _adapter.key
