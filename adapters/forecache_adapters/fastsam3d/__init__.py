@@ -9,7 +9,8 @@
     print(handle.traces["ss"].full, handle.traces["slat"].carved)
     fastsam3d.disable(pipeline)
 
-Stages: ``ss`` (structure and pose) and ``slat``; a generator may be given alone.
+Stages: ``ss`` (structure and pose) and ``slat``; a generator may be given alone. Every leaf of a velocity has a
+history of its own; ``groups=`` puts leaves together.
 
 - ``ShortCut_faster``, ``FlowMatching_faster``: ``basis`` (or, in the first, a ``plan`` that computes the same steps)
   takes the place of the forecast rule. Their own schedule goes on deciding which steps compute (the last one need not
