@@ -5,11 +5,11 @@ A branch is one condition that the sampler calls the network with: ``cond``, ``u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from forecache import Forecaster, Guided, Trace
+from forecache import AdaptiveGuidance, Forecaster, Guided, Trace, schedule
 
 from .settings import Settings
 from .sparse import is_sparse
@@ -24,21 +24,27 @@ class StageTrace:
     Attributes:
         calls: network calls by branch. branches: their traces; with a plan there is one, ``"plan"``.
         notes: why the cache stayed off, if it did.
+        saved: unconditional calls that adaptive guidance left out at computed steps.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
     branches: dict[str, Trace] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    saved: int = 0
 
     @property
     def computed(self) -> int:
         """Network calls of all branches."""
         return sum(self.calls.values())
 
+    def count(self, name: str) -> None:
+        """The network is called for a branch."""
+        self.calls[name] = self.calls.get(name, 0) + 1
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         branches = {name: trace.to_dict() for name, trace in self.branches.items()}
-        return {"calls": dict(self.calls), "branches": branches, "notes": list(self.notes)}
+        return {"calls": dict(self.calls), "branches": branches, "notes": list(self.notes), "saved": self.saved}
 
 
 class Server(Protocol):
@@ -67,10 +73,20 @@ class Apart:
 
     Args:
         settings: of the stage. times: the N + 1 grid times. traces: filled, by branch.
+        follow: the branches that guidance subtracts from ``cond``, or adds to it.
+        label: added to the names in ``traces``, where several servers fill one.
     """
 
-    def __init__(self, settings: Settings, times: Sequence[float], traces: dict[str, Trace]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        times: Sequence[float],
+        traces: dict[str, Trace],
+        follow: Collection[str] = ("uncond",),
+        label: str = "",
+    ) -> None:
         self.settings, self.times, self.traces = settings, times, traces
+        self.follow, self.label = follow, label
         self.histories: dict[str, Forecaster] = {}
         self.first: dict[str, int] = {}
         self.wanted: dict[str, frozenset[int]] = {}
@@ -85,7 +101,8 @@ class Apart:
         if name not in self.histories:
             value = compute()
             cache = self.settings.history_of(self.times, None if is_sparse(value) else 0)
-            self.histories[name], self.first[name], self.traces[name] = cache, self.i, cache.trace
+            self.histories[name], self.first[name] = cache, self.i
+            self.traces[name + self.label] = cache.trace
             return cache.observe(self.i, value)
         if name not in self.wanted:
             self.wanted[name] = self._schedule(name)
@@ -96,7 +113,7 @@ class Apart:
 
     def _schedule(self, name: str) -> frozenset[int]:
         first, total = self.first[name], len(self.times) - 1
-        if name != "uncond":
+        if name not in self.follow:
             return self.settings.computed(range(first, total, self.i - first), total)
         late = range(first, first + (2 if self.settings.warmup is None else self.settings.warmup)) if first else ()
         return self.settings.computed(range(total), total) | frozenset(late)
@@ -170,6 +187,104 @@ class Joint:
     def close(self) -> None:
         """See :class:`Server`."""
         self.served, self.state, self.arrived = None, None, {}
+        if hasattr(self.cache, "close"):
+            self.cache.close()
+
+
+class Adaptive(Apart):
+    """A history of ``cond`` and one of the guidance difference ``d = c - u``: adaptive guidance.
+
+    At a step that computes ``cond``, ``uncond`` is called only if ``d`` cannot be forecast well enough; where it is
+    not, and at forecast steps, ``u = c - d^``. The last guided step counts as the last one here: behind it nothing
+    takes the error of the guidance term out of the sample again, so both branches are called if ``cond`` is computed.
+
+    Args:
+        settings: of the stage.
+        times: the N + 1 grid times.
+        trace: filled.
+        strengths: s of ``c + s (c - u)`` by step; 0 where guidance is off.
+        label: see :class:`Apart`.
+    """
+
+    def __init__(
+        self, settings: Settings, times: Sequence[float], trace: StageTrace, strengths: Sequence[float], label: str = ""
+    ) -> None:
+        super().__init__(settings, times, trace.branches, label=label)
+        self.trace, self.strength = trace, max(strengths)
+        self.guided = [i for i, s in enumerate(strengths) if s > 0]
+        self.guidance: AdaptiveGuidance | None = None
+        self.computed, self.cond = False, None
+
+    def branch(self, name: str, compute: Compute) -> Any:
+        """See :class:`Server`.
+
+        Raises:
+            ValueError: a branch that is neither ``cond`` nor ``uncond``.
+        """
+        if name not in ("cond", "uncond"):
+            raise ValueError(f"adaptive_guidance: it serves one condition and its negative, not {name!r}")
+        if name == "uncond":
+            return self._uncond(compute)
+        self.computed = False
+
+        def noted() -> Any:
+            self.computed = True
+            return compute()
+
+        self.cond = super().branch(name, noted)
+        return self.cond
+
+    def _uncond(self, compute: Compute) -> Any:
+        cond, self.cond = self.cond, None
+        if self.guidance is None:
+            times = self.times[: self.guided[-1] + 2]
+            self.guidance = self.settings.guidance(times, self.strength, None if is_sparse(cond) else 0)
+        if self.computed and self.guidance.needs_uncond(self.i):
+            value = compute()
+            self.guidance.observe(self.i, cond, value)
+            return value
+        self.trace.saved += self.computed
+        return self.guidance.uncond(self.i, cond)
+
+    def _schedule(self, name: str) -> frozenset[int]:
+        """``d`` needs two steps at which both branches were called; an exact budget stays one."""
+        steps, exact = range(len(self.times) - 1), self.settings.calls is not None
+        return frozenset(schedule.with_edges(sorted(super()._schedule(name)), steps, self.guided[:2], exact))
+
+    def close(self) -> None:
+        """See :class:`Server`."""
+        super().close()
+        self.guidance = self.cond = None
+
+
+class Combined:
+    """One cache for the velocity after guidance; each edge of the guidance interval starts a new history.
+
+    Args:
+        cache: a forecaster that knows the edges.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
+        self.i, self.state = -1, None
+
+    def open(self, i: int, state: Any) -> None:
+        """See :class:`Server`."""
+        self.i, self.state = i, state
+
+    def branch(self, name: str, compute: Compute) -> Any:
+        """See :class:`Server`."""
+        if self.cache.needs_compute(self.i):
+            return self.cache.observe(self.i, compute(), self.state)
+        return self.cache.forecast(self.i, self.state)
+
+    def again(self) -> bool:
+        """What is served is the sampler's velocity itself."""
+        return False
+
+    def close(self) -> None:
+        """See :class:`Server`."""
+        self.state = None
         if hasattr(self.cache, "close"):
             self.cache.close()
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from forecache import fingerprint
 
-from .branches import Apart, Joint, Server, StageTrace, same_tensor
+from .branches import Adaptive, Apart, Joint, Server, StageTrace, same_tensor
 from .settings import Settings
 from .sparse import is_sparse, register
 
@@ -134,6 +134,11 @@ class Accelerator:
                 times, plan_key(self.generator, run.stage, run.model, run.guidance)
             )
             run.server = Joint(cache, guided)
+        elif (
+            settings.adaptive_guidance is not False and run.guidance is not None and guided and run.guidance.scale != 1
+        ):
+            strengths = [abs(run.guidance.scale - 1) * run.guidance.reaches([t]) for t in times[:-1]]
+            run.server = Adaptive(settings, times, run.trace, strengths)
         else:
             run.server = Apart(settings, times, run.trace.branches)
 
@@ -157,7 +162,7 @@ class Accelerator:
         name = run.name(cond)
 
         def compute() -> Any:
-            run.trace.calls[name] = run.trace.calls.get(name, 0) + 1
+            run.trace.count(name)
             return call(model, x_t, t, cond, **kwargs)
 
         return compute() if run.server is None else run.server.branch(name, compute)

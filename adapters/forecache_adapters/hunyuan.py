@@ -117,6 +117,8 @@ class Adapter:
             )
         if cache is not None and settings:
             raise ValueError(f"cache: give it alone, not with {', '.join(settings)}")
+        if settings.get("adaptive_guidance", False) is not False:
+            raise ValueError("adaptive_guidance: here one call of the network serves both branches")
         pipe.forecache = Handle(self, Settings(**settings), pipe, cache)
         return pipe.forecache  # type: ignore[no-any-return]
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forecache import Forecaster, Group, Plan, Trace, schedule
+from forecache import AdaptiveGuidance, Forecaster, Group, Plan, Trace, schedule
+from forecache.basis import make_rule
 
 FEW_STEPS = 8  # a step-distilled model leaves nothing to forecast
 
@@ -19,6 +20,12 @@ class Settings:
     """Keywords of :class:`forecache.Forecaster` that a user of a generator chooses.
 
     ``few_steps=True`` keeps the cache on in a run of at most 8 steps, where it switches itself off otherwise.
+
+    ``adaptive_guidance``: at computed steps too, leave out the unconditional call while the difference of the branches
+    can be forecast: ``True``, or keywords of :class:`forecache.AdaptiveGuidance`, such as ``{"tolerance": 0.01}`` or
+    the published test ``{"cosine": 0.94}``. Off by default. In a structure stage a threshold decides which voxels there
+    are, so a small error of the guidance adds or takes away whole ones: ask for it there by name of the stage or leave
+    it out. It works by itself too, with ``interval=1``.
     """
 
     basis: Any = "auto"
@@ -33,28 +40,35 @@ class Settings:
     order: int | None = None
     sigma: float | None = None
     few_steps: bool = False
+    adaptive_guidance: bool | Mapping[str, Any] = False
 
     def __post_init__(self) -> None:
         if self.calls is not None and self.calls < 1:
             raise ValueError(f"calls must be >= 1, got {self.calls}")
         if self.plan is None:  # a plan knows its own grid and is checked against the run's
             self._forecaster(range(1001), {})
+        if self.adaptive_guidance is not False:
+            if self.plan is not None:
+                raise ValueError("adaptive_guidance: not with a plan, which has weights for both branches")
+            self.guidance(range(1001), 1.0, 0)
 
-    def _forecaster(self, times: Sequence[float], made_for: Mapping[str, Any]) -> Forecaster:
+    def _forecaster(self, times: Sequence[float], made_for: Mapping[str, Any], edges: Sequence[int] = ()) -> Forecaster:
         return Forecaster(
             self.basis, times=times, interval=self.interval, warmup=self.warmup, end=self.end, calls=self.calls,
             plan=self.plan, strict=self.strict, history=self.history, groups=self.groups, order=self.order,
-            sigma=self.sigma, made_for=made_for,
+            sigma=self.sigma, made_for=made_for, edges=edges,
         )  # fmt: skip
 
-    def begin(self, times: Sequence[float], made_for: Mapping[str, Any]) -> tuple[Forecaster | None, Trace]:
+    def begin(
+        self, times: Sequence[float], made_for: Mapping[str, Any], edges: Sequence[int] = ()
+    ) -> tuple[Forecaster | None, Trace]:
         """A forecaster for one run over ``times``, and the trace it writes; ``None`` where the cache stays off."""
         reason = self.off(times)
         if reason is not None:
             trace = Trace()
             trace.notes.append(reason)
             return None, trace
-        forecaster = self._forecaster(times, made_for)
+        forecaster = self._forecaster(times, made_for, edges)
         return forecaster, forecaster.trace
 
     def off(self, times: Sequence[float]) -> str | None:
@@ -79,6 +93,23 @@ class Settings:
             end = bisect_left(steps, self.end)
         chosen = schedule.choose(range(len(steps)), self.basis == "auto", self.interval, self.warmup, end, calls)
         return frozenset(steps[k] for k in chosen)
+
+    def guidance(self, times: Sequence[float], scale: float, batch_dim: int | None) -> AdaptiveGuidance:
+        """Adaptive guidance for one run: ``times`` to the end of guidance, s of ``c + s (c - u)``.
+
+        Raises:
+            ValueError, TypeError: an argument that it does not have, or out of its range.
+        """
+        options = {} if isinstance(self.adaptive_guidance, bool) else self.adaptive_guidance
+        allowed = ("tolerance", "cosine", "warmup", "refresh")
+        if not isinstance(options, Mapping) or not set(options) <= set(allowed):
+            raise ValueError(
+                f"adaptive_guidance must be true, false or settings of {', '.join(allowed)}, got {options!r}"
+            )
+        rule = make_rule(self.basis, (times[0], times[-1]), self.order, self.sigma)
+        return AdaptiveGuidance(
+            times=times, scale=scale, batch_dim=batch_dim, rule=rule, history=self.history, **options
+        )
 
     def history_of(self, times: Sequence[float], batch_dim: int | None) -> Forecaster:
         """A forecaster whose caller decides which steps compute."""

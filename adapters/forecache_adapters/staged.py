@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from forecache import Plan
-
+from .by_stage import by_stage
 from .flow_euler import Accelerator, Guidance, plan_key, stage_of
-from .settings import Settings
-
-CALLS = ("needs_compute", "observe", "forecast")  # of a cache that a stage may be given instead of settings
-SCHEDULE = {"interval", "warmup", "end", "calls", "plan"}  # settings that a stage gives or takes over together
 
 
 @dataclass(frozen=True)
@@ -64,13 +58,7 @@ class Adapter:
                 )
         networks = [stage for stage in map(stage_of, pipeline.models) if stage is not None]
         known = list(dict.fromkeys([*samplers, *networks]))
-        foreign = sorted(set(stages or {}) - set(known))
-        if foreign:
-            raise ValueError(f"stages must be among {', '.join(known)}, got {', '.join(foreign)}")
-        chosen: dict[str, Any] = dict.fromkeys(samplers, Settings(**settings))
-        if plan is not None:
-            chosen = dict.fromkeys(samplers, None) | _plans(plan, known, settings)
-        chosen |= {stage: _stage_settings(stage, value, settings) for stage, value in (stages or {}).items()}
+        chosen = by_stage(samplers, known, stages, plan, settings)
         accelerator = Accelerator(self.generator, pipeline.models, chosen, samplers, self.guidance)
         for sampler in samplers.values():
             sampler.forecache = accelerator
@@ -109,25 +97,3 @@ class Adapter:
         sampler = next(name for name in self.stages if stage.startswith(name))
         given = {**getattr(pipeline, f"{sampler}_sampler_params"), **sampler_params, "neg_cond": True}
         return plan_key(self.generator, stage, networks[stage], self.guidance(given))
-
-
-def _plans(plan: Any, known: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Settings]:
-    """Plans by the stage that they were made for."""
-    found: dict[str, Settings] = {}
-    for each in plan if isinstance(plan, (list, tuple)) else [plan]:
-        loaded = Plan.load(each) if isinstance(each, (str, Path)) else each
-        stage = str(loaded.made_for.get("stage"))
-        if stage not in known or stage in found:
-            twice = "twice" if stage in found else f"but the pipeline has {', '.join(known)}"
-            raise ValueError(f"plan: made for stage {stage!r}, {twice}")
-        found[stage] = Settings(**{**settings, "plan": loaded})
-    return found
-
-
-def _stage_settings(stage: str, value: Any, settings: Mapping[str, Any]) -> Any:
-    if value is None or all(hasattr(value, name) for name in CALLS):
-        return value
-    if not isinstance(value, Mapping):
-        raise TypeError(f"stages[{stage!r}] must be a mapping of settings, a cache, or None, got {value!r}")
-    inherited = {k: v for k, v in settings.items() if not (k in SCHEDULE and SCHEDULE & set(value))}
-    return Settings(**{**inherited, **value})

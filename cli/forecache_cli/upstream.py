@@ -87,6 +87,6 @@ def bump(
 def tell_licence(upstream: patches.Upstream, source: str = "git") -> None:
     """Say under which licence the files are, and where its text is."""
     limit = f" ({upstream.restriction})" if upstream.restriction else ""
-    files = upstream.wheel.licence_files if source == "wheel" and upstream.wheel else upstream.licence_files
-    names = ", ".join(Path(file).name for file in files)
+    files = upstream.wheel.licence_files if source == "wheel" and upstream.wheel else ()
+    names = ", ".join(dict.fromkeys(Path(file).name for file in (*files, *upstream.licence_files)))
     say(f"licence: {upstream.licence}{limit}; read {names} there")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import tree
-from .basis import Linear
+from .basis import Linear, Rule
 from .schedule import effective_steps
 from .snapshots import Snapshots
 from .streams import Stream
@@ -35,6 +35,7 @@ class AdaptiveGuidance:
         times: the N + 1 grid times. scale: ``s`` in ``v = c + s (c - u)``.
         tolerance: of the error test. cosine: threshold of the published test, replaces the error test.
         batch_dim: axis of independent items; all must pass.
+        rule: forecasts ``d``; by default a straight line through the last two. history: snapshots of ``d`` kept.
 
     Raises:
         ValueError: an argument out of range. RuntimeError: :meth:`uncond` before two full steps.
@@ -50,6 +51,8 @@ class AdaptiveGuidance:
         warmup: int = 2,
         refresh: int = 4,
         batch_dim: int | None = 0,
+        rule: Rule = Linear(1),  # noqa: B008  frozen
+        history: int = 2,
     ) -> None:
         if not tolerance > 0:
             raise ValueError(f"tolerance must be > 0, got {tolerance}")
@@ -61,6 +64,7 @@ class AdaptiveGuidance:
         self._last_effective = max(effective_steps(self.times), default=0)
         self.scale, self.tolerance, self.cosine = float(scale), tolerance, cosine
         self.warmup, self.refresh, self.batch_dim = warmup, refresh, batch_dim
+        self.rule, self.history = rule, history
         self.reset()
 
     def reset(self) -> None:
@@ -86,7 +90,7 @@ class AdaptiveGuidance:
         unconds, other = tree.flatten(uncond)
         if not tree.same(structure, other):
             raise ValueError(f"branches differ in structure: cond {structure[1]}, uncond {other[1]}")
-        streams = self._streams or {name: Stream(Linear(1), 2, self.batch_dim, 4.0) for name in conds}
+        streams = self._streams or {name: Stream(self.rule, self.history, self.batch_dim, None) for name in conds}
         differences = {name: c - unconds[name] for name, c in conds.items()}
         rows = {name: streams[name].snapshots.products(d, name) for name, d in differences.items()}
         worst, lowest, s = 0.0, 1.0, self.scale

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from . import gitrepo, wheel
 from .blobs import blob_id, git_mode, read_hooked
 from .errors import CheckoutError, PatchError
-from .lock import Upstream
+from .lock import SERIES_ROOT, Upstream
 from .marker import MARKER, Marker, make_marker, read_marker
 
 SOURCES = ("auto", "git", "wheel")
@@ -28,7 +28,11 @@ class Checkout:
 
 
 def checkout(
-    upstream: Upstream, root: Path, source: str = "auto", download: wheel.Download = wheel.download
+    upstream: Upstream,
+    root: Path,
+    source: str = "auto",
+    download: wheel.Download = wheel.download,
+    series_root: Path = SERIES_ROOT,
 ) -> Checkout:
     """Put the sparse paths of ``upstream`` at its pin into ``root``.
 
@@ -39,9 +43,11 @@ def checkout(
         root: destination: must not exist, be empty, or already be this checkout (then nothing is done).
         source: ``"git"``, ``"wheel"``, or ``"auto"``: git, and if that fails the wheel.
         download: replaces the download of the wheel; ``(wheel, folder) -> file``.
+        series_root: where the licence texts are that a wheel lacks, beside the patches.
 
     Raises:
-        CheckoutError: destination taken, source not reachable, commit missing, hash or blob id wrong, unsafe archive.
+        CheckoutError: destination taken, source not reachable, commit missing, hash or blob id wrong, unsafe archive, a
+            licence text that is nowhere to be had.
     """
     if source not in SOURCES:
         raise CheckoutError(f"source = {source!r}: must be one of {', '.join(SOURCES)}")
@@ -51,14 +57,14 @@ def checkout(
     if source == "git":
         return _build(upstream, root, "git", lambda folder: gitrepo.checkout_commit(upstream, folder))
     if source == "wheel":
-        return _build(upstream, root, "wheel", lambda folder: _from_wheel(upstream, folder, download))
+        return _build(upstream, root, "wheel", lambda folder: _from_wheel(upstream, folder, download, series_root))
     try:
         return checkout(upstream, root, "git")
     except PatchError as failure:
         if upstream.wheel is None:
             raise
         try:
-            result = checkout(upstream, root, "wheel", download)
+            result = checkout(upstream, root, "wheel", download, series_root)
         except PatchError as second:
             raise CheckoutError(f"neither source works: git: {failure}; wheel: {second}") from None
         return Checkout(result.root, result.marker, result.fresh, note=f"git was tried first: {failure}")
@@ -79,13 +85,20 @@ def _existing(upstream: Upstream, root: Path) -> Marker | None:
     return marker
 
 
-def _from_wheel(upstream: Upstream, root: Path, download: wheel.Download) -> None:
+def _from_wheel(upstream: Upstream, root: Path, download: wheel.Download, series_root: Path) -> None:
     if upstream.wheel is None:
         raise CheckoutError(f"the lock names no wheel for {upstream.name}; use the source git")
     with TemporaryDirectory() as folder:
         file = download(upstream.wheel, Path(folder))
         wheel.check_hash(file, upstream.wheel)
         wheel.extract(file, upstream, upstream.wheel, root)
+    for name in upstream.licence_files:
+        kept = series_root / upstream.upstream / name
+        if (root / name).is_file():
+            continue
+        if not kept.is_file():
+            raise CheckoutError(f"the wheel of {upstream.name} has no {name}, and there is none beside the patches")
+        (root / name).write_bytes(kept.read_bytes())
 
 
 def _build(upstream: Upstream, root: Path, source: str, fill: Callable[[Path], None]) -> Checkout:

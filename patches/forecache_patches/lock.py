@@ -40,7 +40,8 @@ class Wheel:
 
     Attributes:
         prefix: folder of the wheel; what lies below it belongs below ``root`` of the checkout (``""``: its top).
-        licence_files: files of the wheel that go to the top of the checkout.
+        licence_files: files of the wheel that go to the top of the checkout; what it lacks of the upstream's comes from
+            beside the patches.
         differs: files of the checkout that are not those of the commit.
     """
 
@@ -208,7 +209,7 @@ def _wheel(table: _Table) -> Wheel:
         sha256=table.text("sha256", r"[0-9a-f]{64}", "64 lower-case hex digits"),
         prefix=table.text("prefix", _ONE_LINE, "a folder in the wheel"),
         root=table.text("root", r"[^\r\n]*", "a folder of the checkout", default=""),
-        licence_files=table.paths("licence_files", required=True),
+        licence_files=table.paths("licence_files"),
         differs=table.paths("differs"),
     )
     if not is_inside(wheel.prefix):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from forecache import AdaptiveGuidance
+from forecache.basis import Linear
 
 Tensor = torch.Tensor
 GRID = [i / 20 for i in range(21)]
@@ -139,6 +140,17 @@ def test_uncond_is_exact_on_differences_linear_in_time() -> None:
     assert torch.allclose(got, truth, rtol=1e-12)
     frozen = c_of(grid[2]) - a - grid[1] * b  # control: the difference reused
     assert not torch.allclose(frozen, truth, rtol=1e-3)
+
+
+def test_another_rule_and_a_longer_history() -> None:
+    """A parabola through three differences is exact on one; the line through two, the default, is not."""
+    missed = {}
+    for name, options in {"parabola": {"rule": Linear(2, guard=8.0), "history": 3}, "line": {}}.items():
+        guidance = AdaptiveGuidance(times=GRID, scale=2.0, **options)
+        for i in (0, 1, 2):
+            guidance.observe(i, c_of(GRID[i]), c_of(GRID[i]) - GRID[i] ** 2)
+        missed[name] = float((guidance.uncond(3, c_of(GRID[3])) - (c_of(GRID[3]) - GRID[3] ** 2)).norm())
+    assert missed["parabola"] < 1e-12 < 1e-3 < missed["line"]
 
 
 def test_structures_and_errors() -> None:

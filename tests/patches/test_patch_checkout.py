@@ -191,3 +191,22 @@ def test_a_wheel_may_hold_the_package_under_another_name(toy):
     toy.write_lock(prefix=f"{PREFIX}/pkg", root="other")
     with pytest.raises(patches.CheckoutError, match="holds nothing below"):
         toy.checkout("second", source="wheel")
+
+
+def test_a_wheel_without_the_licence_gets_the_copy_beside_the_patches_or_none(toy: Toy) -> None:
+    text = toy.lock.read_text()
+    toy.lock.write_text("".join(line for line in text.splitlines(True) if "/LICENSE" not in line))
+    assert not toy.upstream.wheel.licence_files and toy.upstream.licence_files == ("LICENSE",)
+
+    def get(name: str) -> Path:
+        return patches.checkout(
+            toy.upstream, toy.folder / name, "wheel", lambda _, __: toy.wheel, toy.series_root
+        ).root  # fmt: skip
+
+    with pytest.raises(patches.CheckoutError, match="the wheel of toy has no LICENSE, and there is none beside"):
+        get("none")
+    assert not (toy.folder / "none").exists()
+    kept = toy.series_root / "toy" / "LICENSE"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(b"the text\n")
+    assert (get("kept") / "LICENSE").read_bytes() == b"the text\n"

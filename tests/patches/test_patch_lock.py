@@ -22,6 +22,22 @@ def test_shipped_licence_notes_stand_beside_the_patches(folder: str, version: st
     assert all(territory in notice for territory in ("European Union", "United Kingdom", "South Korea"))
 
 
+def test_a_licence_that_asks_for_a_copy_has_one_beside_the_patches() -> None:
+    licence = patches.SERIES_ROOT / "sam3d" / "LICENSE"
+    assert patches.blobs.blob_id(licence.read_bytes()) == "e58d758cc3d92e6d1a57b52f7e4d203d02a67e98"  # as in the pin
+    notice = licence.with_name("NOTICE").read_text(encoding="utf-8")
+    assert "SAM License" in notice and "adds a copy of it" in notice and "Trade controls" in notice
+
+
+def test_files_under_two_licences_have_both_beside_the_patches() -> None:
+    folder = patches.SERIES_ROOT / "fastsam3d"
+    # the MIT text as in the pin; the SAM License, which its repository lacks, as in that of SAM 3D Objects
+    assert patches.blobs.blob_id((folder / "LICENSE").read_bytes()) == "8df7ae10fcbb7ca78dc32c41978dc776ea51c18c"
+    assert (folder / "LICENSE-SAM").read_bytes() == (patches.SERIES_ROOT / "sam3d" / "LICENSE").read_bytes()
+    notice = (folder / "NOTICE").read_text(encoding="utf-8")
+    assert "Copyright (c) 2026 wlfeng0509" in notice and "SAM License" in notice and "MIT License" in notice
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
