@@ -143,9 +143,8 @@ class Forecaster:
                 f"history must be >= {self._planner.longest}, the longest weights of the plan, got {history}"
             )
         served = {group: self._planner.rule(group, rule) for group, rule in rules.items()}
-        self._stream: Callable[[str], Stream] = lambda name: Stream(
-            served[self.groups.of_stream(name)], history, batch_dim, guard
-        )
+        of_stream = self.groups.of_stream  # a lambda that held `self` would keep a dropped forecaster for the collector
+        self._stream: Callable[[str], Stream] = lambda name: Stream(served[of_stream(name)], history, batch_dim, guard)
         self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
         self._streams: dict[str, Stream] = {}
         self._structure: tree.Structure | None = None
