@@ -20,9 +20,10 @@ GENERATORS = {
     "hunyuan2mini": ("dmd", "hermite", "taylor", "auto"),
     "trellis": ("dmd", "hermite", "taylor", "auto"),
     "trellis2": ("dmd", "hermite", "taylor", "auto"),
+    "sam3d": ("dmd", "hermite", "taylor", "auto"),
     "fastsam3d": ("dmd", "hermite", "taylor", "auto"),
 }
-STAGED = ("trellis", "trellis2")  # measured stage by stage
+STAGED = ("trellis", "trellis2", "sam3d")  # measured stage by stage
 OWN_CACHE = ("fastsam3d",)  # measured against the cache that it carries; no wheel has its files
 # Generator -> its pins (choice of --pin -> name in the lock), the preferred first; left out: one, of its own name.
 PINS = {
@@ -160,3 +161,11 @@ def train_trellis(session: nox.Session) -> None:
     checkout = prepared(session, "auto", "trellis")
     for stage in ("sparse_structure", "slat"):
         session.run("python", "-m", "forecache_lab.reference.train_trellis", str(checkout), stage, *session.posargs)
+
+
+@nox.session
+def train_sam3d(session: nox.Session) -> None:
+    """Train the reference network of shape and pose (half an hour on one core). -- --out FILE --iterations N ..."""
+    install(session, "sam3d")
+    checkout = prepared(session, "auto", "sam3d")
+    session.run("python", "-m", "forecache_lab.reference.train_sam3d", str(checkout), *session.posargs)

@@ -1,7 +1,8 @@
-"""Control for the TRELLIS family: the forks' way, which forecasts the *combined* velocity and ignores the edge.
+"""Control: the forks' way, which forecasts the *combined* velocity and ignores the guidance edge.
 
-Re-implemented from what the forks of TRELLIS and TRELLIS.2 do (not from their text): one history of the velocity after
-guidance, on the step index, with HiCache's Hermite rule or any other, straight across the end of the guidance interval.
+Re-implemented from what the forks of TRELLIS, TRELLIS.2 and SAM 3D Objects do (not from their text): one history of the
+velocity after guidance, on the step index, with HiCache's Hermite rule or any other, straight across the end of the
+guidance interval.
 """
 
 from __future__ import annotations
@@ -30,26 +31,28 @@ def combined(
 ) -> Iterator[None]:
     """While it is on, ``sampler`` computes the velocity at the steps ``computed`` and forecasts it at the others.
 
-    ``edges``: steps that start a new history; the forks have none.
+    ``sampler``: one of the TRELLIS family, or a generator of SAM 3D with its Euler solver, whose velocity is a
+    dictionary. ``edges``: steps that start a new history; the forks have none.
     """
-    inside = sampler._inference_model
+    name, at = ("_inference_model", 1) if hasattr(sampler, "_inference_model") else ("_generate_dynamics", 0)
+    inside = getattr(sampler, name)
     count = itertools.count()
     caches: dict[bool, Forecaster] = {}
 
-    def velocity(model: Any, x_t: Any, t: Any, *args: Any, **kwargs: Any) -> Any:
-        i, sparse = next(count) % steps, is_sparse(x_t)
+    def velocity(*args: Any, **kwargs: Any) -> Any:
+        i, sparse = next(count) % steps, is_sparse(args[at])
         if sparse:
-            register(type(x_t))
+            register(type(args[at]))
         if i == 0:  # a new run
             dim = None if sparse else 0
             caches[sparse] = Forecaster(basis, steps=steps, computed=computed, edges=edges, batch_dim=dim)
-        return caches[sparse].step(i, lambda: inside(model, x_t, t, *args, **kwargs))
+        return caches[sparse].step(i, lambda: inside(*args, **kwargs))
 
-    sampler._inference_model = velocity
+    setattr(sampler, name, velocity)
     try:
         yield
     finally:
-        del sampler._inference_model
+        delattr(sampler, name)
 
 
 def fork_interval(steps: int, interval: int) -> int:
@@ -59,7 +62,7 @@ def fork_interval(steps: int, interval: int) -> int:
 
 def fork_schedule(steps: int, interval: int, last: bool = True) -> list[int]:
     """Computed steps of the forks: the first four, every ``interval``-th after them (:func:`fork_interval`), and
-    the last, which the structure stage of TRELLIS' fork leaves out.
+    the last, which the forks of TRELLIS' structure stage and of SAM 3D leave out.
     """
     gap = fork_interval(steps, interval)
     return [i for i in range(steps) if i < 4 or (i - 3) % gap == 0 or (last and i == steps - 1)]

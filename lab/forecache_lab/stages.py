@@ -25,7 +25,7 @@ from tqdm import tqdm
 from forecache import schedule
 from forecache.basis import Hermite, make_rule
 
-from . import geometry, render
+from . import geometry, pose, render
 from .combined import combined, fork_interval, fork_schedule
 from .drift import WrongSign
 
@@ -38,9 +38,10 @@ class Output:
     """One run of a stage.
 
     Attributes:
-        latent: what the sampler returned, features only. calls: at the network, by branch where that is known.
+        latent: what the sampler returned, features only; of leaves, the shape's. calls: at the network.
         seconds: of the sampler.
         occupancy: voxels that the latent decodes to; ``None``: the stage has none. mesh: its surface.
+        leaves: all that the sampler returned, if that is more. pose: what the others decode to.
     """
 
     latent: torch.Tensor
@@ -48,6 +49,8 @@ class Output:
     seconds: float
     occupancy: torch.Tensor | None = None
     mesh: trimesh.Trimesh | None = None
+    leaves: Mapping[str, torch.Tensor] | None = None
+    pose: pose.Pose | None = None
 
 
 def structure_latent(pipe: Any, cond: Mapping[str, Any], steps: int) -> torch.Tensor:
@@ -65,6 +68,8 @@ class Staged(Protocol):
     title: str
     conditions: str  #: one line for the table
     adapter: Any  #: module with ``enabled``
+    intervals: Sequence[int]  #: of the rows; :data:`INTERVALS` is in them
+    fork_last: bool  #: whether the forks compute the last step
 
     @property
     def grids(self) -> Mapping[str, Sequence[int]]:
@@ -82,7 +87,7 @@ class Staged(Protocol):
         ...
 
     def sampler(self, stage: str) -> Any:
-        """The stage's sampler object."""
+        """The stage's object for :func:`.combined.combined`."""
         ...
 
     def sample(self, stage: str, seed: int, steps: int) -> Output:
@@ -103,24 +108,24 @@ class Method:
     steps: int | None = None
 
 
-def methods(basis: str, steps: int) -> list[Method]:
+def methods(subject: Staged, basis: str, steps: int) -> list[Method]:
     """The rows of one table. The combined-velocity controls have as many calls as the rule that they stand below."""
     rows = [Method("uncached, again")]
-    for interval in INTERVALS:
+    for interval in subject.intervals:
         settings = {"basis": basis, "interval": interval, "warmup": WARMUP}
         rows.append(Method(f"{basis}, interval {interval}", settings))
         computed = schedule.fixed_interval(range(steps), interval, WARMUP)
         rows.append(
             Method(f"control: combined velocity, interval {interval}", None, make_rule(basis, (1, 0)), computed)
         )
-    for interval in sorted({fork_interval(steps, k) for k in INTERVALS}):
+    for interval in sorted({fork_interval(steps, k) for k in subject.intervals}):
         rows.append(
             Method(f"control: the forks' Hermite, interval {interval}", None, Hermite(2, 0.5),
-                   tuple(fork_schedule(steps, interval)))
+                   tuple(fork_schedule(steps, interval, subject.fork_last)))
         )  # fmt: skip
     wrong = {"basis": WrongSign(make_rule(basis, (1.0, 0.0))), "interval": 2, "warmup": WARMUP}
     rows.append(Method("control: wrong sign, interval 2", wrong))
-    for interval in INTERVALS:
+    for interval in subject.intervals:
         k = len(schedule.fixed_interval(range(steps), interval, WARMUP))
         rows.append(Method(f"Euler, {k} steps", steps=k))
     return rows
@@ -154,12 +159,17 @@ def score(output: Output, reference: Output) -> dict[str, float]:
         both, either = output.occupancy & reference.occupancy, output.occupancy | reference.occupancy
         found["occupancy IoU"] = float(both.sum() / either.sum())
         found["flip rate"] = float((output.occupancy ^ reference.occupancy).float().mean())
+    if output.pose is not None and reference.pose is not None:
+        found["rotation, degrees"] = float(pose.rotation_angle(output.pose.rotation, reference.pose.rotation))
+        found["scale ratio"] = float(pose.scale_ratio(output.pose.scale, reference.pose.scale))
+        found["translation"] = float(pose.translation_distance(output.pose.translation, reference.pose.translation))
     if output.mesh is not None and reference.mesh is not None:
         found["Chamfer"] = geometry.chamfer(output.mesh, reference.mesh)
     return found
 
 
 HIGHER = ("speed-up", "occupancy IoU")
+DRIFTS = ("latent drift", "rotation, degrees", "scale ratio", "translation")
 
 
 def summary(scores: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
@@ -173,6 +183,12 @@ def summary(scores: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     }
 
 
+def same(output: Output, reference: Output) -> bool:
+    """Whether all that the sampler returned is one, bit for bit."""
+    mine, theirs = ({"": each.latent, **(each.leaves or {})} for each in (output, reference))
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def smoke(subject: Staged) -> None:
     """Uncached twice and a full schedule give one latent in every stage, bit for bit.
 
@@ -182,11 +198,17 @@ def smoke(subject: Staged) -> None:
     for stage, grids in subject.grids.items():
         first, again = (run(subject, stage, 0, grids[-1], None) for _ in range(2))
         full = run(subject, stage, 0, grids[-1], Method("", {"basis": "reuse", "interval": 1}))
-        if not (torch.equal(first.latent, again.latent) and torch.equal(first.latent, full.latent)):
+        if not (same(first, again) and same(first, full)):
             raise RuntimeError(f"smoke: {stage}: uncached runs, or a full schedule, differ")
         if full.calls != first.calls:
             raise RuntimeError(f"smoke: {stage}: {first.calls} calls uncached, {full.calls} in a full schedule")
         print(f"smoke: {stage}: off is bit-identical, full schedule too, {first.calls} network calls")
+
+
+def cell(name: str, values: Sequence[float]) -> str:
+    """``median / p95``; a ratio near 1 in more digits."""
+    digits = 5 if name == "scale ratio" else 3
+    return " / ".join(f"{value:.{digits}g}" for value in values)
 
 
 def to_markdown(
@@ -202,11 +224,23 @@ def to_markdown(
     ]
     for label, row in rows.items():
         cells = [f"{row['calls'][0]:.0f}"]
-        cells += [f"{row[name][0]:.3g} / {row[name][1]:.3g}" for name in names if name != "calls"]
+        cells += [cell(name, row[name]) for name in names if name != "calls"]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     if floor is not None:
         lines.append(f"\nChamfer of the uncached mesh against another sampling of itself: {floor:.3g} (median).")
     return "\n".join(lines)
+
+
+def against_combined(rows: Mapping[str, Mapping[str, Sequence[float]]], basis: str, interval: int) -> str:
+    """The rule's median drift over that of the combined-velocity control of its interval, which has its calls."""
+    rule, control = rows[f"{basis}, interval {interval}"], rows[f"control: combined velocity, interval {interval}"]
+    found = []
+    for name in DRIFTS:
+        if name in rule:
+            mine, other = (np.log(row[name][0]) if name == "scale ratio" else row[name][0] for row in (rule, control))
+            found.append(f"{name} {mine / other:.2f}")
+    calls = " and ".join(f"{k:.0f}" for k in sorted({rule["calls"][0], control["calls"][0]}))
+    return f"{basis} over the combined velocity, interval {interval}, {calls} calls, medians: {', '.join(found)}"
 
 
 def check(rows: Mapping[str, Mapping[str, Sequence[float]]], basis: str) -> list[str]:
@@ -221,10 +255,11 @@ def check(rows: Mapping[str, Mapping[str, Sequence[float]]], basis: str) -> list
 
 
 def main(argv: list[str] | None = None) -> int:
+    from .subjects.sam3d import Sam3D
     from .subjects.trellis import Trellis
     from .subjects.trellis2 import Trellis2
 
-    subjects: dict[str, Any] = {"trellis": Trellis, "trellis2": Trellis2}
+    subjects: dict[str, Any] = {"sam3d": Sam3D, "trellis": Trellis, "trellis2": Trellis2}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subject", choices=sorted(subjects))
     parser.add_argument("checkout", type=Path, help="patched checkout of the upstream")
@@ -246,7 +281,9 @@ def main(argv: list[str] | None = None) -> int:
     tables, body, failed = [], {}, []
     shown: dict[str, list[trimesh.Trimesh]] = {}
     count = {stage: a.seeds or subject.seeds[stage] for stage in subject.grids}
-    total = sum((len(methods(a.basis, k)) + 1) * count[stage] for stage, grids in subject.grids.items() for k in grids)
+    total = sum(
+        (len(methods(subject, a.basis, k)) + 1) * count[stage] for stage, grids in subject.grids.items() for k in grids
+    )
     with tqdm(total=total, unit="run", file=sys.stdout, mininterval=2) as bar:
         for stage, grids in subject.grids.items():
             n = count[stage]
@@ -254,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
                 references = [run(subject, stage, seed, steps, None) for seed in range(n)]
                 bar.update(n)
                 rows, every = {}, {}
-                for method in methods(a.basis, steps):
+                for method in methods(subject, a.basis, steps):
                     bar.set_description(f"{stage}, {steps} steps, {method.label}", refresh=False)
                     outputs = []
                     for seed in range(n):
@@ -267,6 +304,7 @@ def main(argv: list[str] | None = None) -> int:
                 meshes = [r.mesh for r in references if r.mesh is not None]
                 floor = float(np.median([geometry.chamfer(m, m, seed=1000) for m in meshes])) if meshes else None
                 tables.append(to_markdown(stage, steps, n, rows, floor))
+                tables.append("\n".join(f"- {against_combined(rows, a.basis, k)}" for k in subject.intervals))
                 body[f"{stage}, {steps} steps"] = {"rows": rows, "runs": every}
                 failed += [f"{stage}, {steps} steps: {what}" for what in check(rows, a.basis)]
     a.out.mkdir(parents=True, exist_ok=True)

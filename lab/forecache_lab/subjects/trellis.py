@@ -11,16 +11,19 @@ import torch
 
 from forecache_adapters import trellis as adapter
 
+from ..combined import grid
 from ..reference import TEST_SEED, solids, trellis, trellis_latents
-from ..stages import Output, structure_latent
-
-FIRST = TEST_SEED + 64  # schedules were compared on the conditions below it
+from ..stages import INTERVALS, Output, structure_latent
 
 
 class Trellis:
     """See :class:`forecache_lab.stages.Staged`."""
 
     adapter = adapter
+    first = TEST_SEED + 64  # schedules were compared on the conditions below it
+    intervals: Sequence[int] = INTERVALS
+    fork_last = True
+    groups: Mapping[str, Mapping[str, Sequence[str]]] = {}
     title = "TRELLIS pipeline, small trained reference networks (not the real weights)"
     grids: Mapping[str, Sequence[int]] = {"sparse_structure": (12, 25), "slat": (12, 25)}
     seeds: Mapping[str, int] = {"sparse_structure": 8, "slat": 4}
@@ -58,9 +61,13 @@ class Trellis:
         """See :meth:`forecache_lab.stages.Staged.sampler`."""
         return getattr(self.pipe, f"{stage}_sampler")
 
+    def times(self, stage: str, steps: int) -> list[float]:
+        """See :meth:`forecache_lab.stage_plans.Planned.times`."""
+        return grid(steps, getattr(self.pipe, f"{stage}_sampler_params")["rescale_t"])
+
     def sample(self, stage: str, seed: int, steps: int) -> Output:
         """See :meth:`forecache_lab.stages.Staged.sample`."""
-        return self.run(stage, FIRST + seed, steps)
+        return self.run(stage, self.first + seed, steps)
 
     def run(self, stage: str, seed: int, steps: int) -> Output:
         """As :meth:`sample`, for a condition by its own number."""

@@ -12,13 +12,15 @@ import torch
 from forecache_adapters import trellis2 as adapter
 
 from ..reference import TEST_SEED, trellis2
-from ..stages import Output, structure_latent
+from ..stages import INTERVALS, Output, structure_latent
 
 
 class Trellis2:
     """See :class:`forecache_lab.stages.Staged`."""
 
     adapter = adapter
+    intervals: Sequence[int] = INTERVALS
+    fork_last = True
     title = "TRELLIS.2 pipeline, small random networks (not the real weights)"
     conditions = "CPU, 1 thread, torch.float32, the application's guidance and rescale"
     grids: Mapping[str, Sequence[int]] = {

@@ -1,0 +1,77 @@
+"""SAM 3D Objects' generators, stage by stage: a trained network makes shape and pose, a random one the latents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forecache_adapters import sam3d as adapter
+
+from ..reference import TEST_SEED, sam3d, sam3d_latents, sam3d_trained, trellis_latents
+from ..stages import INTERVALS, Output
+
+
+class Sam3D:
+    """See :class:`forecache_lab.stages.Staged`."""
+
+    adapter = adapter
+    title = "SAM 3D Objects, small networks (not the real weights): ss trained here on posed solids, slat random"
+    conditions = "CPU, 1 thread, torch.float32, guidance 7 (ss) and 1 (slat) on t in [0, 0.5], rescale_t 3 and 1"
+    grids: Mapping[str, Sequence[int]] = {"ss": (25,), "slat": (25,)}
+    seeds: Mapping[str, int] = {"ss": 8, "slat": 2}
+    first = TEST_SEED + 64
+    intervals: Sequence[int] = (*INTERVALS, 6)
+    fork_last = False
+    groups: Mapping[str, Mapping[str, Sequence[str]]] = {"ss": adapter.GROUPS}
+
+    def __init__(self, checkout: Path) -> None:
+        """Raises:
+        FileNotFoundError, RuntimeError: no checkout, or another one was imported before.
+        """
+        torch.set_num_threads(1)
+        self.upstream = sam3d.load(checkout)
+        self.trained = sam3d_trained.build_reference(self.upstream)
+        self.random = sam3d.build_small(self.upstream)
+        self.pipe = sam3d.Pipeline({f"{stage}_generator": self.sampler(stage) for stage in self.grids})
+        self.coords = sam3d.ball()
+        self._calls = 0
+        for stage in self.grids:
+            # inside of the network, whose own forward is the adapter's while that is on
+            self.sampler(stage).reverse_fn.backbone.t_embedder.register_forward_pre_hook(self._count)
+
+    def _count(self, *unused: Any) -> None:
+        self._calls += 1
+
+    def sampler(self, stage: str) -> Any:
+        """See :meth:`forecache_lab.stages.Staged.sampler`."""
+        return (self.trained if stage == "ss" else self.random).models[f"{stage}_generator"]
+
+    def times(self, stage: str, steps: int) -> list[float]:
+        """See :meth:`forecache_lab.stage_plans.Planned.times`."""
+        made = self.sampler(stage)
+        times = made._prepare_t_and_d(steps)[0] if stage == "ss" else made._prepare_t(steps)
+        return [float(t) for t in times]
+
+    def sample(self, stage: str, seed: int, steps: int) -> Output:
+        """See :meth:`forecache_lab.stages.Staged.sample`."""
+        return self.run(stage, self.first + seed, steps)
+
+    def run(self, stage: str, seed: int, steps: int) -> Output:
+        """As :meth:`sample`, for a condition by its own number."""
+        self.sampler(stage).inference_steps = steps
+        self._calls, start = 0, time.perf_counter()
+        if stage == "slat":
+            feats = self.random.sample_slat(seed, self.coords)
+            return Output(feats, self._calls, time.perf_counter() - start)
+        leaves = self.trained.sample_sparse_structure(seed)
+        seconds = time.perf_counter() - start
+        distances = sam3d_latents.to_distances(leaves["shape"])[0]
+        occupied, mesh = (
+            trellis_latents.occupied(distances),
+            trellis_latents.to_mesh(distances - trellis_latents.MARGIN),
+        )
+        return Output(leaves["shape"], self._calls, seconds, occupied, mesh, leaves, sam3d_latents.to_pose(leaves))
