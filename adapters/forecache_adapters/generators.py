@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .by_stage import SCHEDULE, by_stage
-from .ode_solver import Accelerator, Hook, key_of, order_of
+from .ode_hooks import Accelerator, Hook, key_of
+from .ode_solver import order_of
 from .settings import Settings
 
 BRANCHES = ("apart", "combined")

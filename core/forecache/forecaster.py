@@ -111,22 +111,13 @@ class Forecaster:
         self.groups = Groups(groups or {}, batch_dim)
         span = self.times[0], self.times[-1]
         self.rule = make_rule(basis, span, order, sigma)
-        rules = {"": self.rule} | {
-            name: self.rule if each.basis is None else make_rule(each.basis, span, each.order, each.sigma)
-            for name, each in self.groups.groups.items()
-        }
+        rules = self.groups.rules(self.rule, span)
         for rule in rules.values():
             if history < rule.floor:
                 raise ValueError(f"history must be >= {rule.floor} for basis {rule.name!r}, got {history}")
+        planned = None if plan is None else plan.computed
         self.computed = schedule.choose(
-            self.effective,
-            basis == "auto",
-            interval,
-            warmup,
-            end,
-            calls,
-            computed,
-            None if plan is None else plan.computed,
+            self.effective, basis == "auto", interval, warmup, end, calls, computed, planned
         )
         if basis == "auto" and plan is None and computed is None and len(self.computed) <= FEW < len(self.effective):
             self._warn(

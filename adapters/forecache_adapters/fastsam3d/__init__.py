@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..generators import Adapter
-from ..ode_solver import Accelerator, Hook
+from ..ode_hooks import Accelerator, Hook
 from ..sam3d import stage_of
 from .cached import CachedHook, CachedTrace, loop_of
 

@@ -17,7 +17,8 @@ import torch
 from forecache import Forecaster
 
 from ..branches import Compute, Joint, Server, StageTrace
-from ..ode_solver import Accelerator, Hook, Run, order_of
+from ..ode_hooks import Accelerator, Hook
+from ..ode_solver import Run, order_of
 from ..settings import Settings
 
 SCHEDULE = ("interval", "warmup", "end", "calls")
