@@ -31,6 +31,7 @@ from .drift import WrongSign
 
 INTERVALS = (2, 3)
 WARMUP = 4  # as the forks of these generators have it
+PLANS = Path(__file__).with_name("reference") / "plans"
 
 
 @dataclass
@@ -65,6 +66,7 @@ def structure_latent(pipe: Any, cond: Mapping[str, Any], steps: int) -> torch.Te
 class Staged(Protocol):
     """A generator as this measurement sees it."""
 
+    name: str  #: in the files of plans
     title: str
     conditions: str  #: one line for the table
     adapter: Any  #: module with ``enabled``
@@ -108,8 +110,10 @@ class Method:
     steps: int | None = None
 
 
-def methods(subject: Staged, basis: str, steps: int) -> list[Method]:
-    """The rows of one table. The combined-velocity controls have as many calls as the rule that they stand below."""
+def methods(subject: Staged, stage: str, basis: str, steps: int) -> list[Method]:
+    """The rows of one table. The combined-velocity controls have as many calls as the rule that they stand below; a
+    shipped plan is a row if it has them too.
+    """
     rows = [Method("uncached, again")]
     for interval in subject.intervals:
         settings = {"basis": basis, "interval": interval, "warmup": WARMUP}
@@ -118,6 +122,9 @@ def methods(subject: Staged, basis: str, steps: int) -> list[Method]:
         rows.append(
             Method(f"control: combined velocity, interval {interval}", None, make_rule(basis, (1, 0)), computed)
         )
+        plan = PLANS / f"{subject.name}-{stage}-{steps}-{len(computed)}.json"
+        if plan.is_file():
+            rows.append(Method(f"plan, interval {interval}", {"plan": plan}))
     for interval in sorted({fork_interval(steps, k) for k in subject.intervals}):
         rows.append(
             Method(f"control: the forks' Hermite, interval {interval}", None, Hermite(2, 0.5),
@@ -231,16 +238,16 @@ def to_markdown(
     return "\n".join(lines)
 
 
-def against_combined(rows: Mapping[str, Mapping[str, Sequence[float]]], basis: str, interval: int) -> str:
-    """The rule's median drift over that of the combined-velocity control of its interval, which has its calls."""
-    rule, control = rows[f"{basis}, interval {interval}"], rows[f"control: combined velocity, interval {interval}"]
+def against_combined(rows: Mapping[str, Mapping[str, Sequence[float]]], label: str, interval: int) -> str:
+    """A row's median drift over that of the combined-velocity control of its interval, which has its calls."""
+    rule, control = rows[label], rows[f"control: combined velocity, interval {interval}"]
     found = []
     for name in DRIFTS:
         if name in rule:
             mine, other = (np.log(row[name][0]) if name == "scale ratio" else row[name][0] for row in (rule, control))
             found.append(f"{name} {mine / other:.2f}")
     calls = " and ".join(f"{k:.0f}" for k in sorted({rule["calls"][0], control["calls"][0]}))
-    return f"{basis} over the combined velocity, interval {interval}, {calls} calls, medians: {', '.join(found)}"
+    return f"{label}, over the combined velocity, {calls} calls, medians: {', '.join(found)}"
 
 
 def check(rows: Mapping[str, Mapping[str, Sequence[float]]], basis: str) -> list[str]:
@@ -282,7 +289,9 @@ def main(argv: list[str] | None = None) -> int:
     shown: dict[str, list[trimesh.Trimesh]] = {}
     count = {stage: a.seeds or subject.seeds[stage] for stage in subject.grids}
     total = sum(
-        (len(methods(subject, a.basis, k)) + 1) * count[stage] for stage, grids in subject.grids.items() for k in grids
+        (len(methods(subject, stage, a.basis, k)) + 1) * count[stage]
+        for stage, grids in subject.grids.items()
+        for k in grids
     )
     with tqdm(total=total, unit="run", file=sys.stdout, mininterval=2) as bar:
         for stage, grids in subject.grids.items():
@@ -291,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
                 references = [run(subject, stage, seed, steps, None) for seed in range(n)]
                 bar.update(n)
                 rows, every = {}, {}
-                for method in methods(subject, a.basis, steps):
+                for method in methods(subject, stage, a.basis, steps):
                     bar.set_description(f"{stage}, {steps} steps, {method.label}", refresh=False)
                     outputs = []
                     for seed in range(n):
@@ -304,7 +313,9 @@ def main(argv: list[str] | None = None) -> int:
                 meshes = [r.mesh for r in references if r.mesh is not None]
                 floor = float(np.median([geometry.chamfer(m, m, seed=1000) for m in meshes])) if meshes else None
                 tables.append(to_markdown(stage, steps, n, rows, floor))
-                tables.append("\n".join(f"- {against_combined(rows, a.basis, k)}" for k in subject.intervals))
+                pairs = [(f"{kind}, interval {k}", k) for k in subject.intervals for kind in (a.basis, "plan")]
+                lines = [f"- {against_combined(rows, label, k)}" for label, k in pairs if label in rows]
+                tables.append("\n".join(lines))
                 body[f"{stage}, {steps} steps"] = {"rows": rows, "runs": every}
                 failed += [f"{stage}, {steps} steps: {what}" for what in check(rows, a.basis)]
     a.out.mkdir(parents=True, exist_ok=True)

@@ -129,19 +129,19 @@ def test_the_combined_control_is_inert_where_it_computes_and_gone_afterwards(sub
     assert stages.same(subject.sample("ss", 0, 25), reference)
 
 
-def test_branches_apart_drift_a_third_of_the_combined_velocity(subject):
-    """Interval 3, with the guidance interval's end among the skipped steps, at the same calls."""
-    rows = {m.label: m for m in stages.methods(subject, "taylor", 25)}
-    names = "taylor, interval 3", "control: combined velocity, interval 3"
-    scores = {name: [] for name in names}
-    for seed in range(5):
+def test_forecasts_drift_a_third_of_the_combined_velocity(subject):
+    """Interval 3 with guidance that ends on the way, at no more calls: the branches apart by rule, and the plan."""
+    rows = {m.label: m for m in stages.methods(subject, "ss", "auto", 25)}
+    names = "auto, interval 3", "plan, interval 3", "control: combined velocity, interval 3"
+    found = {name: [] for name in names}
+    for seed in range(4):
         reference = stages.run(subject, "ss", seed, 25, None)
         for name in names:
-            scores[name].append(stages.score(stages.run(subject, "ss", seed, 25, rows[name]), reference))
-    apart, control = (stages.summary(scores[name]) for name in names)
-    assert apart["calls"] == control["calls"]
-    assert apart["latent drift"][0] < control["latent drift"][0] / 3
-    assert apart["translation"][0] < control["translation"][0] / 3
+            found[name].append(stages.score(stages.run(subject, "ss", seed, 25, rows[name]), reference))
+    apart, plan, control = (stages.summary(found[name]) for name in names)
+    assert max(apart["calls"][0], plan["calls"][0]) <= control["calls"][0] == 20
+    for drift in ("latent drift", "rotation, degrees", "translation"):
+        assert apart[drift][0] < control[drift][0] / 2 and plan[drift][0] < control[drift][0] / 3, drift
 
 
 @pytest.mark.parametrize("budget", [9, 11])

@@ -19,6 +19,7 @@ class Sam3D:
     """See :class:`forecache_lab.stages.Staged`."""
 
     adapter = adapter
+    name = "sam3d"
     title = "SAM 3D Objects, small networks (not the real weights): ss trained here on posed solids, slat random"
     conditions = "CPU, 1 thread, torch.float32, guidance 7 (ss) and 1 (slat) on t in [0, 0.5], rescale_t 3 and 1"
     grids: Mapping[str, Sequence[int]] = {"ss": (25,), "slat": (25,)}

@@ -20,6 +20,7 @@ class Trellis:
     """See :class:`forecache_lab.stages.Staged`."""
 
     adapter = adapter
+    name = "trellis"
     first = TEST_SEED + 64  # schedules were compared on the conditions below it
     intervals: Sequence[int] = INTERVALS
     fork_last = True

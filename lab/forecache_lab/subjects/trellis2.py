@@ -19,6 +19,7 @@ class Trellis2:
     """See :class:`forecache_lab.stages.Staged`."""
 
     adapter = adapter
+    name = "trellis2"
     intervals: Sequence[int] = INTERVALS
     fork_last = True
     title = "TRELLIS.2 pipeline, small random networks (not the real weights)"
