@@ -21,8 +21,10 @@ GENERATORS = {
     "trellis": ("dmd", "hermite", "taylor", "auto"),
     "trellis2": ("dmd", "hermite", "taylor", "auto"),
     "sam3d": ("dmd", "hermite", "taylor", "auto"),
+    "fastsam3d": ("dmd", "hermite", "taylor", "auto"),
 }
 STAGED = ("trellis", "trellis2", "sam3d")  # measured stage by stage
+OWN_CACHE = ("fastsam3d",)  # measured against the cache that it carries; no wheel has its files
 # Generator -> its pins (choice of --pin -> name in the lock), the preferred first; left out: one, of its own name.
 PINS = {
     "hunyuan2mini": {"newest": "hunyuan2", "released": "hunyuan2-released"},
@@ -43,6 +45,8 @@ def prepared(session: nox.Session, source: str, *upstreams: str) -> Path:
         try:
             session.run("forecache", "upstream", "checkout", upstream, str(checkout), "--source", source)
         except nox.command.CommandFailed:
+            if upstream in OWN_CACHE:
+                session.skip("repository not reachable (the reason stands above), and no wheel has its files")
             if upstream == upstreams[-1]:
                 raise
             session.warn(
@@ -77,7 +81,7 @@ def drift(session: nox.Session, generator: str, basis: str) -> None:
     checkout = prepared(session, own.source, *([pins[own.pin]] if own.pin else pins.values()))
     session.run("forecache", "upstream", "status", str(checkout))
     out = Path("out", f"{generator}_{basis}")
-    module = "stages" if generator in STAGED else "session"
+    module = "own_cache" if generator in OWN_CACHE else "stages" if generator in STAGED else "session"
     command = ("-m", f"forecache_lab.{module}", generator, str(checkout), "--basis", basis, "--out", str(out))
     session.run("python", *command, *rest, env={"PYTHONWARNINGS": "ignore::FutureWarning"})
 

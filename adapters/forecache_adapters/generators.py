@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .by_stage import SCHEDULE, by_stage
-from .ode_solver import Accelerator, key_of, order_of, slopes_of
+from .ode_hooks import Accelerator, Hook, key_of
+from .ode_solver import order_of
 from .settings import Settings
 
 BRANCHES = ("apart", "combined")
@@ -24,6 +25,7 @@ class Adapter:
         stage_of: the stage of a generator that is given alone.
         groups_of: leaves of a generator's velocity that are forecast together, unless the settings say otherwise.
         others: endings of class names that have a cache of their own, and what to use with them.
+        hook_of: what is attached to a generator.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Adapter:
     stage_of: Callable[[Any], str]
     groups_of: Callable[[Any], Mapping[str, Sequence[str]]] = lambda generator: {}
     others: Mapping[str, str] = field(default_factory=dict)
+    hook_of: Callable[[Any], type[Hook]] = lambda generator: Hook
 
     def _generators(self, target: Any) -> dict[str, Any]:
         """By stage."""
@@ -79,7 +82,7 @@ class Adapter:
         for stage, each in chosen.items():
             if isinstance(each, Settings) and each.groups is None and each.plan is None:
                 chosen[stage] = replace(each, groups=self.groups_of(generators[stage]))
-        accelerator = Accelerator(self.name, generators, chosen, branches == "combined")
+        accelerator = Accelerator(self.name, generators, chosen, branches == "combined", self.hook_of)
         self.disable(pipeline)
         for hook in accelerator.hooks.values():
             hook.attach()
@@ -105,8 +108,7 @@ class Adapter:
             for ending, advice in self.others.items():
                 if kind.__name__.endswith(ending):
                     raise TypeError(f"generator: {kind.__name__} has a cache of its own; {advice}")
-        slopes_of(generator._solver)
-        order_of(generator.reverse_fn)
+        self.hook_of(generator).check(generator)
 
     def disable(self, pipeline: Any) -> None:
         """Detach the cache; nothing happens if there is none."""

@@ -111,22 +111,13 @@ class Forecaster:
         self.groups = Groups(groups or {}, batch_dim)
         span = self.times[0], self.times[-1]
         self.rule = make_rule(basis, span, order, sigma)
-        rules = {"": self.rule} | {
-            name: self.rule if each.basis is None else make_rule(each.basis, span, each.order, each.sigma)
-            for name, each in self.groups.groups.items()
-        }
+        rules = self.groups.rules(self.rule, span)
         for rule in rules.values():
             if history < rule.floor:
                 raise ValueError(f"history must be >= {rule.floor} for basis {rule.name!r}, got {history}")
+        planned = None if plan is None else plan.computed
         self.computed = schedule.choose(
-            self.effective,
-            basis == "auto",
-            interval,
-            warmup,
-            end,
-            calls,
-            computed,
-            None if plan is None else plan.computed,
+            self.effective, basis == "auto", interval, warmup, end, calls, computed, planned
         )
         if basis == "auto" and plan is None and computed is None and len(self.computed) <= FEW < len(self.effective):
             self._warn(
@@ -143,9 +134,8 @@ class Forecaster:
                 f"history must be >= {self._planner.longest}, the longest weights of the plan, got {history}"
             )
         served = {group: self._planner.rule(group, rule) for group, rule in rules.items()}
-        self._stream: Callable[[str], Stream] = lambda name: Stream(
-            served[self.groups.of_stream(name)], history, batch_dim, guard
-        )
+        of_stream = self.groups.of_stream  # a lambda that held `self` would keep a dropped forecaster for the collector
+        self._stream: Callable[[str], Stream] = lambda name: Stream(served[of_stream(name)], history, batch_dim, guard)
         self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
         self._streams: dict[str, Stream] = {}
         self._structure: tree.Structure | None = None

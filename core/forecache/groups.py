@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import tree
+from .basis import Rule, make_rule
 from .snapshots import Array
 
 
@@ -50,6 +51,12 @@ class Groups:
                 if leaf in self._group_of:
                     raise ValueError(f"groups: leaf {leaf!r} is in {self._group_of[leaf]!r} and in {name!r}")
                 self._group_of[leaf] = name
+
+    def rules(self, rule: Rule, span: tuple[float, float]) -> dict[str, Rule]:
+        """What forecasts each group, ``rule`` unless it has one of its own; "": the other leaves."""
+        own = {name: each for name, each in self.groups.items() if each.basis is not None}
+        made = {name: make_rule(each.basis, span, each.order, each.sigma) for name, each in own.items()}
+        return {"": rule, **dict.fromkeys(self.groups, rule), **made}
 
     def of_leaf(self, leaf: str) -> str:
         """The group of a leaf by its name in :mod:`forecache.tree`; "": none."""

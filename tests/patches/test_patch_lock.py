@@ -29,6 +29,15 @@ def test_a_licence_that_asks_for_a_copy_has_one_beside_the_patches() -> None:
     assert "SAM License" in notice and "adds a copy of it" in notice and "Trade controls" in notice
 
 
+def test_files_under_two_licences_have_both_beside_the_patches() -> None:
+    folder = patches.SERIES_ROOT / "fastsam3d"
+    # the MIT text as in the pin; the SAM License, which its repository lacks, as in that of SAM 3D Objects
+    assert patches.blobs.blob_id((folder / "LICENSE").read_bytes()) == "8df7ae10fcbb7ca78dc32c41978dc776ea51c18c"
+    assert (folder / "LICENSE-SAM").read_bytes() == (patches.SERIES_ROOT / "sam3d" / "LICENSE").read_bytes()
+    notice = (folder / "NOTICE").read_text(encoding="utf-8")
+    assert "Copyright (c) 2026 wlfeng0509" in notice and "SAM License" in notice and "MIT License" in notice
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -203,6 +203,7 @@ def test_published_methods(pipe, calls):
         ({"intervall": 3}, "intervall"),
         ({"basis": "hermite", "sigma": 1.5}, "sigma must lie in"),
         ({"basis": "reuse", "order": 2}, "order=2 belongs to"),
+        ({"adaptive_guidance": True}, "one call of the network serves both branches"),
     ],
 )
 def test_bad_settings_are_refused_when_enabled(pipe, settings, error):

@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..generators import Adapter
-from ..ode_solver import Accelerator
+from ..ode_hooks import Accelerator
 
 __all__ = ["GROUPS", "Accelerator", "change", "disable", "enable", "enabled", "key"]
 
