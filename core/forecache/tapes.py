@@ -97,7 +97,12 @@ class Recorder(Tape):
         missing = sorted(self.moving - record.velocities.keys())
         if missing:
             raise RuntimeError(f"run did not ask the cache at steps {missing}")
-        record.final = norms(flat(sample), record.parts)
+        vector, expected = flat(sample), next(iter(record.velocities.values())).cond.numel()
+        if self._groups and vector.numel() != expected:
+            raise ValueError(
+                f"run must return every leaf of the sample for groups: {expected} numbers, got {vector.numel()}"
+            )
+        record.final = norms(vector, record.parts)
         steps = sorted(record.velocities)
         window = torch.stack([record.relative(record.velocities[i].combined(record.scale)) for i in steps])
         record.gram = np.zeros((len(record.times) - 1,) * 2)

@@ -205,6 +205,11 @@ def test_the_loop_that_fits_is_the_run_that_the_plan_makes():
     assert np.isclose(np.median(found), expected, rtol=1e-2)
 
 
+def test_a_sample_without_a_group_is_refused():
+    with pytest.raises(ValueError, match="every leaf of the sample for groups: 49 numbers, got 40"):
+        calibrate(lambda s, c: run(s, c)["shape"], times=GRID, calls=6, seeds=[0], groups=POSE)
+
+
 def test_a_recording_keeps_its_groups(tmp_path):
     first = Calibration(run, times=GRID, seeds=range(2), groups=POSE, folder=tmp_path)
     plan = first.plan(6)
