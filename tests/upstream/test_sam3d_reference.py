@@ -39,7 +39,7 @@ def errors(made: pose.Pose, truth: pose.Pose) -> list[float]:
 def subject(checkouts):
     from forecache_lab.subjects.sam3d import Sam3D
 
-    return Sam3D(checkouts("sam3d", source="wheel"))
+    return Sam3D(checkouts("sam3d", patched=True, source="wheel"))
 
 
 @pytest.fixture(scope="module")
