@@ -118,25 +118,25 @@ def test_the_picture_and_its_guidance_change_the_sample(pipe):
     assert not torch.equal(right, wrong) and not torch.equal(right, unguided)
 
 
-@pytest.mark.parametrize(("steps", "budget"), [(12, 6), (25, 9)])
-def test_shipped_plans_drift_less_than_auto_with_as_many_calls(checkouts, steps, budget):
+@pytest.mark.parametrize(("stage", "steps", "budget"), [("sparse_structure", 25, 9), ("slat", 12, 6)])
+def test_shipped_plans_drift_less_than_auto_with_as_many_calls(checkouts, stage, steps, budget):
     from forecache_lab import stages
     from forecache_lab.subjects.trellis import Trellis
 
     subject = Trellis(checkouts("trellis", patched=True, source="wheel"))
-    plan = trellis.STRUCTURE_WEIGHTS.parent / "plans" / f"trellis-sparse_structure-{steps}-{budget}.json"
+    plan = trellis.STRUCTURE_WEIGHTS.parent / "plans" / f"trellis-{stage}-{steps}-{budget}.json"
     drift, calls = {}, {}
     for name, settings in {"plan": {"plan": plan}, "auto": {"calls": budget}}.items():
         found = []
         for seed in range(4):
-            reference = stages.run(subject, "sparse_structure", seed, steps, None)
-            output = stages.run(subject, "sparse_structure", seed, steps, stages.Method(name, settings))
+            reference = stages.run(subject, stage, seed, steps, None)
+            output = stages.run(subject, stage, seed, steps, stages.Method(name, settings))
             found.append(stages.relative(output, reference))
             calls[name] = output.calls
         drift[name] = float(np.median(found))
     assert calls["plan"] <= calls["auto"] and drift["plan"] < 0.75 * drift["auto"], (drift, calls)
     with pytest.raises(ValueError, match=f"steps: plan {steps}, run 20"):
-        stages.run(subject, "sparse_structure", 0, 20, stages.Method("", {"plan": plan}))
+        stages.run(subject, stage, 0, 20, stages.Method("", {"plan": plan}))
 
 
 def test_the_edge_of_guidance_costs_the_branches_a_fifth_of_the_combined_velocity(checkouts):
