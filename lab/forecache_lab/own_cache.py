@@ -10,12 +10,10 @@ are carved, the wrong sign is not told from the rule.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +22,7 @@ from tqdm import tqdm
 from forecache.basis import make_rule
 
 from .drift import WrongSign
-from .stages import summary
+from .stages import command_line, summary
 
 Leaves = Mapping[str, torch.Tensor]
 STEPS = 25
@@ -198,23 +196,7 @@ def measure(
 def main(argv: list[str] | None = None) -> int:
     from .subjects.fastsam3d import FastSam3D
 
-    subjects: dict[str, Any] = {"fastsam3d": FastSam3D}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=sorted(subjects))
-    parser.add_argument("checkout", type=Path, help="patched checkout of the upstream")
-    parser.add_argument("--basis", default="dmd")
-    parser.add_argument("--seeds", type=int, help="test conditions of every table")
-    parser.add_argument("--out", type=Path, required=True)
-    a = parser.parse_args(argv)
-    if a.seeds is not None and a.seeds < 1:
-        parser.error(f"--seeds must be >= 1, got {a.seeds}")
-    if a.out.exists() and not a.out.is_dir():
-        parser.error(f"--out must be a folder, got the file {a.out}")
-    try:
-        make_rule(a.basis, (0.0, 1.0))
-        subject: Accelerated = subjects[a.subject](a.checkout)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        parser.exit(1, f"error: {error}\n")
+    a, subject = command_line(__doc__, {"fastsam3d": FastSam3D}, argv)
     print(f"{subject.title}\n{subject.conditions}")
     tables, body, failed = [], {}, []
     with tqdm(total=sum(6 + carves for carves in subject.carves.values()), file=sys.stdout, mininterval=2) as bar:

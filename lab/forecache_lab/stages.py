@@ -261,13 +261,11 @@ def check(rows: Mapping[str, Mapping[str, Sequence[float]]], basis: str) -> list
     return failed
 
 
-def main(argv: list[str] | None = None) -> int:
-    from .subjects.sam3d import Sam3D
-    from .subjects.trellis import Trellis
-    from .subjects.trellis2 import Trellis2
-
-    subjects: dict[str, Any] = {"sam3d": Sam3D, "trellis": Trellis, "trellis2": Trellis2}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(
+    description: str | None, subjects: Mapping[str, Any], argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, Any]:
+    """Checked arguments of a measurement and its subject; a bad one ends the program with a line that says why."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subject", choices=sorted(subjects))
     parser.add_argument("checkout", type=Path, help="patched checkout of the upstream")
     parser.add_argument("--basis", default="dmd")
@@ -283,6 +281,16 @@ def main(argv: list[str] | None = None) -> int:
         subject = subjects[a.subject](a.checkout)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         parser.exit(1, f"error: {error}\n")
+    return a, subject
+
+
+def main(argv: list[str] | None = None) -> int:
+    from .subjects.sam3d import Sam3D
+    from .subjects.trellis import Trellis
+    from .subjects.trellis2 import Trellis2
+
+    subjects: dict[str, Any] = {"sam3d": Sam3D, "trellis": Trellis, "trellis2": Trellis2}
+    a, subject = command_line(__doc__, subjects, argv)
     print(f"{subject.title}\n{subject.conditions}")
     smoke(subject)
     tables, body, failed = [], {}, []
