@@ -118,5 +118,8 @@ def register(module: torch.nn.Module, hook: TransformerHook, name: str) -> None:
 
 
 def remove(module: torch.nn.Module, name: str) -> None:
-    """Detach."""
+    """Detach. The registry leaves ``forward`` in the instance where the class's own would do: that goes too."""
     HookRegistry.check_if_exists_or_initialize(module).remove_hook(name, recurse=False)
+    left = vars(module).get("forward")
+    if inspect.ismethod(left) and left.__self__ is module and left.__func__ is type(module).forward:
+        del module.forward
