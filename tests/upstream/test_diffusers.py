@@ -391,16 +391,17 @@ def test_a_plan_serves_a_pipeline():
         with adapter.enabled(pipe, cache=cache):
             return tiny.run(pipe, (seed,))
 
-    plan = calibrate(
-        run, times=times, calls=CALLS, seeds=range(2), made_for=adapter.key(pipe, pipe.guidance_scale), batch_dim=None
-    )
+    plan = calibrate(run, times=times, calls=CALLS, seeds=range(2), made_for=adapter.key(pipe, pipe.guidance_scale))
     reference = tiny.run(pipe, (9,))
     with adapter.enabled(pipe, plan=plan) as handle:
         planned = tiny.run(pipe, (9,))
     assert handle.trace.calls == {"call": CALLS} and 0 < relative(planned, reference) < 0.1
     with adapter.enabled(pipe, plan=plan), pytest.raises(ValueError, match="guidance_scale"):
         tiny.run(pipe, guidance_scale=1.5)
-    with adapter.enabled(pipe_of("flux"), cache=Forecaster(steps=STEPS)), pytest.raises(ValueError, match="one branch"):
+    with (
+        adapter.enabled(pipe_of("flux"), cache=Forecaster("linear", steps=STEPS)),
+        pytest.raises(ValueError, match="one branch"),
+    ):
         PIPELINES["flux"].run(pipe_of("flux"))
 
 
@@ -417,7 +418,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="calls must be >= 1"):
         adapter.enable(pipe, calls=0)
     with pytest.raises(ValueError, match="cache: give it alone"):
-        adapter.enable(pipe, cache=Forecaster(steps=STEPS), interval=3)
+        adapter.enable(pipe, cache=Forecaster("linear", steps=STEPS), interval=3)
     with pytest.raises(ValueError, match="belong to a transformer"):
         adapter.enable(pipe, steps=STEPS)
     with pytest.raises(ValueError, match="needs one of them"):

@@ -74,8 +74,7 @@ class TransformerHook(ModelHook):  # type: ignore[misc]
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """In place of the transformer's ``forward``."""
-        running = innermost()
-        if (running[-1] if running else None) is not self.owner:
+        if not self.is_asked():
             return self.fn_ref.original_forward(*args, **kwargs)
         given = dict(zip(self.names, args, strict=False)) | kwargs
         fresh, i = self.steps.locate(lambda: timestep_of(given))
@@ -89,9 +88,15 @@ class TransformerHook(ModelHook):  # type: ignore[misc]
         )  # fmt: skip
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Called by diffusers where a pipeline's call ends."""
-        self.close()
+        """Called by diffusers where a pipeline's call ends, which may be one nested in the call that is served."""
+        if self.is_asked():
+            self.close()
         return module
+
+    def is_asked(self) -> bool:
+        """Whether what happens to the transformer now belongs to the owner's call."""
+        running = innermost()
+        return (running[-1] if running else None) is self.owner
 
     def close(self) -> None:
         """End the run: free every snapshot."""
