@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from torch.utils import _pytree
 
 from ..branches import Apart, StageTrace
 from ..settings import Settings
@@ -63,7 +66,6 @@ class Run:
         self.trace = StageTrace()
         self.server = self._server()
         self.i, self.calls = -1, Counter[str]()
-        self.builders: dict[str, Callable[[Any], Any]] = {}
         self.forms: dict[str, bool] = {}
 
     def _server(self) -> Any:
@@ -101,9 +103,8 @@ class Run:
         def noted() -> Any:
             self.trace.count(name)
             computed.append(compute())
-            value, self.builders[stream] = taken_apart(computed[0])
-            computed.append(value)
-            return value
+            computed.append(taken_apart(computed[0]))
+            return computed[1]
 
         first = self.forms.setdefault(name, as_tuple)
         stream = name if as_tuple == first else f"{name}/return_dict={not as_tuple}"
@@ -112,19 +113,39 @@ class Run:
             return computed[0]
         self.server.open(i, state)
         served = self.server.branch(stream, noted)
-        return computed[0] if computed and served is computed[1] else self.builders[stream](served)
+        return computed[0] if computed and served is computed[1] else put_together(served)
 
     def close(self) -> None:
         """Free every snapshot."""
         if self.server is not None:
             self.server.close()
         self.server = None
-        self.builders.clear()
 
 
-def taken_apart(output: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """A transformer's output as containers that can be named leaf by leaf, and what makes the output of them again."""
-    if isinstance(output, Mapping):  # diffusers' output classes: dataclasses that are mappings without what is None
-        kind = type(output)
-        return dict(output), lambda value: kind(**value)
-    return output, lambda value: value
+@dataclass
+class Output:
+    """Fields of an output of diffusers' own classes (mappings without what is ``None``), named for the trace."""
+
+    kind: type
+    fields: dict[str, Any]
+
+
+_pytree.register_pytree_node(
+    Output,
+    lambda out: (list(out.fields.values()), (out.kind, tuple(out.fields))),
+    lambda leaves, context: Output(context[0], dict(zip(context[1], leaves, strict=True))),
+    flatten_with_keys_fn=lambda out: (
+        [(_pytree.GetAttrKey(name), leaf) for name, leaf in out.fields.items()],
+        (out.kind, tuple(out.fields)),
+    ),
+)
+
+
+def taken_apart(output: Any) -> Any:
+    """A transformer's output as a structure that can be named leaf by leaf."""
+    return Output(type(output), dict(output)) if isinstance(output, Mapping) else output
+
+
+def put_together(value: Any) -> Any:
+    """The inverse of :func:`taken_apart`."""
+    return value.kind(**value.fields) if isinstance(value, Output) else value
