@@ -86,6 +86,7 @@ class Apart:
         label: str = "",
     ) -> None:
         self.settings, self.times, self.traces = settings, times, traces
+        self.moving = schedule.effective_steps(times)  # a step with dt = 0 is never computed
         self.follow, self.label = follow, label
         self.histories: dict[str, Forecaster] = {}
         self.first: dict[str, int] = {}
@@ -112,11 +113,12 @@ class Apart:
         return cache.forecast(self.i)
 
     def _schedule(self, name: str) -> frozenset[int]:
-        first, total = self.first[name], len(self.times) - 1
+        first, total = self.first[name], len(self.moving)
         if name not in self.follow:
-            return self.settings.computed(range(first, total, self.i - first), total)
+            own = set(range(first, len(self.times) - 1, self.i - first))
+            return self.settings.computed([i for i in self.moving if i in own], total)
         late = range(first, first + (2 if self.settings.warmup is None else self.settings.warmup)) if first else ()
-        return self.settings.computed(range(total), total) | frozenset(late)
+        return self.settings.computed(self.moving, total) | frozenset(late)
 
     def again(self) -> bool:
         """Nothing is corrected without a plan."""

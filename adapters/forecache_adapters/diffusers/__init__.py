@@ -1,0 +1,112 @@
+"""Diffusers (0.40 and newer): pipelines with a transformer, or a transformer in a loop of your own. No patch.
+
+::
+
+    from forecache_adapters import diffusers as forecache_diffusers
+
+    handle = forecache_diffusers.enable(pipe, basis="auto", calls=14)
+    image = pipe("a chair", num_inference_steps=28).images[0]
+    print(handle.trace.calls)
+    forecache_diffusers.disable(pipe)
+
+The transformer's whole output, the velocity or noise that it predicts, is forecast: one small stream a branch. On a
+forecast step the transformer does not run; guidance, scheduler, callbacks and progress bar do, as ever.
+
+Branches: a cache context (``cond``, ``uncond``) has a history of its own; where a pipeline enters none, calls at one
+step are told apart by their order. A batch that holds both branches is one stream, whose items are independent anyway.
+
+Grid: that of the pipeline's scheduler, read when its call makes its first step. Time is sigma for flow-matching models,
+the timestep otherwise. A ControlNet runs at forecast steps too; its residuals are not needed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..settings import Settings
+from .attach import Handle, OnPipeline, OnTransformer, attached, check, plan_key, transformers
+from .grid import Counted, Scheduled
+
+__all__ = ["Handle", "disable", "enable", "enabled", "key"]
+
+
+def enable(
+    pipe_or_transformer: Any, *, scheduler: Any = None, steps: int | None = None, cache: Any = None, **settings: Any
+) -> Handle:
+    """Attach the cache; what has one gets the new settings.
+
+    Args:
+        pipe_or_transformer: ``DiffusionPipeline`` with a transformer, or a transformer.
+        scheduler: for a transformer: the one of the loop that calls it; ``set_timesteps`` begins a run.
+        steps: for a transformer, instead: how many steps its loop has. Then another timestep is another step, and the
+            step's number is the time, since later timesteps are not known. The run's memory is freed where the next
+            begins, or with ``handle.reset()``, which a loop that was broken off at its first step needs too.
+        cache: for one run, instead of settings: a forecaster, or what :func:`forecache.calibrate` hands to ``run``.
+            It serves one branch.
+        settings: see :class:`forecache_adapters.settings.Settings`. A plan serves each branch alone.
+
+    Raises:
+        TypeError: no transformer; a UNet; a cache of diffusers' own; a transformer compiled as a whole.
+        ValueError: a setting out of its range.
+    """
+    if cache is not None and settings:
+        raise ValueError(f"cache: give it alone, not with {', '.join(settings)}")
+    if settings.get("adaptive_guidance", False) is not False:
+        raise ValueError("adaptive_guidance: the pipeline's own code makes its calls")
+    chosen = Settings(**settings) if cache is None else cache
+    handle = _handle(pipe_or_transformer, chosen, scheduler, steps)
+    disable(pipe_or_transformer)
+    handle.attach()
+    return handle
+
+
+def _handle(target: Any, chosen: Any, scheduler: Any, steps: int | None) -> Any:
+    if not isinstance(target, torch.nn.Module):
+        if scheduler is not None or steps is not None:
+            raise ValueError("scheduler, steps: they belong to a transformer; a pipeline has a scheduler")
+        transformers(target)
+        return OnPipeline(target, chosen)
+    check(target)
+    if (scheduler is None) == (steps is None):
+        raise ValueError("scheduler, steps: a transformer needs one of them")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be >= 1, got {steps}")
+    return OnTransformer(target, chosen, Scheduled(lambda: scheduler) if steps is None else Counted(steps))
+
+
+def disable(pipe_or_transformer: Any) -> None:
+    """Detach the cache; nothing happens if there is none."""
+    handle: Any = attached(pipe_or_transformer)
+    if handle is not None:
+        handle.detach()
+
+
+@contextmanager
+def enabled(
+    pipe_or_transformer: Any, *, scheduler: Any = None, steps: int | None = None, cache: Any = None, **settings: Any
+) -> Iterator[Handle]:
+    """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
+    before: Any = attached(pipe_or_transformer)
+    handle = enable(pipe_or_transformer, scheduler=scheduler, steps=steps, cache=cache, **settings)
+    try:
+        yield handle
+    finally:
+        disable(pipe_or_transformer)
+        if before is not None:
+            before.attach()
+
+
+def key(pipe: Any, guidance_scale: float | None, transformer: str = "transformer") -> dict[str, Any]:
+    """What a plan for a pipeline's transformer is made for (``made_for``).
+
+    Raises:
+        ValueError: a transformer that the pipeline does not have.
+    """
+    found = transformers(pipe)
+    if transformer not in found:
+        raise ValueError(f"transformer must be among {', '.join(found)}, got {transformer!r}")
+    return plan_key(transformer, found[transformer], guidance_scale)

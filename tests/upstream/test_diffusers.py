@@ -1,0 +1,443 @@
+"""Pipelines of diffusers from the index, around tiny random transformers."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections import Counter
+
+import pytest
+import torch
+
+diffusers = pytest.importorskip("diffusers", minversion="0.40", reason="needs the extra `diffusers`")
+pytest.importorskip("transformers", reason="needs the extra `diffusers`: its pipelines import transformers")
+
+from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading  # noqa: E402
+
+from forecache import Forecaster, calibrate  # noqa: E402
+from forecache.basis import Linear  # noqa: E402
+from forecache.snapshots import Snapshots  # noqa: E402
+from forecache_adapters import diffusers as adapter  # noqa: E402
+from forecache_adapters.diffusers.run import Run  # noqa: E402
+from forecache_lab.drift import WrongSign  # noqa: E402
+from forecache_lab.reference.tiny_diffusers import PIPELINES, wake  # noqa: E402
+from upstream_helpers import relative  # noqa: E402
+
+STEPS, CALLS = 12, 6
+GUIDED = [name for name, tiny in PIPELINES.items() if tiny.per_step == 2]
+
+
+@functools.cache
+def pipe_of(name):
+    torch.set_num_threads(1)
+    return PIPELINES[name].build()
+
+
+@functools.cache
+def reference_of(name):
+    return PIPELINES[name].run(pipe_of(name))
+
+
+@pytest.fixture(params=list(PIPELINES))
+def name(request):
+    yield request.param
+    adapter.disable(pipe_of(request.param))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Batch sizes of the calls that reach the transformer's own ``forward``, whichever it is."""
+    seen: list[int] = []
+    for kind in {type(pipe_of(name).transformer) for name in PIPELINES}:
+        forward = kind.forward
+
+        @functools.wraps(forward)
+        def counted(self, *args, forward=forward, **kwargs):
+            seen.append(len(kwargs.get("hidden_states", args[0] if args else ())))
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "forward", counted)
+    return seen
+
+
+def test_off_and_a_full_schedule_are_bit_identical(name, calls):
+    tiny, pipe, reference = PIPELINES[name], pipe_of(name), reference_of(name)
+    former = type(pipe)
+    calls.clear()
+    assert torch.equal(tiny.run(pipe), reference) and len(calls) == tiny.per_step * STEPS
+    calls.clear()
+    handle = adapter.enable(pipe, basis="dmd", interval=1)
+    assert torch.equal(tiny.run(pipe), reference)
+    assert len(calls) == tiny.per_step * STEPS == handle.trace.computed
+    adapter.disable(pipe)
+    assert type(pipe) is former and "forward" not in vars(pipe.transformer)
+    assert torch.equal(tiny.run(pipe), reference)
+
+
+def test_forecast_steps_do_not_run_the_transformer(name, calls):
+    """Drift is bounded by that of the wrong sign, the control; a second run equals the first."""
+    tiny, pipe, reference = PIPELINES[name], pipe_of(name), reference_of(name)
+    drift = {}
+    for label, basis in {"linear": Linear(1), "wrong": WrongSign(Linear(1))}.items():
+        with adapter.enabled(pipe, basis=basis, calls=CALLS) as handle:
+            calls.clear()
+            latents = tiny.run(pipe)
+            assert len(calls) == tiny.per_step * CALLS == handle.trace.computed
+            assert torch.equal(tiny.run(pipe), latents)
+        for trace in handle.trace.branches.values():
+            kinds = [step.kind for step in trace.steps]
+            assert len(kinds) == STEPS and kinds.count("computed") == CALLS
+            assert kinds[0] == kinds[-1] == "computed"
+        drift[label] = relative(latents, reference)
+    assert 0 < drift["linear"] < drift["wrong"], drift
+
+
+class ByNorm:
+    """Weights that differ wherever the norms of the snapshots do, so between items; no fall-back covers it up."""
+
+    def weights(self, times, target, gram):
+        share = (gram.diagonal() / gram.diagonal().max()) ** 8
+        return share / share.sum()
+
+
+def test_batch_items_are_independent(name, monkeypatch):
+    """An item of a batch of two equals its own run, as nearly as uncached; one fit for both, the control, does not."""
+    tiny, pipe = PIPELINES[name], pipe_of(name)
+
+    def coupling(**settings):
+        with adapter.enabled(pipe, **settings):
+            return relative(tiny.run(pipe, (0, 1))[:1], tiny.run(pipe, (0,)))
+
+    floor = coupling(interval=1)
+    assert coupling(basis=ByNorm(), interval=3) <= 1e-6 + 10 * floor
+    whole = lambda self, times, batch_dim: Forecaster(ByNorm(), times=times, interval=1, batch_dim=None)  # noqa: E731
+    monkeypatch.setattr("forecache_adapters.settings.Settings.history_of", whole)
+    assert coupling(interval=3) > 1e-5 + 10 * floor
+
+
+@pytest.mark.parametrize("name", GUIDED, indirect=True)
+def test_contexts_are_apart(name, monkeypatch):
+    """Reuse serves each context its own newest value; contexts that change places every second step are seen."""
+    tiny, pipe, reference = PIPELINES[name], pipe_of(name), reference_of(name)
+    call, newest, served = Run.call, {}, Counter()
+
+    def watched(self, i, context, as_tuple, state, compute):
+        before = self.trace.computed
+        (out,) = call(self, i, context, as_tuple, state, compute)
+        if self.trace.computed > before:
+            newest[context] = out
+        else:
+            other = newest["uncond" if context == "cond" else "cond"]
+            assert torch.equal(out, newest[context]) and not torch.equal(out, other)
+            served[context] += 1
+        return (out,)
+
+    monkeypatch.setattr(Run, "call", watched)
+    with adapter.enabled(pipe, basis="reuse", calls=CALLS):
+        apart = tiny.run(pipe)
+    assert served == {"cond": STEPS - CALLS, "uncond": STEPS - CALLS}
+    assert not torch.equal(newest["cond"], newest["uncond"])
+
+    def swapped(self, i, context, *rest):
+        return call(self, i, context if i % 2 else {"cond": "uncond", "uncond": "cond"}[context], *rest)
+
+    monkeypatch.setattr(Run, "call", swapped)
+    with adapter.enabled(pipe, basis="reuse", calls=CALLS):
+        assert relative(tiny.run(pipe), reference) > 1.5 * relative(apart, reference)
+
+
+def test_callbacks_see_every_step():
+    tiny, pipe = PIPELINES["flux"], pipe_of("flux")
+    seen = []
+
+    def note(pipe, i, t, given):
+        seen.append(given["latents"].clone())
+        return given
+
+    with adapter.enabled(pipe, basis="linear", calls=CALLS):
+        latents = tiny.run(pipe, callback_on_step_end=note)
+    assert len(seen) == STEPS and torch.equal(seen[-1], latents)
+
+
+def test_runs_do_not_mix():
+    """Within a callback of one pipeline, another, and another that has the same transformer."""
+    flux, qwen = PIPELINES["flux"], PIPELINES["qwen-image"]
+    pipe, other = pipe_of("flux"), pipe_of("qwen-image")
+    third = type(pipe)(**{**pipe.components, "scheduler": diffusers.FlowMatchEulerDiscreteScheduler()})
+    third.set_progress_bar_config(disable=True)
+    with (
+        adapter.enabled(pipe, basis="linear", calls=CALLS) as handle,
+        adapter.enabled(other, basis="dmd", calls=CALLS + 1),
+        adapter.enabled(third, basis="reuse", calls=CALLS + 2) as handle_3,
+    ):
+        alone, alone_2, alone_3 = flux.run(pipe), qwen.run(other), flux.run(third, (3,))
+        assert not torch.equal(alone, alone_3)
+        nested = []
+
+        def interrupt(_, i, t, given):
+            if i == 5:
+                nested.extend([qwen.run(other), flux.run(third, (3,))])
+            return given
+
+        assert torch.equal(flux.run(pipe, callback_on_step_end=interrupt), alone)
+        assert torch.equal(nested[0], alone_2) and torch.equal(nested[1], alone_3)
+        assert handle.trace.computed == 2 * CALLS and handle_3.trace.computed == 2 * (CALLS + 2)
+
+
+def living():
+    gc.collect()
+    return sum(type(each) is Snapshots for each in gc.get_objects())
+
+
+def test_memory_is_freed_when_a_call_ends_or_raises():
+    tiny, pipe = PIPELINES["flux"], pipe_of("flux")
+    before, during = living(), []
+
+    def cancel(pipe, i, t, given):
+        during.append(living())
+        if i == 7:
+            raise KeyboardInterrupt
+        return given
+
+    with adapter.enabled(pipe, basis="dmd", interval=3):
+        reference = tiny.run(pipe)
+        assert living() == before
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run(pipe, callback_on_step_end=cancel)
+        assert during[-1] > before, "the control: they are seen where they live"
+        assert living() == before
+        assert not pipe.transformer._diffusers_hook.hooks
+        assert torch.equal(tiny.run(pipe), reference), "a cancelled run leaves nothing behind"
+        assert tiny.run(pipe, (0, 1)).shape[0] == 2, "another shape is another run"
+
+
+def test_enable_twice_replaces_and_enabled_restores():
+    tiny, pipe = PIPELINES["flux2"], pipe_of("flux2")
+    former = type(pipe)
+    adapter.enable(pipe, basis="linear", calls=8)
+    handle = adapter.enable(pipe, basis="linear", calls=CALLS)
+    tiny.run(pipe)
+    assert handle.trace.calls == {"call": CALLS}
+    with adapter.enabled(pipe, interval=1) as inner:
+        tiny.run(pipe)
+    tiny.run(pipe)
+    assert inner.trace.computed == STEPS and handle.trace.computed == CALLS
+    adapter.disable(pipe)
+    adapter.disable(pipe)
+    assert type(pipe) is former
+
+
+def test_few_steps_switch_it_off():
+    tiny, pipe = PIPELINES["flux2"], pipe_of("flux2")
+    reference = tiny.run(pipe, steps=4)
+    with adapter.enabled(pipe, interval=2) as handle, pytest.warns(UserWarning, match="off: 4 steps"):
+        assert torch.equal(tiny.run(pipe, steps=4), reference)
+    assert handle.trace.calls == {"call": 4} and "off" in handle.trace.notes[0]
+
+
+class Fetched(ModelHook):
+    """Stands for an offload hook, which moves weights before the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = 0
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.times += 1
+        return args, kwargs
+
+
+def test_offload_hooks_go_on_working():
+    """Those of diffusers' registry, set up before and after ``enable``; a forecast step fetches nothing."""
+    tiny = PIPELINES["flux2"]
+    pipe = tiny.build()
+    reference = tiny.run(pipe)
+    with adapter.enabled(pipe, basis="linear", calls=CALLS):
+        expected = tiny.run(pipe)
+    apply_group_offloading(
+        pipe.transformer, onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
+        offload_type="leaf_level",
+    )  # fmt: skip
+    adapter.enable(pipe, basis="linear", calls=CALLS)
+    hook = Fetched()
+    HookRegistry.check_if_exists_or_initialize(pipe.transformer).register_hook(hook, "fetched")
+    assert torch.equal(tiny.run(pipe), expected) and hook.times == CALLS
+    adapter.disable(pipe)
+    assert torch.equal(tiny.run(pipe), reference) and hook.times == CALLS + STEPS
+
+
+def test_the_hooks_of_accelerate_go_on_working():
+    hooks = pytest.importorskip("accelerate.hooks", reason="model offload is accelerate's")
+
+    class Moved(hooks.ModelHook):
+        times = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.times += 1
+            return args, kwargs
+
+    tiny = PIPELINES["flux2"]
+    pipe = tiny.build()
+    reference = tiny.run(pipe)
+    adapter.enable(pipe, basis="linear", calls=CALLS)
+    for _ in range(2):  # a pipeline takes them off and puts them on again after each call
+        hook = Moved()
+        hooks.add_hook_to_module(pipe.transformer, hook)
+        tiny.run(pipe)
+        assert hook.times == CALLS
+        hooks.remove_hook_from_module(pipe.transformer)
+    adapter.disable(pipe)
+    assert torch.equal(tiny.run(pipe), reference)
+
+
+def euler(sigmas=None, steps=STEPS):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    if sigmas is None:
+        scheduler.set_timesteps(steps)
+    else:
+        scheduler.set_timesteps(sigmas=sigmas)
+    return scheduler
+
+
+def loop(transformer, scheduler, contexts=True, stop=None, **options):
+    """A denoising loop of one's own with guidance; ``stop``: the step at which it is broken off."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 16, 16, generator=generator)
+    text, pooled = torch.randn(1, 6, 32, generator=generator), torch.randn(1, 8, generator=generator)
+    ids = torch.stack([torch.zeros(16), torch.arange(16) // 4, torch.arange(16) % 4], dim=1)
+
+    def velocity(context, prompt, t):
+        given = {
+            "hidden_states": x, "encoder_hidden_states": prompt, "pooled_projections": pooled, "img_ids": ids,
+            "txt_ids": torch.zeros(6, 3), "timestep": t[None] / 1000, "guidance": torch.ones(1), **options,
+        }  # fmt: skip
+        if not contexts:
+            return transformer(**given)[0]
+        with transformer.cache_context(context):
+            return transformer(**given)[0]
+
+    with torch.no_grad():
+        for i, t in enumerate(scheduler.timesteps):
+            if i == stop:
+                break
+            cond, uncond = velocity("cond", text, t), velocity("uncond", -text, t)
+            x = scheduler.step(uncond + 3 * (cond - uncond), t, x, return_dict=False)[0]
+    return x
+
+
+@pytest.fixture
+def transformer():
+    network = PIPELINES["flux"].build().transformer
+    yield network
+    adapter.disable(network)
+
+
+@pytest.mark.parametrize("contexts", [True, False])
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_a_transformer_in_a_loop_of_ones_own(transformer, contexts, counted, return_dict):
+    scheduler = euler()
+    options = {"contexts": contexts, "return_dict": return_dict}
+    reference = loop(transformer, scheduler, **options)
+    grid = {"steps": STEPS} if counted else {"scheduler": scheduler}
+    handle = adapter.enable(transformer, basis="linear", calls=CALLS, **grid)
+    scheduler.set_timesteps(STEPS)
+    first = loop(transformer, scheduler, **options)
+    assert handle.trace.calls == dict.fromkeys(("cond", "uncond") if contexts else ("call", "call[1]"), CALLS)
+    assert 0 < relative(first, reference) < 0.1
+    for stop in (7, None):  # a run that is broken off leaves nothing behind
+        scheduler.set_timesteps(STEPS)
+        latents = loop(transformer, scheduler, stop=stop, **options)
+    assert torch.equal(latents, first)
+    adapter.disable(transformer)
+    scheduler.set_timesteps(STEPS)
+    assert torch.equal(loop(transformer, scheduler, **options), reference)
+
+
+def test_a_step_that_moves_nothing_is_never_computed(transformer):
+    scheduler = euler(sigmas=[1 - i / 11 for i in range(12)])  # the scheduler ends with 0 too: dt = 0
+    reference = loop(transformer, scheduler)
+    handle = adapter.enable(transformer, scheduler=scheduler, basis="linear", interval=1)
+    scheduler.set_timesteps(sigmas=[1 - i / 11 for i in range(12)])
+    assert torch.equal(loop(transformer, scheduler), reference)
+    kinds = [step.kind for step in handle.trace.branches["cond"].steps]
+    assert kinds == ["computed"] * 11 + ["still"]
+    handle.reset()
+    assert living() == 0 or handle.registered.run is None
+
+
+def test_a_run_that_begins_late_has_the_rest_of_the_grid(transformer):
+    """Picture to picture: ``set_begin_index`` cuts the grid, and the budget is of what is left."""
+    scheduler = euler(steps=24)
+    handle = adapter.enable(transformer, scheduler=scheduler, basis="linear", calls=CALLS)
+    scheduler.set_begin_index(12)
+    scheduler.timesteps, rest = scheduler.timesteps, scheduler.timesteps[12:]
+
+    class Sliced:
+        timesteps, step = rest, staticmethod(scheduler.step)
+
+    loop(transformer, Sliced)
+    assert handle.trace.calls == {"cond": CALLS, "uncond": CALLS}
+    assert [step.index for step in handle.trace.branches["cond"].steps] == list(range(12))
+    assert handle.trace.branches["cond"].steps[0].time == pytest.approx(float(scheduler.sigmas[12]))
+
+
+def test_a_plan_serves_a_pipeline():
+    tiny, pipe = PIPELINES["flux2"], pipe_of("flux2")
+    tiny.run(pipe)
+    times = [float(sigma) for sigma in pipe.scheduler.sigmas]
+
+    def run(seed, cache):
+        with adapter.enabled(pipe, cache=cache):
+            return tiny.run(pipe, (seed,))
+
+    plan = calibrate(run, times=times, calls=CALLS, seeds=range(2), made_for=adapter.key(pipe, pipe.guidance_scale))
+    reference = tiny.run(pipe, (9,))
+    with adapter.enabled(pipe, plan=plan) as handle:
+        planned = tiny.run(pipe, (9,))
+    assert handle.trace.calls == {"call": CALLS} and 0 < relative(planned, reference) < 0.1
+    with adapter.enabled(pipe, plan=plan), pytest.raises(ValueError, match="guidance_scale"):
+        tiny.run(pipe, guidance_scale=1.5)
+    with (
+        adapter.enabled(pipe_of("flux"), cache=Forecaster("linear", steps=STEPS)),
+        pytest.raises(ValueError, match="one branch"),
+    ):
+        PIPELINES["flux"].run(pipe_of("flux"))
+
+
+def test_what_is_refused():
+    pipe = pipe_of("flux2")
+    unet = object.__new__(diffusers.UNet2DConditionModel)
+    torch.nn.Module.__init__(unet)
+    with pytest.raises(TypeError, match="UNet2DConditionModel is a UNet"):
+        adapter.enable(unet, steps=STEPS)
+    with pytest.raises(TypeError, match="no transformer"):
+        adapter.enable(object())
+    with pytest.raises(ValueError, match="adaptive_guidance"):
+        adapter.enable(pipe, adaptive_guidance=True)
+    with pytest.raises(ValueError, match="calls must be >= 1"):
+        adapter.enable(pipe, calls=0)
+    with pytest.raises(ValueError, match="cache: give it alone"):
+        adapter.enable(pipe, cache=Forecaster("linear", steps=STEPS), interval=3)
+    with pytest.raises(ValueError, match="belong to a transformer"):
+        adapter.enable(pipe, steps=STEPS)
+    with pytest.raises(ValueError, match="needs one of them"):
+        adapter.enable(pipe.transformer)
+    tiny = PIPELINES["flux"].build()
+    tiny.transformer.enable_cache(diffusers.TaylorSeerCacheConfig())
+    with pytest.raises(TypeError, match="disable_cache"):
+        adapter.enable(tiny)
+    tiny.transformer.disable_cache()
+    tiny.transformer = torch.compile(tiny.transformer)
+    with pytest.raises(TypeError, match="compiled as a whole"):
+        adapter.enable(tiny.transformer, steps=STEPS)
+    heun = PIPELINES["sd3"].build()
+    heun.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    with adapter.enabled(heun, interval=3), pytest.raises(ValueError, match=r"Heun.* 2 times a step"):
+        PIPELINES["sd3"].run(heun)
+
+
+def test_wake_draws_what_is_zero():
+    layer = torch.nn.Linear(2, 2)
+    torch.nn.init.zeros_(layer.weight)
+    assert wake(layer).weight.any()
