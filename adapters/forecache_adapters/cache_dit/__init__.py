@@ -13,7 +13,7 @@
 
 cache-dit decides which steps compute and keeps its first and last blocks computed; what is forecast in between is the
 residual of the middle blocks (``calibrator_cache_type="residual"``) or their output (``"hidden_states"``), of the image
-and of the text stream, each branch of a separate guidance by itself. ``cache_dit.summary`` and ``strify`` name the rule.
+and of the text stream, each branch of a separate guidance by itself. ``cache_dit.summary`` names the rule.
 
 Right here, whatever the installed cache-dit does (1.5.3 and before):
 

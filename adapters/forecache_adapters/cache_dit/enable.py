@@ -133,8 +133,8 @@ class Run:
         second = context.transformer_executed_steps % 2 == 1
         if same and not second:
             raise RuntimeError(
-                "enable_separate_cfg: three calls at one timestep; a solver with several calls a step, or a third branch,"
-                " cannot be told from the two branches"
+                "enable_separate_cfg: three calls at one timestep; a solver with several calls a step, or a third"
+                " branch, cannot be told from the two branches"
             )
         if second and not same:
             if context.cache_config.cfg_compute_first:
