@@ -114,7 +114,7 @@ class Run:
 
     def contexts(self, transformer: torch.nn.Module) -> list[Any]:
         known = self.handle._contexts
-        return [known[name] for name in transformer._context_names if name in known]
+        return [known[name] for name in vars(transformer)["_context_names"] if name in known]
 
     def over(self, context: Any) -> bool:
         """Whether the context has had all calls of a generation; never, where their number is not known."""
@@ -184,7 +184,7 @@ def enable(target: Any, cache_config: Any, *, options: Mapping[str, Any] | None 
     manager = vars(target).get("_context_manager")
     if manager is None:
         raise RuntimeError(f"cache-dit {version('cache-dit')} made no cache for {type(target).__name__}")
-    parts = [target] if isinstance(target, torch.nn.Module) else list(target.components.values())
+    parts = [target] if isinstance(target, torch.nn.Module) else list(vars(target).values())
     handle = Handle(manager, [each for each in parts if getattr(each, "_context_manager", None) is manager])
     vars(target)["forecache"] = handle
     return handle

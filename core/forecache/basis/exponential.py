@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -28,6 +29,11 @@ def terms_at(exponents: Array, tau: Array) -> Array:
     """``[..., m, terms]`` values of ``(exp(r tau) - 1) / r`` at ``tau[m]``, and of its limit ``tau`` where r = 0."""
     r, t = exponents[..., None, :], tau[:, None]
     return np.where(r == 0, t, np.expm1(r * t) / np.where(r == 0, 1, r))
+
+
+def ahead(r: float, t: float) -> float:
+    """:func:`terms_at` of one exponent and one time: plain arithmetic, since a forecast pays for it."""
+    return t if r == 0 else math.expm1(r * t) / r
 
 
 @remembered
@@ -97,7 +103,7 @@ class Exponential(Rule):
         size = np.inf
         for recency in self.recencies:
             for exponents, solved in fits(gram, tuple(tau[:-2].tolist()), recency):
-                older = terms_at(exponents, tau[-1:])[0] @ solved
+                older = np.array([ahead(r, tau[-1]) for r in exponents.tolist()]) @ solved
                 w = np.append(older, 1 - older.sum())
                 norm = float(np.abs(w).sum())
                 if norm <= self.guard:
