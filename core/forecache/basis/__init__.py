@@ -12,6 +12,7 @@ from ..snapshots import Array
 from .auto import Auto
 from .chebyshev import Chebyshev
 from .dmd import DMD
+from .exponential import Exponential
 from .hermite import Hermite
 from .linear import Linear
 from .reuse import Reuse
@@ -85,6 +86,7 @@ __all__ = [
     "NAMES",
     "Auto",
     "Chebyshev",
+    "Exponential",
     "Hermite",
     "Linear",
     "Reuse",

@@ -1,0 +1,35 @@
+"""cache-dit >= 1.5: forecasts inside DBCache, for every model that cache-dit knows, without a patch.
+
+::
+
+    from cache_dit import DBCacheConfig, steps_mask
+    from forecache_adapters import cache_dit as adapter
+
+    cache_config = DBCacheConfig(num_inference_steps=28, steps_computation_mask=steps_mask(total_steps=28))
+    handle = adapter.enable(pipe, cache_config)  # or a transformer by itself
+    image = pipe(prompt).images[0]
+    print(handle.shares)  # by context and stream: which rule served which share of the skipped steps
+    adapter.disable(pipe)
+
+cache-dit decides which steps compute and keeps its first and last blocks computed; what is forecast in between is the
+residual of the middle blocks (``calibrator_cache_type="residual"``) or their output (``"hidden_states"``), of the image
+and of the text stream, each branch of a separate guidance by itself. ``cache_dit.summary`` names the rule.
+
+Right here, whatever the installed cache-dit does (1.5.3 and before):
+
+- A transformer without its pipeline begins its second generation one call late, on the context of the first. Here the
+  context is renewed before the first call of a generation, which needs ``num_inference_steps``. A generation that was
+  broken off must be followed by ``cache_dit.refresh_context``.
+- With separate guidance the parity of the call counter names the branch, and one call less swaps the branches. Here a
+  call that is missing, as outside a guidance interval, is counted when the next ``timestep`` begins; a third call at
+  one timestep is refused.
+- Its DMD needs 4 evenly spaced computed steps and else serves a line of about twice the slope; its TaylorSeer keeps the
+  live tensor. Here the default rule takes anchors at any spacing, and snapshots are copies.
+"""
+
+from __future__ import annotations
+
+from .calibrator import Config, Forecasts
+from .enable import Handle, disable, enable, enabled
+
+__all__ = ["Config", "Forecasts", "Handle", "disable", "enable", "enabled"]

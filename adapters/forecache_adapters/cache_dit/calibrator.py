@@ -1,0 +1,160 @@
+"""A calibrator in cache-dit's sense: it is shown what computed steps give and asked for it on the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from cache_dit import CalibratorConfig
+from cache_dit.caching.cache_contexts.calibrators.base import CalibratorBase
+
+from forecache import Trace
+from forecache.basis import Exponential, Rule, make_rule
+from forecache.snapshots import MAX_HISTORY
+from forecache.streams import Stream
+from forecache.trace import Step
+
+
+@dataclass
+class Config(CalibratorConfig):  # type: ignore[misc]  # untyped upstream
+    """cache-dit's ``CalibratorConfig`` for a rule of this package; :func:`enable` makes it and puts it to work.
+
+    Attributes:
+        basis: "exponential" (:class:`forecache.basis.Exponential`), a name or object of :class:`forecache.Forecaster`.
+        history: snapshots kept per stream, at most 8.
+        order, sigma: of the rules that have them.
+        times: the sampler's own time at each of its steps, for rules whose clock it is; default: the step index, which
+            is all that cache-dit tells a calibrator.
+        calibrator_cache_type: "residual" of the middle blocks, or their "hidden_states".
+        enable_calibrator, enable_encoder_calibrator: forecast the image stream, the text stream.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    enable_calibrator: bool = True
+    enable_encoder_calibrator: bool = True
+    basis: Any = "exponential"
+    history: int = 6
+    order: int | None = None
+    sigma: float | None = None
+    times: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.calibrator_cache_type not in ("residual", "hidden_states"):
+            raise ValueError(
+                f"calibrator_cache_type must be 'residual' or 'hidden_states', got {self.calibrator_cache_type!r}"
+            )
+        if not self.rule().floor <= self.history <= MAX_HISTORY:
+            raise ValueError(
+                f"history must be {self.rule().floor}..{MAX_HISTORY} for basis {self.rule().name!r}, got {self.history}"
+            )
+        self.at_work = False  # not a field: cache-dit copies and merges those
+
+    def rule(self) -> Rule:
+        """The rule of :attr:`basis`."""
+        if self.basis == "exponential":
+            if self.order is not None or self.sigma is not None:
+                raise ValueError("order and sigma: basis 'exponential' has neither")
+            return Exponential()
+        times = self.times or (0.0, 1000.0)
+        return make_rule(self.basis, (times[0], times[-1]), self.order, self.sigma)
+
+    def strify(self, **kwargs: Any) -> str:
+        """The tag in ``cache_dit.summary`` and ``cache_dit.strify``."""
+        name = self.rule().name
+        return f"forecache({name}, history {self.history})" if kwargs.get("details") else f"forecache-{name}"
+
+    def __repr__(self) -> str:
+        return self.strify(details=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as they are: a rule stays a rule."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Arguments of the native calibrator that cache-dit builds first and :func:`enable` replaces.
+
+        Raises:
+            RuntimeError: handed to ``cache_dit.enable_cache``, where the native one would stay.
+        """
+        if not self.at_work:
+            raise RuntimeError("calibrator_config: call forecache_adapters.cache_dit.enable instead of enable_cache")
+        return {}
+
+
+class Forecasts(CalibratorBase):  # type: ignore[misc]  # untyped upstream
+    """One branch's stream of one context: its window, and what served its skipped steps.
+
+    Attributes:
+        trace: of the generation. A stream is called what cache-dit calls it, such as ``Bn_residual``.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.reset_cache()
+
+    def reset_cache(self) -> None:
+        """Begin a generation: no snapshot, a trace of its own."""
+        self.close()
+        self.step, self.trace = -1, Trace()
+
+    def close(self) -> None:
+        """Free every snapshot. The trace stays."""
+        self.streams: dict[str, Stream] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of snapshots held now."""
+        return sum(stream.snapshots.nbytes for stream in self.streams.values())
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Rules by their share of the skipped steps."""
+        served = Counter(rule for step in self.trace.steps for rule in step.rules.values())
+        return {rule: count / served.total() for rule, count in served.most_common()}
+
+    @property
+    def time(self) -> float:
+        """The sampler's time at this step.
+
+        Raises:
+            ValueError: more steps than ``times``.
+        """
+        if self.config.times is None:
+            return float(self.step)
+        if self.step >= len(self.config.times):
+            raise ValueError(f"times has {len(self.config.times)} steps, the sampler is at step {self.step}")
+        return float(self.config.times[self.step])
+
+    def mark_step_begin(self) -> None:
+        """The branch comes to its next step, whether computed or not."""
+        self.step += 1
+
+    def update(self, value: torch.Tensor, name: str = "default") -> None:
+        """Take a computed value.
+
+        Raises:
+            ValueError: another shape, dtype or device than before, NaN or infinity.
+        """
+        stream = self.streams.get(name) or Stream(self.config.rule(), self.config.history, 0, None)
+        stream.push(self.step, self.time, value, stream.snapshots.products(value, name))
+        self.streams[name] = stream
+        self.trace.steps.append(Step(self.step, self.time, "computed"))
+
+    def approximate(self, name: str = "default") -> torch.Tensor | None:
+        """The forecast at this step; ``None`` for a stream that no computed step has shown, as cache-dit expects it."""
+        if name not in self.streams:
+            return None
+        value, served = self.streams[name].forecast(self.step, self.time)
+        rules = {name: "/".join(dict.fromkeys(each.rule for each in served))}
+        reasons = list(dict.fromkeys(reason for each in served for reason in each.fallbacks))
+        fallbacks = {name: reasons} if reasons else {}
+        self.trace.steps.append(Step(self.step, self.time, "forecast", rules=rules, fallbacks=fallbacks))
+        return value
+
+    def __repr__(self) -> str:
+        return self.config.strify(details=True)

@@ -1,0 +1,116 @@
+"""Constant + decaying exponentials at any spacing of the anchors, a straight line included."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+
+from ..snapshots import Array
+from .dmd import remembered
+from .linear import Linear
+from .rule import Rule, Unfit, newest
+
+RIDGE = 1e-10  # of the trace of the normal equations: a line stays exact to as much
+EXACT = 1e-12  # of the squared motion: what is left of a window that one term reproduces
+TERM = 0.25  # of the residual of one term: what two must leave at most
+
+
+@cache
+def rates(terms: int) -> Array:
+    """Grid ``[g, terms]`` of exponents per mean gap: 0 (a line) and 8 that decay, or their 36 pairs."""
+    return np.array(list(combinations(np.append(0.0, -np.geomspace(0.02, 0.6, 8)), terms)))
+
+
+def terms_at(exponents: Array, tau: Array) -> Array:
+    """``[..., m, terms]`` values of ``(exp(r tau) - 1) / r`` at ``tau[m]``, and of its limit ``tau`` where r = 0."""
+    r, t = exponents[..., None, :], tau[:, None]
+    return np.where(r == 0, t, np.expm1(r * t) / np.where(r == 0, 1, r))
+
+
+def ahead(r: float, t: float) -> float:
+    """:func:`terms_at` of one exponent and one time: plain arithmetic, since a forecast pays for it."""
+    return t if r == 0 else math.expm1(r * t) / r
+
+
+@remembered
+def fits(gram: Array, tau: tuple[float, ...], recency: float) -> tuple[tuple[Array, Array], ...]:
+    """Fits of a window, best first: exponents ``[terms]`` and ``C [terms, n - 1]``.
+
+    ``v(tau) - v_n = sum_k c_k (exp(r_k tau) - 1)/r_k`` with ``c_k = sum_j C_kj (v_j - v_n)``: weighted least squares
+    over the ``n - 1`` older anchors at ``tau_j < 0``, ``om_j = recency^(-tau_j)``, for the exponents of the grid that
+    leave the least (variable projection, arXiv:1704.02343). The residual ``tr(Om (I - H)^T D (I - H))`` needs only the
+    Gram matrix D of the ``v_j - v_n``. Two terms, where the window determines them, must leave :data:`TERM` of it.
+    """
+    n = len(gram)
+    back = np.array(tau)
+    om = recency**-back
+    anchored = np.eye(n)[:-1] - newest(n)
+    d = anchored @ gram @ anchored.T
+    found: list[tuple[Array, Array]] = []
+    left = float(om @ np.diag(d))
+    enough = EXACT * left
+    for terms in range(1, min(3, n - 1)):
+        design = terms_at(rates(terms), back)
+        scaled = design * om[None, :, None]
+        system = np.swapaxes(scaled, 1, 2) @ design
+        system = system + RIDGE * np.trace(system, axis1=1, axis2=2)[:, None, None] * np.eye(terms)
+        solved = np.linalg.solve(system, np.swapaxes(scaled, 1, 2))
+        miss = np.eye(n - 1) - design @ solved
+        cost = np.einsum("j,gjk,kl,gjl->g", om, miss, d, miss)
+        k = int(cost.argmin())
+        if terms == 1 or cost[k] < TERM * left:
+            found.insert(0, (rates(terms)[k], solved[k]))
+        left = float(cost[k])
+        if left <= enough:
+            break
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Exponential(Rule):
+    """Constant + one or two terms, each a decaying exponential or a line, fitted to unevenly spaced snapshots.
+
+    For hosts whose computed steps are dense and sparse by turns (a mask 1 1 0 0 0 1 1 0 0 0), where an extrapolation of
+    the newest gap alone has a large ``||w||_1``. Of the :attr:`recencies`, sharpest first, the first fit that meets the
+    guard serves; each is exact on a line at any spacing. An oscillation is outside its family: there, a line is better.
+
+    Attributes:
+        recencies: weights of a snapshot per mean gap of age, each in (0, 1]; 1: all alike.
+
+    Raises:
+        ValueError: a recency out of its range.
+    """
+
+    recencies: tuple[float, ...] = (0.15, 0.4, 0.7, 1.0)
+    name = "exponential"
+    window = 6
+    floor = 3
+
+    def __post_init__(self) -> None:
+        if not self.recencies or not all(0 < each <= 1 for each in self.recencies):
+            raise ValueError(f"recencies must lie in (0, 1], got {self.recencies}")
+
+    def weights(self, times: Array, target: float, gram: Array) -> Array:
+        n = len(times)
+        if n < self.floor:
+            raise Unfit(f"{n} of {self.floor} snapshots")
+        tau = (np.append(times, target) - times[-1]) * ((n - 1) / (times[-1] - times[0]))
+        best = newest(n)
+        size = np.inf
+        for recency in self.recencies:
+            for exponents, solved in fits(gram, tuple(tau[:-2].tolist()), recency):
+                older = np.array([ahead(r, tau[-1]) for r in exponents.tolist()]) @ solved
+                w = np.append(older, 1 - older.sum())
+                norm = float(np.abs(w).sum())
+                if norm <= self.guard:
+                    return w
+                if norm < size:
+                    best, size = w, norm
+        return best
+
+    def lower(self) -> Rule | None:
+        return Linear(1)

@@ -1,0 +1,168 @@
+"""cache-dit's own DBCache around small random transformers, with forecasts of this package in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("cache_dit", reason="cache-dit is not installed: pip install 'forecache[cache-dit]'")
+
+import cache_dit
+from cache_dit.caching.cache_contexts.calibrators import DMDCalibrator
+from diffusers import FluxTransformer2DModel
+
+from forecache_adapters import cache_dit as adapter
+from forecache_adapters.cache_dit import Config, Forecasts
+
+POLICIES = ("slow", "medium", "fast", "ultra")
+STEPS = 28
+
+
+def transformer() -> FluxTransformer2DModel:
+    """Always the same random weights, none of them zero."""
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, pooled_projection_dim=8, axes_dims_rope=(4, 6, 6),
+    ).eval()  # fmt: skip
+
+
+@torch.no_grad()
+def denoise(network, guided=lambda i: False, seed=1) -> torch.Tensor:
+    """Euler from fixed noise; where ``guided(i)``, a second call with the other text."""
+    draw = torch.Generator().manual_seed(seed)
+    x, text = torch.randn(1, 16, 4, generator=draw), torch.randn(1, 8, 16, generator=draw)
+    ids = torch.zeros(16, 3)
+    ids[:, 1] = torch.arange(16)
+    for i in range(STEPS):
+        t = torch.tensor([1 - i / STEPS])
+
+        def velocity(words, x=x, t=t):
+            return network(
+                hidden_states=x, encoder_hidden_states=words, pooled_projections=words[:, 0, :8], timestep=t,
+                img_ids=ids, txt_ids=torch.zeros(8, 3), return_dict=False,
+            )[0]  # fmt: skip
+
+        v = velocity(text)
+        if guided(i):
+            other = velocity(-text)
+            v = other + 2 * (v - other)
+        x = x - v / STEPS
+    return x
+
+
+def always(i: int) -> bool:
+    return True
+
+
+def schedule(separate_cfg=False, policy="medium") -> cache_dit.DBCacheConfig:
+    mask = cache_dit.steps_mask(total_steps=STEPS, mask_policy=policy)
+    return cache_dit.DBCacheConfig(
+        Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=6, num_inference_steps=STEPS,
+        steps_computation_mask=mask, steps_computation_policy="static", enable_separate_cfg=separate_cfg,
+    )  # fmt: skip
+
+
+def replay(calibrator, policy, truth) -> list[float]:
+    """Largest error of each skipped step of a mask."""
+    errors = []
+    for t, compute in enumerate(cache_dit.steps_mask(total_steps=STEPS, mask_policy=policy)):
+        calibrator.mark_step_begin()
+        if compute:
+            calibrator.update(truth(t))
+        else:
+            errors.append(float((calibrator.approximate() - truth(t)).abs().max()))
+    return errors
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_straight_line_is_exact_and_the_rule_serves_it(policy):
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 1, 64, generator=draw, dtype=torch.float64)
+    ours = Forecasts(Config())
+    assert max(replay(ours, policy, lambda t: a + b * t)) < 1e-6
+    assert ours.shares == {"exponential": 1.0}
+    theirs = replay(DMDCalibrator(), policy, lambda t: a + b * t)
+    assert max(theirs) > 0.5 * float(b.abs().max()), "control: its own rule is off by steps of motion"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_rule_serves_a_curve_too(policy):
+    draw = torch.Generator().manual_seed(0)
+    a, b, c = torch.randn(3, 1, 64, generator=draw)
+    curve = Forecasts(Config())
+    ours = replay(curve, policy, lambda t: a + b * 0.95**t + c * 0.8**t)
+    reuse = replay(Forecasts(Config(basis="reuse")), policy, lambda t: a + b * 0.95**t + c * 0.8**t)
+    assert curve.shares["exponential"] >= 0.9
+    assert sum(ours) < 0.5 * sum(reuse)
+
+
+@pytest.mark.parametrize("kind", ["residual", "hidden_states"])
+def test_every_generation_equals_the_first_and_off_is_off(kind):
+    network = transformer()
+    bare = denoise(network)
+    handle = adapter.enable(network, schedule(), calibrator_cache_type=kind)
+    first = denoise(network)
+    assert not torch.equal(first, bare) and torch.dist(first, bare) < 0.1 * bare.norm()
+    assert handle.nbytes == 0, "the last step frees the snapshots"
+    assert all(torch.equal(denoise(network), first) for _ in range(2))
+    (streams,) = handle.traces.values()
+    assert set(streams) == {"calibrator", "encoder_calibrator"}
+    assert all(trace.forecast == schedule().steps_computation_mask.count(0) for trace in streams.values())
+    assert "forecache-exponential" in cache_dit.strify(network)
+    options = cache_dit.summary(network, logging=False)[-1].cache_options
+    assert "forecache(exponential" in str(options["calibrator_config"])
+    adapter.disable(network)
+    adapter.disable(network)
+    assert torch.equal(denoise(network), bare)
+    assert not network._forward_pre_hooks and not network._forward_hooks
+
+
+def test_control_cache_dit_alone_begins_its_second_generation_late():
+    network = transformer()
+    cache_dit.enable_cache(network, cache_config=schedule(), calibrator_config=cache_dit.TaylorSeerCalibratorConfig())
+    first = denoise(network)
+    assert not torch.equal(denoise(network), first), "once this fails, the renewal may go"
+    cache_dit.disable_cache(network)
+
+
+def test_branches_are_apart_and_a_missing_call_swaps_nothing():
+    network = transformer()
+    handle = adapter.enable(network, schedule(separate_cfg=True))
+    whole = denoise(network, always)
+    assert torch.equal(denoise(network, always), whole)
+    (streams,) = handle.traces.values()
+    assert len(streams) == 4 and len({trace.forecast for trace in streams.values()}) == 1
+
+    interval = denoise(network, lambda i: i < 20)  # guidance ends: one call a step from there on
+    (streams,) = handle.traces.values()
+    assert streams["calibrator"].steps[-1].index == STEPS - 1
+    assert max(step.index for step in streams["cfg_calibrator"].steps) < 20
+    assert streams["calibrator"].computed == schedule().steps_computation_mask.count(1)
+    assert torch.equal(denoise(network, lambda i: i < 20), interval)
+    assert torch.equal(denoise(network, always), whole), "nothing stays behind"
+
+
+def test_two_transformers_do_not_meet():
+    one, two = transformer(), transformer()
+    with adapter.enabled(one, schedule()), adapter.enabled(two, schedule(policy="fast"), basis="linear", order=1):
+        alone = denoise(one), denoise(two)
+        assert torch.equal(denoise(one), alone[0]) and torch.equal(denoise(two), alone[1])
+        assert not torch.equal(*alone)
+
+
+def test_what_is_refused():
+    network = transformer()
+    config = schedule()
+    with pytest.raises(RuntimeError, match="instead of enable_cache"):
+        cache_dit.enable_cache(transformer(), cache_config=config, calibrator_config=Config())
+    config.num_inference_steps = None
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        adapter.enable(network, config)
+    with pytest.raises(TypeError, match="DBCacheConfig"):
+        adapter.enable(network, None)
+    with pytest.raises(ValueError, match="history must be 3"):
+        adapter.enable(network, schedule(), history=2)
+    with pytest.raises(ValueError, match="hidden_states"):
+        adapter.enable(network, schedule(), calibrator_cache_type="velocity")
+    assert "forecache" not in vars(network) and "_context_manager" not in vars(network)
