@@ -27,6 +27,7 @@ def stub(*names: str) -> None:
     """
     if names[0] in sys.modules or importlib.util.find_spec(names[0]) is not None:
         return
+    _let_transformers_look(names[0])
     for name in names:
         module = _Stub(name)
         module.__path__ = []  # a package: its submodules can be imported
@@ -35,6 +36,16 @@ def stub(*names: str) -> None:
         parent, _, leaf = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], leaf, module)
+
+
+def _let_transformers_look(name: str) -> None:
+    """Have transformers ask for ``name`` now: it remembers the answer, and would take a stand-in for the package."""
+    if importlib.util.find_spec("transformers") is None or is_stub("transformers"):
+        return
+    from transformers import utils
+
+    for question in (f"is_{name}_available", f"is_{name}_v2_available"):
+        getattr(utils, question, bool)()
 
 
 def is_stub(name: str) -> bool:
