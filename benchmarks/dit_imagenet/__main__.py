@@ -23,7 +23,9 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
-Model = Annotated[str, typer.Option(help="'toy', or a DiT pipeline on this machine: facebook/DiT-XL-2-256 or a folder.")]
+Model = Annotated[
+    str, typer.Option(help="'toy', or a DiT pipeline on this machine: facebook/DiT-XL-2-256 or a folder.")
+]
 Steps = Annotated[int, typer.Option(help="Steps of the uncached sampler.")]
 Guidance = Annotated[float, typer.Option(help="s of u + s (c - u); 1: no second branch.")]
 Device = Annotated[str, typer.Option(help="'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1'.")]
@@ -41,7 +43,9 @@ def chosen(device: str) -> str:
 def run(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of chunks and results; goes on where it was.")],
     model: Model = sampling.TOY,
-    network: Annotated[str, typer.Option("--features", help="'stub', or a TorchScript Inception file.")] = features.STUB,
+    network: Annotated[
+        str, typer.Option("--features", help="'stub', or a TorchScript Inception file.")
+    ] = features.STUB,
     reference: Annotated[Path | None, typer.Option(help=".npz with mu and sigma: adds a column FID.")] = None,
     basis: Annotated[list[str] | None, typer.Option(help="Once per basis (default: all).")] = None,
     calls: Annotated[list[int] | None, typer.Option(help="Budget of calls; once per budget.")] = None,
@@ -64,6 +68,8 @@ def run(
         calls = [steps // 2, steps * 3 // 10, steps // 5]
     try:
         rows = methods.methods(basis or methods.BASES, calls or [], interval or [], plan_files or [], steps, warmup)
+        for path in plan_files or []:
+            plans.check(path, guidance, range(seed, seed + 2 * images))
         seen = features.load(network, where)
         bench = Bench(sampling.load(model, where, dtype), seen, steps, guidance, images, chunk, batch, seed)
         with Progress(transient=True) as bar:

@@ -39,17 +39,20 @@ class Chunk:
     latents: torch.Tensor
 
     def __add__(self, other: Chunk) -> Chunk:
-        arrays = ("drift", "mse", "calls", "seconds")
         return Chunk(
-            self.moments + other.moments, self.predictions + other.predictions,
-            *(np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays),
-            latents=torch.cat([self.latents, other.latents]),
-        )  # fmt: skip
+            self.moments + other.moments,
+            self.predictions + other.predictions,
+            np.concatenate([self.drift, other.drift]),
+            np.concatenate([self.mse, other.mse]),
+            np.concatenate([self.calls, other.calls]),
+            np.concatenate([self.seconds, other.seconds]),
+            torch.cat([self.latents, other.latents]),
+        )
 
     def save(self, path: Path) -> None:
         """The file is whole or not there. Of the symmetric ``outer`` one triangle is kept."""
         m, p = self.moments, self.predictions
-        body = {
+        body: dict[str, Any] = {
             "count": m.count, "total": m.total, "outer": m.outer[np.triu_indices(len(m.total))],
             "predicted": p.total, "plogp": p.plogp, "drift": self.drift, "mse": self.mse, "calls": self.calls,
             "seconds": self.seconds, "latents": self.latents.cpu().numpy(),

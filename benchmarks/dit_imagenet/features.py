@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,13 @@ def load(source: str, device: str) -> Features:
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"features must be {STUB!r} or {WANTED}; there is no file {source}")
+    jit: Any = torch.jit
     try:
-        network = torch.jit.load(str(path), map_location=device).eval()
+        network = jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
-        raise ValueError(f"features: {source} is not TorchScript (weights alone will not do); wanted: {WANTED}") from error
+        raise ValueError(
+            f"features: {source} is not TorchScript (weights alone will not do); wanted: {WANTED}"
+        ) from error
     taken = {argument.name for argument in network.forward.schema.arguments}
     of = _two_calls(network) if {"return_features", "no_output_bias"} <= taken else _one_call(network)
 
@@ -87,8 +91,9 @@ def stub(width: int = 32, classes: int = 10) -> Features:
     draw = torch.Generator().manual_seed(0)
 
     def weights(*shape: int) -> torch.Tensor:
-        fan = int(np.prod(shape[1:]))
-        return torch.randn(shape, generator=draw, dtype=torch.float64) * (2 / fan) ** 0.5
+        fan = math.prod(shape[1:])
+        drawn: torch.Tensor = torch.randn(shape, generator=draw, dtype=torch.float64) * (2 / fan) ** 0.5
+        return drawn
 
     first, second, last = weights(16, 3, 3, 3), weights(width, 16, 3, 3), 8 * weights(classes, width)
 

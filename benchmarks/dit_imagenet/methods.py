@@ -68,7 +68,7 @@ def methods(
         plan = Plan.load(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
         key = f"plan-{re.sub(r'[^A-Za-z0-9._-]', '_', path.stem)}-{digest}"
-        rows.append(Method(key, f"plan {path.stem}", "plan", {"plan": path}))
+        rows.append(Method(key, f"plan {path.stem.removeprefix('plan-')}", "plan", {"plan": path}))
         spent.add(len(plan.computed))
     rows += [Method(f"steps{k}", f"uncached, {k} steps", FEWER, steps=k) for k in sorted(spent)]
     if budgets:

@@ -1,12 +1,13 @@
 """Plans for a DiT pipeline with a DDIM sampler.
 
-DDIM without noise is Euler in ``s = (1/a - 1)^(1/2)``, a the cumulative product of the scheduler: with ``y = x / a^(1/2)``,
+DDIM without noise is Euler in ``s = (1/a - 1)^(1/2)``, a the scheduler's cumulative product: with ``y = x / a^(1/2)``,
 ``y' = y + (s' - s) eps``. So a plan is calibrated in s on the guided eps. One set of weights serves both branches and
 the variance, which are one output of the transformer; guidance is linear, so the guided forecast is the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,15 +49,15 @@ class Guided:
         last = self.timesteps[-1] - gap
         left.append(product[last] if last >= 0 else scheduler.final_alpha_cumprod.double())
         self.alphas = [float(a) for a in left]
-        self.times = [(1 / a - 1) ** 0.5 for a in self.alphas]
+        self.times = [math.sqrt(1 / a - 1) for a in self.alphas]
 
     def run(self, index: int, cache: Any) -> torch.Tensor:
         """Final latents of picture ``index``."""
-        y = self.noise(index) / self.alphas[0] ** 0.5
+        y = self.noise(index) / math.sqrt(self.alphas[0])
         for i in range(len(self.timesteps)):
-            eps = cache.step(i, lambda y=y, i=i: self.epsilon(y * self.alphas[i] ** 0.5, i, index))
+            eps = cache.step(i, lambda y=y, i=i: self.epsilon(y * math.sqrt(self.alphas[i]), i, index))
             y = y + (self.times[i + 1] - self.times[i]) * eps
-        return y * self.alphas[-1] ** 0.5
+        return y * math.sqrt(self.alphas[-1])
 
     def noise(self, index: int) -> torch.Tensor:
         """[1, 4, h, w]."""
@@ -71,12 +72,26 @@ class Guided:
         transformer, labels = self.model.pipe.transformer, [label_of(index)]
         if self.guidance > 1:
             labels, x = [*labels, 1000], torch.cat([x, x])
-        out = transformer(
+        out: torch.Tensor = transformer(
             x.to(transformer.dtype),
             timestep=torch.tensor([self.timesteps[i]] * len(x), device=x.device),
             class_labels=torch.tensor(labels, device=x.device),
         ).sample[:, : x.shape[1]].float()  # fmt: skip
         return out[1:] + self.guidance * (out[:1] - out[1:]) if self.guidance > 1 else out
+
+
+def check(path: Path, guidance: float, measured: range) -> None:
+    """What a plan's key does not tell.
+
+    Raises:
+        ValueError: a plan for another guidance, or one that was calibrated on noise that is ``measured``.
+    """
+    told = Plan.load(path).statistics
+    if told.get("guidance", guidance) != guidance:
+        raise ValueError(f"plan: {path} is for guidance {told['guidance']:g}, got {guidance:g}")
+    both = sorted(set(told.get("seeds", ())) & set(measured))
+    if both:
+        raise ValueError(f"plan: {path} was calibrated on noise that is measured here, seeds {both[0]}..{both[-1]}")
 
 
 def make(

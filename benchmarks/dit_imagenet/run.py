@@ -131,10 +131,13 @@ class Bench:
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """``||a - b|| / ||b||`` of each item."""
-    off, size = ((each).double().flatten(1).norm(dim=1) for each in (a - b, b))
-    return off / size
+    off, size = (torch.linalg.vector_norm(each.double().flatten(1), dim=1) for each in (a - b, b))
+    ratio: torch.Tensor = off / size
+    return ratio
 
 
 def device_name(device: str) -> str:
     """For tables."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.get_num_threads()} thread(s)"

@@ -53,26 +53,29 @@ def load(name: str, device: str, dtype: str) -> Model:
     """The toy, or a pipeline that is on this machine already.
 
     Raises:
-        ValueError: not on this machine, or another pipeline.
+        ValueError: not on this machine, another pipeline, or no such dtype.
     """
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     if name == TOY:
         pipe = replace(PIPELINES["dit"], scheduling=OF_DIT).build()
+        if kind != pipe.dtype:
+            raise ValueError(f"dtype: the toy is float32, got {dtype!r}")
         title = "tiny random network: plumbing only"
     else:
+        hub: Any = diffusers.DiffusionPipeline
         try:
-            pipe = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=kind, local_files_only=True)
+            pipe = hub.from_pretrained(name, torch_dtype=kind, local_files_only=True)
         except OSError as error:
             raise ValueError(
                 f"model: {name} is not on this machine, and nothing is downloaded here; run `hf download {name}` first,"
                 f" or pass {TOY!r} or a folder"
             ) from error
         title = name
-    if not isinstance(pipe, diffusers.DiTPipeline):
+    if type(pipe).__name__ != "DiTPipeline":
         raise ValueError(f"model: {name} is a {type(pipe).__name__}, wanted a DiTPipeline")
-    pipe.to(device, kind)
+    pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     return Model(pipe, title, fingerprint(pipe.transformer), device)
 

@@ -131,12 +131,11 @@ def plot(path: Path, settings: Mapping[str, Any], made: Sequence[Mapping[str, An
     base = next(row for row in made if row["group"] == UNCACHED)
     for axes, key, name in zip(panels, ("calls", "seconds"), ("transformer calls", "seconds per picture"), strict=True):
         for group, (colour, marker, dashes) in STYLE.items():
-            mine = sorted((_at(row[key]), row["fid_drift"]) for row in made if row["group"] == group)
+            mine = sorted((row for row in made if row["group"] == group), key=lambda row: row["calls"])
             if mine:
-                axes.plot(
-                    *zip(*mine, strict=True), label=group, color=colour, marker=marker, linestyle=dashes,
-                    linewidth=1.3, markersize=5,
-                )  # fmt: skip
+                at, drift = [_at(row[key]) for row in mine], [row["fid_drift"] for row in mine]
+                look = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": 1.3, "markersize": 5}
+                axes.plot(at, drift, label=group, **look)
         axes.axhline(floor["fid_drift"], color="0.6", linewidth=1)
         axes.axvline(_at(base[key]), color="0.6", linewidth=1, linestyle="--")
         axes.set(yscale="log", xlabel=name)
@@ -146,8 +145,8 @@ def plot(path: Path, settings: Mapping[str, Any], made: Sequence[Mapping[str, An
         fontsize=7, color="0.35",
     )  # fmt: skip
     panels[1].annotate(
-        "uncached", (_at(base["seconds"]), 0.01), xycoords=("data", "axes fraction"), rotation=90, ha="right",
-        fontsize=7, color="0.35",
+        "uncached", (_at(base["seconds"]), 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=7,
+        color="0.35",
     )  # fmt: skip
     panels[0].set_ylabel("FID drift to the uncached pictures")
     figure.suptitle(
