@@ -102,7 +102,19 @@ def model():
     return sampling.load(sampling.TOY, "cpu", "float32")
 
 
-def test_a_plan_for_ddim_and_its_sampler(model, tmp_path):
+@pytest.fixture(scope="module")
+def plan(model, tmp_path_factory):
+    """A plan's file, from the command."""
+    out = tmp_path_factory.mktemp("plans")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "load", lambda *given: model)
+        command = ["plan", f"--out={out}", f"--calls={CALLS}", f"--steps={STEPS}", "--seeds=100:102", "--device=cpu"]
+        result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and f"plan-{CALLS}.json: steps 0," in result.output, result.output
+    return out / f"plan-{CALLS}.json"
+
+
+def test_a_plan_for_ddim_and_its_sampler(model, plan):
     """The Euler form in s is the pipeline's DDIM; its plan beats the rule that it is given in place of."""
     sampler = plans.Guided(model, STEPS, GUIDANCE)
 
@@ -112,7 +124,6 @@ def test_a_plan_for_ddim_and_its_sampler(model, tmp_path):
     latents = sampler.run(3, Off()) / model.pipe.vae.config.scaling_factor
     wanted = sampling.sample(model, [3], 0, STEPS, GUIDANCE, None)
     assert float(loop.relative(latents, wanted.latents)) < 1e-5
-    (plan,) = plans.make(model, STEPS, GUIDANCE, [CALLS], range(100, 103), tmp_path)
     found = {
         name: sampling.sample(model, [3], 0, STEPS, GUIDANCE, settings)
         for name, settings in {"plan": {"plan": plan}, "linear": {"basis": "linear", "calls": CALLS}}.items()
@@ -120,18 +131,17 @@ def test_a_plan_for_ddim_and_its_sampler(model, tmp_path):
     assert {batch.calls for batch in found.values()} == {CALLS}
     off = {name: float(loop.relative(batch.latents, wanted.latents)) for name, batch in found.items()}
     assert 0 < off["plan"] < 0.5 * off["linear"], off
-    plan.save(tmp_path / "plan.json")
     with pytest.raises(ValueError, match=r"guidance 1\.5, got 4"):
-        plans.check(tmp_path / "plan.json", 4.0, range(8))
-    with pytest.raises(ValueError, match=r"measured here, seeds 101\.\.102"):
-        plans.check(tmp_path / "plan.json", GUIDANCE, range(101, 109))
+        plans.check(plan, 4.0, range(8))
+    with pytest.raises(ValueError, match=r"measured here, seeds 101\.\.101"):
+        plans.check(plan, GUIDANCE, range(101, 109))
 
 
 @pytest.fixture(scope="module")
-def made(model, tmp_path_factory):
-    """Rows of every basis, their chunks and their table."""
+def made(model, plan, tmp_path_factory):
+    """Rows of every basis and of a plan, their chunks and their table."""
     out = tmp_path_factory.mktemp("dit")
-    rows = methods.methods(methods.BASES, [CALLS], [], [], STEPS, None)
+    rows = methods.methods(methods.BASES, [CALLS], [], [plan], STEPS, None)
     bench = loop.Bench(model, features.stub(), STEPS, GUIDANCE, **SIZES)
     found = bench.run(rows, out, lambda what: None)
     return bench, rows, out, found, {row["group"]: row for row in table.summaries(rows, found, None)}
@@ -143,7 +153,7 @@ def test_rows(made):
     uncached = of[methods.UNCACHED]
     assert uncached["fid_drift"] == 0.0 and uncached["latent_drift"] == [0, 0] and uncached["psnr"] == [None, None]
     assert (uncached["calls"], uncached["cond"], uncached["uncond"], uncached["n"]) == (STEPS, STEPS, STEPS, 8)
-    for group in {*methods.BASES, methods.FEWER, methods.CONTROL}:
+    for group in {*methods.BASES, "plan", methods.FEWER, methods.CONTROL}:
         assert (of[group]["calls"], of[group]["cond"], of[group]["uncond"]) == (CALLS,) * 3
     for name in ("fid_drift", "latent_drift"):
         first = lambda value: value[0] if isinstance(value, list) else value  # noqa: E731
@@ -246,13 +256,13 @@ def test_feature_networks_from_files(tmp_path):
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) and a[0].std(axis=0).min() > 0
 
 
-def test_command_writes_table_plot_and_json(made, model, monkeypatch, tmp_path):
+def test_command_writes_table_plot_and_json(made, model, plan, monkeypatch, tmp_path):
     """In the folder of the other tests, so that only the table is made; with statistics to compare with."""
     _, _, out, found, of = made
     near = found[methods.UNCACHED].moments.gaussian()
     np.savez(tmp_path / "reference.npz", mu=near.mean + 0.5, sigma=near.covariance)
     monkeypatch.setattr(sampling, "load", lambda *given: model)
-    command = ["run", f"--out={out}", f"--calls={CALLS}", *BUDGET]
+    command = ["run", f"--out={out}", f"--calls={CALLS}", f"--plan={plan}", *BUDGET]
     result = CliRunner().invoke(app, [*command, f"--reference={tmp_path / 'reference.npz'}"])
     assert result.exit_code == 0, result.output
     written = json.loads((out / "results.json").read_text())
@@ -261,12 +271,14 @@ def test_command_writes_table_plot_and_json(made, model, monkeypatch, tmp_path):
     assert rows[methods.UNCACHED]["fid"] == pytest.approx(0.25 * len(near.mean))
     text = (out / "results.md").read_text()
     assert "plumbing only" in text and "stub" in text and "| exponential, calls 6 | 6 | 6 + 6 |" in text
+    assert "| plan 6 | 6 |" in text and rows["plan"]["fid_drift"] < rows["linear"]["fid_drift"]
     assert (out / "results.png").stat().st_size > 10_000 and "<svg" in (out / "results.svg").read_text()
     np.savez(tmp_path / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048)[:8])
     for options, message in (
         ([f"--reference={tmp_path / 'reference.npz'}"], "must come from one network"),
         ([f"--reference={tmp_path / 'none.npz'}"], "mu and sigma"),
         (["--basis=nonsense"], "basis must be among reuse, taylor"),
+        (["--guidance=4"], "is for guidance 1.5, got 4"),
         (["--calls=12"], "calls must be 2..11"),
         (["--interval=1"], "interval must be 2..11"),
         (["--batch=3"], "chunk of batch"),
@@ -277,9 +289,20 @@ def test_command_writes_table_plot_and_json(made, model, monkeypatch, tmp_path):
         assert refused.exit_code == 1 and message in refused.output, refused.output
 
 
-def test_what_is_not_on_this_machine_is_not_downloaded(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_pipeline_from_a_folder_in_half_precision(model, tmp_path):
+    model.pipe.save_pretrained(tmp_path)
+    loaded = sampling.load(str(tmp_path), "cpu", "bfloat16")
+    batch = sampling.sample(loaded, [5, 6], 0, STEPS, GUIDANCE, {"basis": "linear", "calls": CALLS})
+    assert loaded.pipe.dtype == torch.bfloat16 and loaded.weights != model.weights
+    assert torch.equal(sampling.decode(loaded, batch.latents), batch.pictures), "latents come back as they were"
+    exact = sampling.sample(model, [5, 6], 0, STEPS, GUIDANCE, {"basis": "linear", "calls": CALLS}).latents
+    assert float(loop.relative(batch.latents, exact).max()) < 0.1
+
+
+def test_what_is_not_on_this_machine_is_not_downloaded():
     with pytest.raises(ValueError, match="hf download nobody/no-dit"):
         sampling.load("nobody/no-dit", "cpu", "float32")
     with pytest.raises(ValueError, match="dtype must be float32"):
         sampling.load(sampling.TOY, "cpu", "int8")
+    with pytest.raises(ValueError, match="the toy is float32"):
+        sampling.load(sampling.TOY, "cpu", "bfloat16")
