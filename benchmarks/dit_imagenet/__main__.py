@@ -71,12 +71,12 @@ def run(
         for path in plan_files or []:
             plans.check(path, guidance, range(seed, seed + 2 * images))
         seen = features.load(network, where)
+        width = seen.width()
+        statistics = None if reference is None else table.reference_statistics(reference, width)
         bench = Bench(sampling.load(model, where, dtype), seen, steps, guidance, images, chunk, batch, seed)
         with Progress(transient=True) as bar:
             task = bar.add_task("", total=len(rows) * (images // chunk))
             found = bench.run(rows, out, lambda what: bar.update(task, advance=1, description=what))
-        width = len(found[methods.UNCACHED].moments.total)
-        statistics = None if reference is None else table.reference_statistics(reference, width)
         text = table.write(out, bench.settings(), table.summaries(rows, found, statistics), reference, width)
     except (ValueError, RuntimeError) as error:
         typer.echo(f"error: {error}", err=True)

@@ -35,6 +35,10 @@ class Features:
     digest: str
     of: Callable[[torch.Tensor], tuple[Array, Array]]
 
+    def width(self) -> int:
+        """D, from a black picture."""
+        return int(self.of(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0].shape[1])
+
 
 def load(source: str, device: str) -> Features:
     """The stub, or the network in a file.
