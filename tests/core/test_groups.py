@@ -59,8 +59,9 @@ def test_a_leaf_is_found_by_the_last_key_of_its_path():
 @pytest.mark.parametrize(
     ("groups", "axis", "message"),
     [
-        ({"pose": ()}, 0, "a group needs a name and leaves, got 'pose'"),
-        ({"": ("scale",)}, 0, "a group needs a name and leaves, got ''"),
+        ({"pose": ()}, 0, "a group needs an identifier and leaves, got 'pose'"),
+        ({"": ("scale",)}, 0, "a group needs an identifier and leaves, got ''"),
+        ({"pose.left": ("scale",)}, 0, "a group needs an identifier and leaves, got 'pose.left'"),
         ({"a": ("scale",), "b": ("scale",)}, 0, "leaf 'scale' is in 'a' and in 'b'"),
         (POSE, 2, "batch_dim must be 0, 1 or None with groups, got 2"),
     ],
@@ -80,6 +81,13 @@ def test_leaves_of_a_group_must_exist_and_agree():
     with pytest.raises(ValueError, match=r"must agree.*\(3, 1, 3\)"):
         cache.observe(0, {**given, "scale": value(3)["scale"]})
     assert not cache.trace.steps, "nothing was taken"
+
+
+def test_a_leaf_outside_of_a_group_must_not_bear_its_name():
+    """As a field of a named tuple it would be taken for the stream of the group."""
+    velocity = Guided(torch.ones(1, 5), {"scale": torch.ones(1, 3)})
+    with pytest.raises(ValueError, match="'cond' is also the name of a leaf outside of it, 'cond'"):
+        Forecaster(steps=4, calls=3, groups={"cond": ("scale",)}).observe(0, velocity)
 
 
 # --- forecasting ------------------------------------------------------------------------------------------------------
