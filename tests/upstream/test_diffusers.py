@@ -75,7 +75,7 @@ def test_off_and_a_full_schedule_are_bit_identical(name, calls):
 
 
 def test_forecast_steps_do_not_run_the_transformer(name, calls):
-    """Drift is bounded by that of the wrong sign, the control; a second run equals the first."""
+    """Drift is less than half of that with the wrong sign, the control; a second run equals the first."""
     tiny, pipe, reference = PIPELINES[name], pipe_of(name), reference_of(name)
     drift = {}
     for label, basis in {"linear": Linear(1), "wrong": WrongSign(Linear(1))}.items():
@@ -89,7 +89,7 @@ def test_forecast_steps_do_not_run_the_transformer(name, calls):
             assert len(kinds) == STEPS and kinds.count("computed") == CALLS
             assert kinds[0] == kinds[-1] == "computed"
         drift[label] = relative(latents, reference)
-    assert 0 < drift["linear"] < drift["wrong"], drift
+    assert 0 < 2 * drift["linear"] < drift["wrong"], drift
 
 
 class ByNorm:
