@@ -83,7 +83,7 @@ class Tiny:
                 given[f"{prefix}{name}"] = torch.ones(len(seeds), TEXT, dtype=self.mask)
         return given
 
-    def run(self, pipe: Any, seeds: Sequence[int] = (0,), steps: int = 12, **options: Any) -> torch.Tensor:
+    def run(self, pipe: Any, seeds: Sequence[int] = (0,), steps: int = 10, **options: Any) -> torch.Tensor:
         """Latents (of DiT: pictures) of one call for a batch of seeds."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         given = {**self.inputs(seeds), "output_type": "latent", **self.call, **options}
@@ -212,6 +212,6 @@ PIPELINES: dict[str, Tiny] = {
     "qwen-image-edit": Tiny(
         "QwenImageEditPipeline", "QwenImageTransformer2DModel", FLOW, QWEN,
         width=16, mask=torch.long, per_step=2, finish=_edits_small_pictures,
-        call={"true_cfg_scale": 3.0, "height": 64, "width": 64, "image": Image.linear_gradient("L").convert("RGB")},
+        call={"true_cfg_scale": 5.0, "height": 64, "width": 64, "image": Image.linear_gradient("L").convert("RGB")},
     ),
 }  # fmt: skip
