@@ -406,6 +406,8 @@ def offload(pipe, how, monkeypatch):
         monkeypatch.setattr(kind, method, counted)
 
     if how.endswith("_level"):
+        if diffusers.__version__ < "0.41" and not torch.accelerator.is_available():
+            pytest.skip("groups of diffusers 0.40 need an accelerator")
         counting(pytest.importorskip("diffusers.hooks.group_offloading").ModuleGroup, "onload_")
         blocks = {"num_blocks_per_group": 1} if how == "block_level" else {}
         apply_group_offloading(pipe.transformer, onload_device=cpu, offload_device=cpu, offload_type=how, **blocks)

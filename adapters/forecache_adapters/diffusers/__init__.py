@@ -87,7 +87,7 @@ def enable(
     return handle
 
 
-def _handle(target: Any, chosen: Any, level: str, scheduler: Any, steps: int | None) -> Any:
+def _handle(target: Any, chosen: Any, level: str, scheduler: Any, steps: int | None) -> OnPipeline | OnTransformer:
     if not isinstance(target, torch.nn.Module):
         if scheduler is not None or steps is not None:
             raise ValueError("scheduler, steps: they belong to a transformer; a pipeline has a scheduler")

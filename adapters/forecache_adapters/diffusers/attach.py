@@ -129,7 +129,10 @@ def plan_key(name: str, transformer: Any, guidance_scale: float | None) -> dict[
 
 def attached(target: Any) -> Handle | None:
     """What a pipeline or transformer has attached to it."""
+    handle: Handle | None
     if isinstance(target, torch.nn.Module):
-        hook = target._diffusers_hook.get_hook(NAME) if hasattr(target, "_diffusers_hook") else None
-        return None if hook is None else hook.handle
-    return vars(type(target)).get(NAME)
+        registry: Any = getattr(target, "_diffusers_hook", None)
+        handle = None if registry is None else getattr(registry.get_hook(NAME), "handle", None)
+    else:
+        handle = vars(type(target)).get(NAME)
+    return handle
