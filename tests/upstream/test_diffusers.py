@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
+import inspect
 import threading
 import weakref
 from collections import Counter
@@ -23,7 +25,7 @@ from forecache_adapters import diffusers as adapter  # noqa: E402
 from forecache_adapters.diffusers.head import Head  # noqa: E402
 from forecache_adapters.diffusers.run import Run  # noqa: E402
 from forecache_lab.drift import WrongSign  # noqa: E402
-from forecache_lab.reference.tiny_diffusers import PIPELINES, wake  # noqa: E402
+from forecache_lab.reference.tiny_diffusers import PIPELINES, slow, wake  # noqa: E402
 from upstream_helpers import relative  # noqa: E402
 
 STEPS, CALLS = 10, 5
@@ -468,11 +470,10 @@ def test_the_hooks_of_accelerate_may_come_and_go():
     assert pipe.transformer.forward == forward
 
 
-@pytest.mark.parametrize("level", ["velocity", "last_block"])
 @pytest.mark.parametrize("whole", [False, True])
-def test_compiled_graphs_are_those_without_the_cache(whole, level):
+def test_compiled_graphs_are_those_without_the_cache(whole):
     """No graph breaks (``fullgraph``), and not one graph more than uncached: the cache stays outside."""
-    tiny, graphs = PIPELINES["flux"], []
+    tiny, graphs, levels = PIPELINES["flux"], [], ["velocity", "last_block"]
     pipe = tiny.build()
 
     def backend(graph, inputs):
@@ -481,27 +482,23 @@ def test_compiled_graphs_are_those_without_the_cache(whole, level):
 
     torch._dynamo.reset()
     if whole:
-        eager = tiny.build().transformer
+        made_for = adapter.key(pipe, None)
         pipe.transformer = torch.compile(pipe.transformer, backend=backend, fullgraph=True)
-        if level == "last_block":
-            with pytest.raises(TypeError, match="one graph"):
-                adapter.enable(pipe, level=level)
-            return
-        assert (
-            adapter.key(pipe, None)["weights"]
-            == adapter.key(type(pipe)(**{**pipe.components, "transformer": eager}), None)["weights"]
-        )
+        assert adapter.key(pipe, None) == made_for
+        with pytest.raises(TypeError, match="one graph"):
+            adapter.enable(pipe, level=levels.pop())
     else:
         pipe.transformer.compile_repeated_blocks(backend=backend, fullgraph=True)
     assert torch.equal(tiny.run(pipe), reference_of("flux"))
     uncached = len(graphs)
     assert uncached > 0
-    with adapter.enabled(pipe_of("flux"), level=level, basis="linear", calls=CALLS):
-        expected = tiny.run(pipe_of("flux"))
-    with adapter.enabled(pipe, level=level, basis="linear", calls=CALLS) as handle:
-        for _ in range(2):
-            assert torch.equal(tiny.run(pipe), expected)
-            assert handle.trace.computed == tiny.per_step * CALLS
+    for level in levels:
+        with adapter.enabled(pipe_of("flux"), level=level, basis="linear", calls=CALLS):
+            expected = tiny.run(pipe_of("flux"))
+        with adapter.enabled(pipe, level=level, basis="linear", calls=CALLS) as handle:
+            for _ in range(2):
+                assert torch.equal(tiny.run(pipe), expected)
+                assert handle.trace.computed == tiny.per_step * CALLS
     assert torch.equal(tiny.run(pipe), reference_of("flux"))
     assert len(graphs) == uncached
 
@@ -569,6 +566,56 @@ def test_a_transformer_in_a_loop_of_ones_own(transformer, contexts, counted, ret
     adapter.disable(transformer)
     scheduler.set_timesteps(STEPS)
     assert torch.equal(loop(transformer, scheduler, **options), reference)
+
+
+def test_two_transformers_have_a_run_each():
+    """As in Wan 2.2: one for the noisy steps, one for the others."""
+    plain = PIPELINES["wan"]
+
+    def second():
+        return {"transformer_2": slow(wake(diffusers.WanTransformer3DModel(**plain.network))), "boundary_ratio": 0.6}
+
+    tiny = dataclasses.replace(plain, parts=second)
+    pipe = tiny.build()
+    reference = tiny.run(pipe)
+    with adapter.enabled(pipe, basis="linear", interval=2, warmup=1, few_steps=True) as handle:
+        latents = tiny.run(pipe)
+        assert torch.equal(tiny.run(pipe), latents)
+    assert 0 < relative(latents, reference) < 0.01
+    kinds = {name: [step.kind for step in trace.branches["cond"].steps] for name, trace in handle.traces.items()}
+    assert set(kinds) == {"transformer", "transformer_2"} and sum(map(len, kinds.values())) == STEPS
+    assert all(each[0] == "computed" and "forecast" in each for each in kinds.values())
+
+
+class Positional(torch.nn.Module):
+    """Called as Black Forest Labs' own FLUX module is."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = torch.nn.Linear(4, 4)
+
+    def forward(self, img, img_ids, txt, txt_ids, timesteps, y, guidance=None):
+        return self.project(img) * timesteps
+
+
+def test_a_module_that_is_not_of_diffusers():
+    network = Positional()
+    handle = adapter.enable(network, steps=STEPS, basis="linear", interval=3, warmup=2)
+    img = torch.ones(1, 2, 4)
+    for i in range(STEPS):
+        t = torch.tensor([1 - i / STEPS])
+        given = (img, None, None, None, t, None)
+        assert torch.allclose(network(*given), network.project(img) * t, atol=1e-6), "linear in time: exact"
+    assert 0 < handle.trace.calls["call"] < STEPS
+    adapter.disable(network)
+
+
+def test_chipmunk_flux_has_that_signature():
+    pytest.importorskip("chipmunk.modules", reason="Chipmunk is built from its repository, for a CUDA GPU")
+    flux = pytest.importorskip("flux.model", reason="needs the examples/flux/src of Chipmunk's repository")
+    assert list(inspect.signature(flux.Flux.forward).parameters) == list(
+        inspect.signature(Positional.forward).parameters
+    )
 
 
 def test_a_step_that_moves_nothing_is_never_computed(transformer, living):

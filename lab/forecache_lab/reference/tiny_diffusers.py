@@ -166,7 +166,7 @@ PIPELINES: dict[str, Tiny] = {
         width=32, pooled=8, call={"height": 64, "width": 64},
     ),
     "pixart": Tiny(
-        "PixArtAlphaPipeline", "PixArtTransformer2DModel", "DPMSolverMultistepScheduler",
+        "PixArtSigmaPipeline", "PixArtTransformer2DModel", "DPMSolverMultistepScheduler",
         {"sample_size": 8, "num_layers": 2, "patch_size": 2, "attention_head_dim": 8, "num_attention_heads": 3,
          "caption_channels": 32, "in_channels": 4, "cross_attention_dim": 24, "out_channels": 8},
         width=32, mask=torch.long,
