@@ -581,7 +581,7 @@ def test_two_transformers_have_a_run_each():
     with adapter.enabled(pipe, basis="linear", interval=2, warmup=1, few_steps=True) as handle:
         latents = tiny.run(pipe)
         assert torch.equal(tiny.run(pipe), latents)
-    assert 0 < relative(latents, reference) < 0.01
+    assert 0 < relative(latents, reference) < 0.1
     kinds = {name: [step.kind for step in trace.branches["cond"].steps] for name, trace in handle.traces.items()}
     assert set(kinds) == {"transformer", "transformer_2"} and sum(map(len, kinds.values())) == STEPS
     assert all(each[0] == "computed" and "forecast" in each for each in kinds.values())
@@ -600,7 +600,7 @@ class Positional(torch.nn.Module):
 
 def test_a_module_that_is_not_of_diffusers():
     network = Positional()
-    handle = adapter.enable(network, steps=STEPS, basis="linear", interval=3, warmup=2)
+    handle = adapter.enable(network, steps=STEPS, basis="linear", interval=2, warmup=2)
     img = torch.ones(1, 2, 4)
     for i in range(STEPS):
         t = torch.tensor([1 - i / STEPS])
