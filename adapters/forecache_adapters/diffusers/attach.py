@@ -119,8 +119,17 @@ class OnPipeline(Handle):
 
 
 def plan_key(name: str, transformer: Any, guidance_scale: float | None) -> dict[str, Any]:
-    """What a plan was made for; the grid (steps, shift) is compared beside it."""
+    """What a plan was made for; the grid (steps, shift) is compared beside it.
+
+    Raises:
+        ValueError: weights that are not there to be compared.
+    """
     network = original(transformer)
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise ValueError(
+            f"plan: sequential offloading keeps the weights of {name} where they cannot be compared with the plan's;"
+            " use model or group offloading"
+        )
     return {
         "generator": f"diffusers/{type(network).__name__}", "stage": name, "guidance_scale": guidance_scale,
         "weights": fingerprint(network), "dtype": str(transformer.dtype),
