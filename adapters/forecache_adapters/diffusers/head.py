@@ -69,7 +69,7 @@ class Head:
             TypeError: the output has another part, such as sound, which comes from the blocks by another way.
         """
         for found, wanted in zip(_tensors(self(forward, hidden)), _tensors(output), strict=True):
-            if not (found - wanted).norm() <= 1e-3 * wanted.norm():
+            if (found - wanted).norm() > 1e-3 * wanted.norm():
                 raise TypeError(
                     f"level: the output of {self.name} does not follow from what enters its norm_out; only 'velocity'"
                     " serves it"
