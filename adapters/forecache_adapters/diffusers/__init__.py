@@ -10,13 +10,19 @@
     forecache_diffusers.disable(pipe)
 
 The transformer's whole output, the velocity or noise that it predicts, is forecast: one small stream a branch. On a
-forecast step the transformer does not run; guidance, scheduler, callbacks and progress bar do, as ever.
+forecast step the transformer does not run; guidance, scheduler, callbacks and progress bar do, as ever. With
+``level="last_block"`` the hidden states behind its last block are forecast instead: embeddings and head run at every
+step, so that the head's modulation by the time is exact, and a snapshot is larger (``tokens x width``).
 
 Branches: a cache context (``cond``, ``uncond``) has a history of its own; where a pipeline enters none, calls at one
 step are told apart by their order. A batch that holds both branches is one stream, whose items are independent anyway.
 
 Grid: that of the pipeline's scheduler, read when its call makes its first step. Time is sigma for flow-matching models,
 the timestep otherwise. A ControlNet runs at forecast steps too; its residuals are not needed there.
+
+Offloading fetches nothing at a forecast step, in whichever order it and the cache were set up on a pipeline; on a bare
+transformer set it up first. ``torch.compile``: ``compile_repeated_blocks()``, or the transformer as a whole with
+``pipe.transformer = torch.compile(pipe.transformer)``; the cache stays outside of every graph.
 """
 
 from __future__ import annotations
@@ -28,14 +34,24 @@ from typing import Any
 import torch
 
 from ..settings import Settings
-from .attach import Handle, OnPipeline, OnTransformer, attached, check, plan_key, transformers
+from .attach import Handle, OnPipeline, OnTransformer, attached, plan_key
 from .grid import Counted, Scheduled
+from .head import Head
+from .network import check, transformers
 
 __all__ = ["Handle", "disable", "enable", "enabled", "key"]
 
+LEVELS = ("velocity", "last_block")
+
 
 def enable(
-    pipe_or_transformer: Any, *, scheduler: Any = None, steps: int | None = None, cache: Any = None, **settings: Any
+    pipe_or_transformer: Any,
+    *,
+    scheduler: Any = None,
+    steps: int | None = None,
+    cache: Any = None,
+    level: str = "velocity",
+    **settings: Any,
 ) -> Handle:
     """Attach the cache; what has one gets the new settings.
 
@@ -47,35 +63,44 @@ def enable(
             begins, or with ``handle.reset()``, which a loop that was broken off at its first step needs too.
         cache: for one run, instead of settings: a forecaster, or what :func:`forecache.calibrate` hands to ``run``.
             It serves one branch.
+        level: what is forecast: ``velocity``, the whole output, or ``last_block``, the hidden states before
+            ``norm_out``, from settings without a plan, which is fitted to velocities.
         settings: see :class:`forecache_adapters.settings.Settings`. A plan serves each branch alone.
 
     Raises:
-        TypeError: no transformer; a UNet; a cache of diffusers' own; a transformer compiled as a whole.
+        TypeError: no transformer; a UNet; a cache of diffusers' own; a transformer compiled in place; ``last_block``
+            for one that has no ``norm_out`` behind blocks (at the first call: whose output does not follow from it).
         ValueError: a setting out of its range.
     """
+    if level not in LEVELS:
+        raise ValueError(f"level must be among {', '.join(LEVELS)}, got {level!r}")
+    if level != "velocity" and (cache is not None or settings.get("plan") is not None):
+        raise ValueError(f"level: cache and plan are for velocities, not for {level!r}")
     if cache is not None and settings:
         raise ValueError(f"cache: give it alone, not with {', '.join(settings)}")
     if settings.get("adaptive_guidance", False) is not False:
         raise ValueError("adaptive_guidance: the pipeline's own code makes its calls")
     chosen = Settings(**settings) if cache is None else cache
-    handle = _handle(pipe_or_transformer, chosen, scheduler, steps)
+    handle = _handle(pipe_or_transformer, chosen, level, scheduler, steps)
     disable(pipe_or_transformer)
     handle.attach()
     return handle
 
 
-def _handle(target: Any, chosen: Any, scheduler: Any, steps: int | None) -> Any:
+def _handle(target: Any, chosen: Any, level: str, scheduler: Any, steps: int | None) -> OnPipeline | OnTransformer:
     if not isinstance(target, torch.nn.Module):
         if scheduler is not None or steps is not None:
             raise ValueError("scheduler, steps: they belong to a transformer; a pipeline has a scheduler")
-        transformers(target)
-        return OnPipeline(target, chosen)
+        for each in transformers(target).values():
+            if level == "last_block":
+                Head(each)  # refuses now what it would at the first call
+        return OnPipeline(target, chosen, level)
     check(target)
     if (scheduler is None) == (steps is None):
         raise ValueError("scheduler, steps: a transformer needs one of them")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
-    return OnTransformer(target, chosen, Scheduled(lambda: scheduler) if steps is None else Counted(steps))
+    return OnTransformer(target, chosen, level, Scheduled(lambda: scheduler) if steps is None else Counted(steps))
 
 
 def disable(pipe_or_transformer: Any) -> None:
@@ -86,12 +111,10 @@ def disable(pipe_or_transformer: Any) -> None:
 
 
 @contextmanager
-def enabled(
-    pipe_or_transformer: Any, *, scheduler: Any = None, steps: int | None = None, cache: Any = None, **settings: Any
-) -> Iterator[Handle]:
-    """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
+def enabled(pipe_or_transformer: Any, **options: Any) -> Iterator[Handle]:
+    """Attach for a ``with`` block, with the options of :func:`enable`; what was attached before is again afterwards."""
     before: Any = attached(pipe_or_transformer)
-    handle = enable(pipe_or_transformer, scheduler=scheduler, steps=steps, cache=cache, **settings)
+    handle = enable(pipe_or_transformer, **options)
     try:
         yield handle
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,19 +15,21 @@ from forecache import fingerprint
 from ..branches import StageTrace
 from .grid import Scheduled, Steps
 from .hook import TransformerHook, innermost, register, remove
+from .network import original, transformers
 
 NAME = "forecache"
+_calls = itertools.count()
 
 
 class Handle:
     """``traces`` are those of each transformer's newest run, by its name in the pipeline.
 
     Args:
-        target: a pipeline or a transformer. settings: or a cache.
+        target: a pipeline or a transformer. settings: or a cache. level: see :class:`~.hook.TransformerHook`.
     """
 
-    def __init__(self, target: Any, settings: Any) -> None:
-        self.target, self.settings = target, settings
+    def __init__(self, target: Any, settings: Any, level: str) -> None:
+        self.target, self.settings, self.level = target, settings, level
         self.traces: dict[str, StageTrace] = {}
 
     @property
@@ -43,14 +46,14 @@ class Handle:
         def traced(trace: StageTrace) -> None:
             self.traces[name] = trace
 
-        return TransformerHook(owner, self.settings, steps, made_for, traced)
+        return TransformerHook(owner, self.settings, self.level, steps, made_for, traced)
 
 
 class OnTransformer(Handle):
-    """Attached until :meth:`detach`; a run ends where the next begins, or with :meth:`reset`."""
+    """Attached until :meth:`detach`; a run ends where the next begins, where a call raises, or with :meth:`reset`."""
 
-    def __init__(self, target: Any, settings: Any, steps: Steps) -> None:
-        super().__init__(target, settings)
+    def __init__(self, target: Any, settings: Any, level: str, steps: Steps) -> None:
+        super().__init__(target, settings, level)
         self.steps = steps
 
     def attach(self) -> None:
@@ -97,16 +100,16 @@ class OnPipeline(Handle):
     def running(self, pipe: Any) -> Iterator[None]:
         """Encloses one call."""
         running = innermost()
-        name = f"{NAME}-{len(running)}"  # calls nested in a callback may share the transformer
+        name = f"{NAME}-{next(_calls)}"  # calls nested in a callback may share the transformer
         hooks = {
             key: (each, self.hook(key, each, pipe, Scheduled(lambda: pipe.scheduler)))
             for key, each in transformers(pipe).items()
         }
-        for each, hook in hooks.values():
-            register(each, hook, name)
         self.traces.clear()
         running.append(pipe)
         try:
+            for each, hook in hooks.values():
+                register(each, hook, name)
             yield
         finally:
             running.pop()
@@ -115,51 +118,30 @@ class OnPipeline(Handle):
                 hook.close()
 
 
-def transformers(pipe: Any) -> dict[str, torch.nn.Module]:
-    """The denoising transformers of a pipeline by name: ``transformer``, ``transformer_2``.
+def plan_key(name: str, transformer: Any, guidance_scale: float | None) -> dict[str, Any]:
+    """What a plan was made for; the grid (steps, shift) is compared beside it.
 
     Raises:
-        TypeError: a UNet; no transformer; one with another cache, or compiled as a whole.
+        ValueError: weights that are not there to be compared.
     """
-    if getattr(pipe, "unet", None) is not None:
-        check(pipe.unet)
-    found = {
-        name: each
-        for name, each in getattr(pipe, "components", {}).items()
-        if name.startswith("transformer") and isinstance(each, torch.nn.Module)
-    }
-    if not found or not hasattr(pipe, "scheduler"):
-        raise TypeError(f"pipe_or_transformer: {type(pipe).__name__} has no transformer and scheduler")
-    for each in found.values():
-        check(each)
-    return found
-
-
-def check(network: torch.nn.Module) -> None:
-    """Raises ``TypeError`` where the cache cannot be attached, and says why."""
-    name = type(network).__name__
-    if "UNet" in name:
-        raise TypeError(
-            f"pipe_or_transformer: {name} is a UNet. Rules and defaults are checked on transformers only; caches that"
-            " reuse what stands behind a UNet's skip connections (DeepCache) fit it better"
+    network = original(transformer)
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise ValueError(
+            f"plan: sequential offloading keeps the weights of {name} where they cannot be compared with the plan's;"
+            " use model or group offloading"
         )
-    if getattr(network, "is_cache_enabled", False):
-        raise TypeError(f"pipe_or_transformer: {name} has a cache of diffusers' own; call its disable_cache() first")
-    if hasattr(network, "_orig_mod") or network._compiled_call_impl is not None:
-        raise TypeError(f"pipe_or_transformer: {name} is compiled as a whole; use compile_repeated_blocks() instead")
-
-
-def plan_key(name: str, transformer: Any, guidance_scale: float | None) -> dict[str, Any]:
-    """What a plan was made for; the grid (steps, shift) is compared beside it."""
     return {
-        "generator": f"diffusers/{type(transformer).__name__}", "stage": name, "guidance_scale": guidance_scale,
-        "weights": fingerprint(transformer), "dtype": str(transformer.dtype),
+        "generator": f"diffusers/{type(network).__name__}", "stage": name, "guidance_scale": guidance_scale,
+        "weights": fingerprint(network), "dtype": str(transformer.dtype),
     }  # fmt: skip
 
 
 def attached(target: Any) -> Handle | None:
     """What a pipeline or transformer has attached to it."""
+    handle: Handle | None
     if isinstance(target, torch.nn.Module):
-        hook = target._diffusers_hook.get_hook(NAME) if hasattr(target, "_diffusers_hook") else None
-        return None if hook is None else hook.handle
-    return vars(type(target)).get(NAME)
+        registry: Any = getattr(target, "_diffusers_hook", None)
+        handle = None if registry is None else getattr(registry.get_hook(NAME), "handle", None)
+    else:
+        handle = vars(type(target)).get(NAME)
+    return handle

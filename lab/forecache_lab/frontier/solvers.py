@@ -77,7 +77,7 @@ def dpm_solver(
     """DPM-Solver++ multistep (arXiv:2211.01095), diffusers' implementation; order 2 is 2M."""
     from diffusers import DPMSolverMultistepScheduler
 
-    scheduler = DPMSolverMultistepScheduler(  # type: ignore[no-untyped-call]
+    scheduler = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, algorithm_type="dpmsolver++", solver_order=order,
         solver_type=solver_type, lower_order_final=True, final_sigmas_type="zero",
     )  # fmt: skip
@@ -95,7 +95,7 @@ def unipc(
     """UniPC (arXiv:2302.04867), diffusers' implementation: predictor and corrector share the network calls."""
     from diffusers import UniPCMultistepScheduler
 
-    scheduler = UniPCMultistepScheduler(  # type: ignore[no-untyped-call]
+    scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=order, solver_type=solver_type,
         lower_order_final=True, final_sigmas_type="zero",
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Random weights say nothing about pictures. They show the plumbing: which steps call the transformer, with what, and what
 happens to what it returns. Zero-initialised layers are drawn again, so that every network predicts something that
-depends on all of its inputs.
+depends on all of its inputs, and time is embedded slowly, so that what it predicts moves smoothly from step to step,
+as in a trained network: a forecast then follows it and its mirror image does not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.models.embeddings import TimestepEmbedding
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -52,7 +54,7 @@ class Tiny:
     def build(self) -> Any:
         """The pipeline, always with the same weights."""
         torch.manual_seed(0)
-        network = wake(getattr(diffusers, self.transformer)(**self.network))
+        network = slow(wake(getattr(diffusers, self.transformer)(**self.network)))
         scheduler = getattr(diffusers, self.scheduler)(**self.scheduling)
         kind = getattr(diffusers, self.pipeline)
         given = {"transformer": network, "scheduler": scheduler, **self.parts()}
@@ -81,7 +83,7 @@ class Tiny:
                 given[f"{prefix}{name}"] = torch.ones(len(seeds), TEXT, dtype=self.mask)
         return given
 
-    def run(self, pipe: Any, seeds: Sequence[int] = (0,), steps: int = 12, **options: Any) -> torch.Tensor:
+    def run(self, pipe: Any, seeds: Sequence[int] = (0,), steps: int = 10, **options: Any) -> torch.Tensor:
         """Latents (of DiT: pictures) of one call for a batch of seeds."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         given = {**self.inputs(seeds), "output_type": "latent", **self.call, **options}
@@ -99,6 +101,20 @@ def wake(network: nn.Module) -> nn.Module:
             if not parameter.any():
                 parameter.normal_(std=0.05, generator=generator)
     return network.eval()
+
+
+def slow(network: nn.Module) -> nn.Module:
+    """Damp what turns by more than a radian over t = 0 ... 1000: a random layer mixes all frequencies of t alike.
+
+    Those of a timestep's embedding are 10000^(-k / n), k < n, so that at 12 steps most of them jump between any two.
+    """
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, TimestepEmbedding):
+                n = module.linear_1.in_features // 2
+                turns = 1000 * 10000.0 ** (-torch.arange(n) / n)
+                module.linear_1.weight /= turns.clamp(min=1).repeat(2)  # cosines and sines
+    return network
 
 
 def _autoencoder() -> dict[str, Any]:
@@ -150,17 +166,18 @@ PIPELINES: dict[str, Tiny] = {
         width=32, pooled=8, call={"height": 64, "width": 64},
     ),
     "pixart": Tiny(
-        "PixArtAlphaPipeline", "PixArtTransformer2DModel", "DPMSolverMultistepScheduler",
+        "PixArtSigmaPipeline", "PixArtTransformer2DModel", "DPMSolverMultistepScheduler",
         {"sample_size": 8, "num_layers": 2, "patch_size": 2, "attention_head_dim": 8, "num_attention_heads": 3,
          "caption_channels": 32, "in_channels": 4, "cross_attention_dim": 24, "out_channels": 8},
         width=32, mask=torch.long,
         call={"height": 64, "width": 64, "use_resolution_binning": False, "negative_prompt": None},
+        scheduling={"beta_end": 0.004},
     ),
     "dit": Tiny(
         "DiTPipeline", "DiTTransformer2DModel", "DDIMScheduler",
         {"sample_size": 8, "num_layers": 2, "patch_size": 2, "attention_head_dim": 8, "num_attention_heads": 2,
          "in_channels": 4, "out_channels": 8},
-        call={"output_type": "np"}, parts=_autoencoder,
+        call={"output_type": "np"}, parts=_autoencoder, scheduling={"beta_end": 0.004, "clip_sample": False},
     ),
     "sana": Tiny(
         "SanaPipeline", "SanaTransformer2DModel", "DPMSolverMultistepScheduler",
@@ -195,6 +212,6 @@ PIPELINES: dict[str, Tiny] = {
     "qwen-image-edit": Tiny(
         "QwenImageEditPipeline", "QwenImageTransformer2DModel", FLOW, QWEN,
         width=16, mask=torch.long, per_step=2, finish=_edits_small_pictures,
-        call={"true_cfg_scale": 3.0, "height": 64, "width": 64, "image": Image.linear_gradient("L").convert("RGB")},
+        call={"true_cfg_scale": 5.0, "height": 64, "width": 64, "image": Image.linear_gradient("L").convert("RGB")},
     ),
 }  # fmt: skip
