@@ -81,15 +81,16 @@ class Guided:
 
 
 def check(path: Path, guidance: float, measured: range) -> None:
-    """What a plan's key does not tell.
+    """Refuse a plan before the first picture.
 
     Raises:
         ValueError: a plan for another guidance, or one that was calibrated on noise that is ``measured``.
     """
-    told = Plan.load(path).statistics
-    if told.get("guidance", guidance) != guidance:
-        raise ValueError(f"plan: {path} is for guidance {told['guidance']:g}, got {guidance:g}")
-    both = sorted(set(told.get("seeds", ())) & set(measured))
+    plan = Plan.load(path)
+    own = plan.made_for.get("guidance_scale")
+    if own != guidance:
+        raise ValueError(f"plan: {path} is for guidance {own}, got {guidance:g}")
+    both = sorted(set(plan.statistics.get("seeds", ())) & set(measured))
     if both:
         raise ValueError(f"plan: {path} was calibrated on noise that is measured here, seeds {both[0]}..{both[-1]}")
 
@@ -109,17 +110,14 @@ def make(
         ValueError: an argument out of its range, another scheduler, a folder with other recordings.
     """
     sampler = Guided(model, steps, guidance)
-    key = adapter.key(model.pipe, None)  # the pipeline does not tell its guidance
+    key = adapter.key(model.pipe, guidance)
     calibration = Calibration(
-        sampler.run, times=sampler.times, seeds=seeds, made_for=key | {"guidance": guidance, "steps": steps},
+        sampler.run, times=sampler.times, seeds=seeds, made_for=key | {"steps": steps},
         folder=folder, progress=progress,
     )  # fmt: skip
     found = []
     for calls in budgets:
         plan = calibration.plan(calls)
         model.pipe.scheduler.set_timesteps(steps)
-        found.append(replace(
-            plan, times=tuple(grid(model.pipe.scheduler)), made_for=key,
-            statistics={**plan.statistics, "guidance": guidance},
-        ))  # fmt: skip
+        found.append(replace(plan, times=tuple(grid(model.pipe.scheduler)), made_for=key))
     return found

@@ -35,7 +35,7 @@ class Groups:
         batch_dim: axis of the independent items, which the leaves of a group must have in common.
 
     Raises:
-        ValueError: a group whose name is not an identifier, or without leaves, a leaf in two groups, an axis that a packed
+        ValueError: a group whose name is no identifier, or without leaves, a leaf in two groups, an axis that a packed
             stream cannot have.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,11 +38,13 @@ class Handle:
         """Of the first transformer that ran."""
         return next(iter(self.traces.values()), StageTrace())
 
-    def hook(self, name: str, transformer: Any, owner: Any, steps: Steps) -> TransformerHook:
-        """A hook that writes ``traces[name]``."""
+    def hook(
+        self, name: str, transformer: Any, owner: Any, steps: Steps, given: float | None = None
+    ) -> TransformerHook:
+        """A hook that writes ``traces[name]``; ``given`` is the guidance of a pipeline that does not keep it."""
 
         def made_for() -> Mapping[str, Any]:
-            return plan_key(name, transformer, getattr(owner, "guidance_scale", None))
+            return plan_key(name, transformer, getattr(owner, "guidance_scale", given))
 
         def traced(trace: StageTrace) -> None:
             self.traces[name] = trace
@@ -86,7 +89,9 @@ class OnPipeline(Handle):
 
         @functools.wraps(former.__call__)
         def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-            with handle.running(pipe):
+            given = inspect.signature(former.__call__).bind(pipe, *args, **kwargs)
+            given.apply_defaults()
+            with handle.running(pipe, given.arguments.get("guidance_scale")):
                 return former.__call__(pipe, *args, **kwargs)
 
         body = {"__call__": call, "__module__": former.__module__, "__doc__": former.__doc__, NAME: handle}
@@ -97,12 +102,12 @@ class OnPipeline(Handle):
         self.target.__class__ = type(self.target).__bases__[0]
 
     @contextmanager
-    def running(self, pipe: Any) -> Iterator[None]:
-        """Encloses one call."""
+    def running(self, pipe: Any, guidance_scale: float | None) -> Iterator[None]:
+        """Encloses one call, with this ``guidance_scale``."""
         running = innermost()
         name = f"{NAME}-{next(_calls)}"  # calls nested in a callback may share the transformer
         hooks = {
-            key: (each, self.hook(key, each, pipe, Scheduled(lambda: pipe.scheduler)))
+            key: (each, self.hook(key, each, pipe, Scheduled(lambda: pipe.scheduler), guidance_scale))
             for key, each in transformers(pipe).items()
         }
         self.traces.clear()
