@@ -12,7 +12,7 @@ nox.options.sessions = ["lint", "tests"]
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
 
-PACKAGES = ("core", "adapters", "patches", "lab", "cli")
+PACKAGES = ("core", "adapters", "patches", "lab", "launch", "cli")
 
 # Generator -> bases measured on it. It joins by a line here, a lock entry, an adapter and a subject in the lab.
 GENERATORS = {
@@ -118,8 +118,8 @@ def lint(session: nox.Session) -> None:
     session.install("-c", "constraints.txt", "ruff", "mypy")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
-    for package in ("forecache", "forecache_patches", "forecache_adapters", "forecache_lab", "forecache_cli"):
-        session.run("mypy", "-p", package)
+    for package in ("", "_patches", "_adapters", "_lab", "_launch", "_cli"):
+        session.run("mypy", "-p", f"forecache{package}")
 
 
 @nox.session
