@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,22 +25,16 @@ class Engine(str, Enum):
     ray = "ray"
 
 
-def call_arguments(given: list[str]) -> dict[str, Any]:
-    """``["a=1", "b=text"]``: {"a": 1, "b": "text"}; values are JSON, or text where they are not.
-
-    Raises:
-        typer.BadParameter: no ``=``.
-    """
-    found: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise typer.BadParameter(f"--set must be NAME=VALUE, got {text!r}")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
-    return found
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """A command that is ended, or whose terminal is closed, ends in order."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(each, signal.default_int_handler) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
 
 
 def generate(
@@ -79,12 +74,11 @@ def generate(
         from forecache_launch import LaunchError, Settings, processes, ray_engine, read_jobs, read_seeds, report
         from forecache_launch import generate as run
         from forecache_launch.pipeline import OFFLOADS, check, kind_of
+        from forecache_launch.settings import read_arguments
     except ModuleNotFoundError as error:
         typer.echo(f"error: generate needs {error.name}: pip install '.[generate]' in forecache's checkout", err=True)
         raise typer.Exit(1) from None
 
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.default_int_handler)  # an orderly end, as by Ctrl-C
     try:
         if offload not in OFFLOADS:
             raise LaunchError(f"--offload must be one of {', '.join(OFFLOADS)}, got {offload!r}")
@@ -97,7 +91,7 @@ def generate(
             plan, model=str(local_model.resolve()) if local_model.exists() else model, revision=revision,
             dtype=dtype or ("float32" if devices[0] == "cpu" else "bfloat16"), format=file_format, fps=fps,
             basis=basis, interval=interval, warmup=warmup, calls=calls, few_steps=few_steps, steps=steps,
-            guidance=guidance, height=height, width=width, call=call_arguments(arguments or []), threads=threads,
+            guidance=guidance, height=height, width=width, call=read_arguments(arguments or []), threads=threads,
         )  # fmt: skip
         check(kind_of(settings.model, revision), settings, jobs)
         if engine is Engine.ray:
@@ -107,7 +101,8 @@ def generate(
         else:
             chosen = functools.partial(processes.processes, devices=devices)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as bar:
+        bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True)
+        with bar, ended_as_by_ctrl_c():
             task = bar.add_task("samples", total=None)
             summary = run(
                 settings, jobs, out, chosen, baseline=baseline, offload=offload,

@@ -39,4 +39,6 @@ def lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         else:
             reasons = sorted({record["absent"][name] for record in compared if name in record["absent"]})
             said.extend(f"{name}: absent, {reason}" for reason in reasons)
+    warned = sorted({text for entry in entries for text in entry.get("forecast", {}).get("warnings", ())})
+    said.extend(f"warning: {text}" for text in warned)
     return ["median / bad tail (p95, of psnr and ssim p5)", *said] if said else []

@@ -119,7 +119,9 @@ def _check(out: Path, settings: Settings) -> None:
     if version != 1:
         raise LaunchError(f"{file}: version {version!r}, this release reads 1; give another --out")
     changed = differences(found, settings.to_dict())
-    if changed:
+    records = Records(out / "records")
+    records.refresh()
+    if changed and any(kind in SAMPLES for _, kind in records.found):  # else there is nothing to mix them with
         raise LaunchError(
             f"--out {out}: its samples were made with other settings: {'; '.join(changed)}. Give another "
             "folder, or the same settings"

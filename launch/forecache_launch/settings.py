@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,9 @@ class Settings:
                 if getattr(self, name) is not None:
                     raise LaunchError(f"--plan {self.plan} has its own schedule and weights: leave out --{name}")
         try:
-            CacheSettings(**self.cache())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are about a number of steps that stands in for the pipeline's
+                CacheSettings(**self.cache())
         except (ValueError, TypeError, OSError) as error:
             raise LaunchError(f"cache settings: {error}") from None
 
@@ -108,6 +112,24 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def read_arguments(given: Sequence[str]) -> dict[str, Any]:
+    """``["a=1", "b=text"]``: {"a": 1, "b": "text"}; values are JSON, or text where they are not.
+
+    Raises:
+        LaunchError: no ``=``, or no name.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise LaunchError(f"--set must be NAME=VALUE, got {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -57,7 +57,7 @@ def find(name: str) -> Tiny:
 def inputs(tiny: Tiny, job: Job) -> dict[str, Any]:
     """Arguments of the call for one job."""
     if not tiny.width:
-        label = _hashed(job.prompt) % 10 if job.class_label is None else job.class_label
+        label = _hashed(job.prompt) % 1000 if job.class_label is None else job.class_label
         return {"class_labels": [label]}
     given = tiny.inputs([_hashed(job.prompt)])
     if job.negative_prompt is not None:

@@ -9,8 +9,10 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import transformers
 
 import forecache
 from forecache_adapters.branches import StageTrace
-from forecache_adapters.diffusers import enabled
+from forecache_adapters.diffusers import Handle, enabled
 from forecache_adapters.settings import Settings as CacheSettings
 
 from .compare import compare
@@ -61,7 +63,7 @@ class Worker:
             torch.cuda.set_device(self.device)
         try:
             self.model = load(self.settings, device, orders.offload)
-            with enabled(self.model.pipe, **self.settings.cache()):
+            with self.attached(self.settings.cache()):
                 pass
         except LaunchError:
             raise
@@ -92,6 +94,15 @@ class Worker:
             if self.failed == IN_A_ROW:
                 raise LaunchError(f"{IN_A_ROW} jobs in a row failed, the last: {reason} ({log})") from error
 
+    @contextmanager
+    def attached(self, cache: Mapping[str, Any]) -> Iterator[Handle]:
+        """The cache on the pipeline; what its settings may be warned of, a run with them says better."""
+        with ExitStack() as stack:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                handle = stack.enter_context(enabled(self.model.pipe, **cache))
+            yield handle
+
     def record(self, job: Job, kind: str, made: Mapping[str, Any]) -> None:
         """It is done, and stays so."""
         self.records.append({"kind": kind, "id": job.id, "digest": job.digest, **made})
@@ -102,7 +113,8 @@ class Worker:
         call = self.model.arguments(job)
         torch.manual_seed(job.seed)  # for what a pipeline draws without the generator
         cache: dict[str, Any] = {"cache": Uncached()} if kind == "uncached" else self.settings.cache()
-        with enabled(pipe, **cache) as handle:
+        with self.attached(cache) as handle, warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(self.device)
                 torch.cuda.synchronize(self.device)
@@ -119,6 +131,7 @@ class Worker:
         return {
             "file": str(path.relative_to(self.folder)), "bytes": size, "sha256": digest, "seconds": seconds,
             "first_of_worker": first, "steps": len(pipe.scheduler.timesteps), **counted(handle.traces),
+            "warnings": sorted({str(each.message) for each in said if "forecache" in str(each.message)}),
             "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if on_gpu else _resident(),
             "device": torch.cuda.get_device_name(self.device) if on_gpu else f"cpu ({platform.machine()})",
             "worker": self.name, "host": socket.gethostname(), "pid": os.getpid(), "versions": versions(),
