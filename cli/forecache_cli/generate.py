@@ -27,8 +27,8 @@ class Engine(str, Enum):
 
 @contextmanager
 def ended_as_by_ctrl_c() -> Iterator[None]:
-    """A command that is ended, or whose terminal is closed, ends in order."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
+    """A command that is ended, or whose terminal is closed, ends in order; nohup's stays deaf to that."""
+    signals = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
     before = [signal.signal(each, signal.default_int_handler) for each in signals]
     try:
         yield
