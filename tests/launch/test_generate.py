@@ -21,7 +21,10 @@ from typer.testing import CliRunner
 pytest.importorskip("diffusers", minversion="0.40", reason="needs the extra `generate`")
 pytest.importorskip("transformers", reason="needs the extra `generate`")
 
+from forecache import calibrate
+from forecache_adapters import diffusers as adapter
 from forecache_cli.main import app
+from forecache_lab.reference.tiny_diffusers import PIPELINES
 from forecache_launch import LaunchError, compare, manifest, processes, ray_engine, read_jobs, read_seeds
 from forecache_launch.manifest import Records, Writer
 from forecache_launch.orders import Orders, Task
@@ -401,6 +404,26 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, tmp_pa
     assert not Path("run").exists()
 
 
-def test_a_plan_excludes_a_rule():
-    with pytest.raises(LaunchError, match="leave out --basis"):
-        Settings("tiny:dit", plan="plan.json", basis="dmd")
+def test_a_plan(tmp_path, few):
+    """It serves the pipeline it was made for; one with another guidance is refused, and a rule beside it too."""
+    tiny = PIPELINES["flux2"]
+    pipe = tiny.build()
+    tiny.run(pipe, steps=9)
+    times = [float(sigma) for sigma in pipe.scheduler.sigmas]
+
+    def run(seed, cache):
+        with adapter.enabled(pipe, cache=cache):
+            return tiny.run(pipe, (seed,), steps=9)
+
+    made_for = adapter.key(pipe, pipe.guidance_scale)
+    calibrate(run, times=times, calls=5, seeds=range(2), made_for=made_for).save(tmp_path / "plan.json")
+    command = ("--model", "tiny:flux2", "--prompts", few, "--plan", tmp_path / "plan.json", "--steps", 9)
+    assert generate(*command, "--out", tmp_path / "run")[0] == 0
+    assert {entry["forecast"]["calls"]["call"] for entry in listed(tmp_path / "run").values()} == {5}
+    status, said = generate(*command, "--out", tmp_path / "other", "--guidance", 1.5)
+    assert status == 1 and "plan was made for something else: guidance_scale" in said
+    status, said = generate(*command, "--out", tmp_path / "both", "--basis", "dmd")
+    assert status == 1 and "leave out --basis" in said and not (tmp_path / "both").exists()
+    (tmp_path / "plan.json").write_text((tmp_path / "plan.json").read_text() + " ")
+    status, said = generate(*command, "--out", tmp_path / "run")
+    assert status == 1 and "plan_sha256 was" in said
