@@ -118,8 +118,16 @@ def lint(session: nox.Session) -> None:
     session.install("-c", "constraints.txt", "ruff", "mypy")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
-    for package in ("", "_patches", "_adapters", "_lab", "_launch", "_cli"):
-        session.run("mypy", "-p", f"forecache{package}")
+    for package in (
+        "forecache",
+        "forecache_patches",
+        "forecache_adapters",
+        "forecache_lab",
+        "forecache_launch",
+        "forecache_cli",
+        "benchmarks.dit_imagenet",
+    ):
+        session.run("mypy", "-p", package)
 
 
 @nox.session
@@ -146,6 +154,21 @@ def plans_hunyuan21(session: nox.Session) -> None:
 def frontier(session: nox.Session) -> None:
     """Drift and error against network calls: solvers, published caches, ours, in one run. -- --settings NAME ..."""
     on_hunyuan21(session, "frontier", "frontier", "--out", str(Path("out", "frontier")))
+
+
+@nox.session
+def dit_imagenet(session: nox.Session) -> None:
+    """FID drift of every basis around a tiny random DiT, plans included. -- run --model facebook/DiT-XL-2-256 ..."""
+    install(session, "dit-imagenet")
+    command = ("python", "-m", "benchmarks.dit_imagenet")
+    if session.posargs:
+        session.run(*command, *session.posargs)
+        return
+    out, calls = Path("out", "dit_imagenet"), (6, 8, 10)
+    budgets = [argument for k in calls for argument in ("--calls", str(k))]
+    session.run(*command, "plan", "--out", str(out / "plans"), "--steps", "20", *budgets)
+    plans = [argument for k in calls for argument in ("--plan", str(out / "plans" / f"plan-{k}.json"))]
+    session.run(*command, "run", "--out", str(out / "toy"), "--steps", "20", *budgets, *plans)
 
 
 @nox.session

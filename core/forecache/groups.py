@@ -35,7 +35,8 @@ class Groups:
         batch_dim: axis of the independent items, which the leaves of a group must have in common.
 
     Raises:
-        ValueError: a group without a name or leaves, a leaf in two groups, an axis that a packed stream cannot have.
+        ValueError: a group whose name is not an identifier, or without leaves, a leaf in two groups, an axis that a packed
+            stream cannot have.
     """
 
     def __init__(self, groups: Mapping[str, Group | Sequence[str]], batch_dim: int | None) -> None:
@@ -45,8 +46,8 @@ class Groups:
         self.groups = {name: each if isinstance(each, Group) else Group(tuple(each)) for name, each in groups.items()}
         self._group_of: dict[str, str] = {}
         for name, group in self.groups.items():
-            if not name or not group.leaves:
-                raise ValueError(f"groups: a group needs a name and leaves, got {name!r}: {list(group.leaves)}")
+            if not name.isidentifier() or not group.leaves:  # a dot would end the name in that of a stream
+                raise ValueError(f"groups: a group needs an identifier and leaves, got {name!r}: {list(group.leaves)}")
             for leaf in group.leaves:
                 if leaf in self._group_of:
                     raise ValueError(f"groups: leaf {leaf!r} is in {self._group_of[leaf]!r} and in {name!r}")
@@ -66,7 +67,7 @@ class Groups:
         """Leaves by stream: ``pose``, or ``cond.pose`` for a branch of the guidance.
 
         Raises:
-            ValueError: a leaf of a group that is not among ``leaves``.
+            ValueError: a leaf of a group that is not among ``leaves``, or one of no group that bears the name of one.
         """
         missing = sorted(self._group_of.keys() - {tree.key(leaf) for leaf in leaves})
         if missing:
@@ -74,6 +75,8 @@ class Groups:
         found: dict[str, list[str]] = {}
         for leaf in leaves:
             group, branch = self.of_leaf(leaf), tree.branch(leaf)
+            if not group and self.of_stream(leaf):
+                raise ValueError(f"groups: {self.of_stream(leaf)!r} is also the name of a leaf outside of it, {leaf!r}")
             found.setdefault(f"{branch}.{group}".lstrip(".") if group else leaf, []).append(leaf)
         return found
 

@@ -49,9 +49,10 @@ def _directed(a: trimesh.Trimesh, b: trimesh.Trimesh, seed: int) -> tuple[Any, f
     return distances, float(np.abs((normals * target_normals[nearest]).sum(1)).mean())
 
 
-def _voxels(mesh: trimesh.Trimesh, pitch: float) -> set[tuple[int, ...]]:
-    filled = mesh.voxelized(pitch).fill()
-    return set(map(tuple, np.round(filled.points / pitch).astype(int)))
+def _voxels(mesh: trimesh.Trimesh, pitch: float) -> npt.NDArray[np.int64]:
+    """The filled voxels, each as one number: 20 bits and a sign for each axis."""
+    index = np.round(mesh.voxelized(pitch).fill().points / pitch).astype(np.int64) + (1 << 20)
+    return np.unique(index[:, 0] << 42 | index[:, 1] << 21 | index[:, 2])
 
 
 def _check(mesh: trimesh.Trimesh, reference: trimesh.Trimesh) -> None:
@@ -83,10 +84,11 @@ def compare(mesh: trimesh.Trimesh, reference: trimesh.Trimesh, seed: int = 0) ->
     back, cos_back = _directed(reference, mesh, seed + 2)
     shares = [(float((forth <= t * unit).mean()), float((back <= t * unit).mean())) for t in THRESHOLDS]
     mine, theirs = (_voxels(each, unit / VOXELS) for each in (mesh, reference))
+    shared = len(np.intersect1d(mine, theirs, assume_unique=True))
     return Geometry(
         chamfer=float(forth.mean() + back.mean()) / 2 / unit,
         fscore=tuple(2 * p * r / (p + r) if p + r else 0.0 for p, r in shares),
-        volume_iou=len(mine & theirs) / len(mine | theirs),
+        volume_iou=shared / (len(mine) + len(theirs) - shared),
         normals=(cos_forth + cos_back) / 2,
     )
 

@@ -17,7 +17,7 @@ from forecache.schedule import effective_steps
 from forecache.search import Gaps, power_mean, probe_steps, search, survival
 from forecache.tapes import record
 
-STEPS = 40
+STEPS = 24
 GRID = [*np.linspace(0, 1, STEPS), 1.0]  # the last step has dt = 0
 MIX = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) / 4
 calls = {"n": 0}
@@ -62,18 +62,18 @@ def gaps(recordings, rho=None, memory=3, edges=()):
 def test_the_price_of_a_gap_equals_a_replay():
     recording = record(run, np.array(GRID), 3)
     priced = gaps([recording], memory=3)
-    anchors, end = (3, 9, 20), 30
+    anchors, end = (2, 6, 12), 18
     w = priced.weights(anchors, end)
     off = torch.zeros(16)
-    for i in range(21, 30):
-        served = sum(float(w[i - 21, k]) * recording.velocities[a].cond for k, a in enumerate(anchors))
+    for i in range(13, 18):
+        served = sum(float(w[i - 13, k]) * recording.velocities[a].cond for k, a in enumerate(anchors))
         off = off + (GRID[i + 1] - GRID[i]) * (served - recording.velocities[i].cond)
     assert np.isclose(float(recording.relative(off).norm()), np.sqrt(priced.errors(anchors, end)[0]), rtol=1e-3)
     halved = gaps([recording], np.full((1, STEPS + 1), 0.5))
     assert np.isclose(halved.errors(anchors, end)[0], priced.errors(anchors, end)[0] / 4)
 
 
-@pytest.mark.parametrize("required", [(), (7,), (7, 8, 30)])
+@pytest.mark.parametrize("required", [(), (7,), (7, 8, 18)])
 def test_search_never_loses_to_its_start_and_keeps_the_budget(required):
     priced = gaps([record(run, np.array(GRID), seed) for seed in (3, 4)])
     effective = effective_steps(GRID)
@@ -220,7 +220,7 @@ def test_a_reference_plan_is_closer_to_the_solution():
     assert taught.statistics["target"] == "reference"
 
 
-EDGE = 23  # guidance is on before this step
+EDGE = 14  # guidance is on before this step
 
 
 def guided(seed, cache, grid=GRID):
@@ -349,14 +349,14 @@ def test_fit_prefers_the_prior_where_the_data_say_nothing():
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
-        ({"calls": 0}, "calls must be 2..39"),
-        ({"calls": 40}, "calls must be 2..39"),
+        ({"calls": 0}, "calls must be 2..23"),
+        ({"calls": 24}, "calls must be 2..23"),
         ({"seeds": []}, "seeds must name"),
         ({"memory": 0}, "memory must be 1..8"),
         ({"ridge": 0.0}, "ridge must be > 0"),
         ({"seeds": [1, 1]}, "each once"),
         ({"probes": -1}, "probes must be 0..64"),
-        ({"edges": [39]}, "edges must be steps that move the state"),
+        ({"edges": [23]}, "edges must be steps that move the state"),
         ({"target": "reference"}, "target must be"),
         ({"target": "fine"}, "target must be"),
         ({"reference": (run, GRID)}, "target must be"),
@@ -389,7 +389,7 @@ def test_refinement_lands_closer_on_runs_that_it_has_not_seen():
 
 
 def test_refinement_of_branches_apart():
-    options = {"times": GRID, "calls": 9, "seeds": CALIBRATION, "guidance_scale": 3.0}
+    options = {"times": GRID, "calls": 6, "seeds": CALIBRATION, "guidance_scale": 3.0}
     plain, better = calibrate(guided, **options), calibrate(guided, refine=1, **options)
     moved = [i for i, w in better.weights.items() if w.difference != plain.weights[i].difference]
     assert moved and max(moved) < EDGE
@@ -403,7 +403,7 @@ def test_refinement_of_branches_apart():
 def test_a_rollout_is_the_run_that_the_plan_will_make():
     made = Calibration(run, times=GRID, seeds=range(4))
     made.record()
-    loop, weights = made._close(made.conditions, (0, 2, 6, 12, 20, 30, 38))
+    loop, weights = made._close(made.conditions, (0, 1, 4, 8, 12, 17, 22))
     refiner = Refiner(loop)
     plan = Plan(tuple(GRID), loop.computed, {i: w[""] for i, w in weights.items()})
     for seed, rollout in refiner.here.items():
@@ -416,7 +416,7 @@ def test_a_rollout_is_the_run_that_the_plan_will_make():
 def test_a_round_that_lands_no_closer_changes_nothing(monkeypatch):
     made = Calibration(run, times=GRID, seeds=range(4))
     made.record()
-    refiner = Refiner(made._close(made.conditions, (0, 4, 10, 20, 30, 38))[0])
+    refiner = Refiner(made._close(made.conditions, (0, 3, 7, 12, 17, 22))[0])
     plan, solve = dict(refiner.plan), np.linalg.solve
     with monkeypatch.context() as patched:
         patched.setattr(np.linalg, "solve", lambda a, b: -solve(a, b))  # control: the wrong way
@@ -430,12 +430,12 @@ def test_refinement_replays_what_it_knows():
     """A trial of a gap computes only the anchors after it."""
     made = Calibration(run, times=GRID, seeds=[0])
     made.record()
-    refiner = Refiner(made._close(made.conditions, (0, 4, 10, 20, 30, 38))[0])
+    refiner = Refiner(made._close(made.conditions, (0, 3, 7, 12, 17, 22))[0])
     calls["n"] = 0
     refiner.round()
     trials = sum(sum(a > shift.steps[0] for a in refiner.computed) for shift in refiner.shifts)
     assert trials < calls["n"] <= trials + 4 * len(refiner.computed)
-    assert refiner.shifts[-1] == Shift("", (38,), "state")
+    assert refiner.shifts[-1] == Shift("", (22,), "state")
 
 
 @pytest.mark.parametrize("rounds", [-1, 17])

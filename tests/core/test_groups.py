@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,11 @@ from forecache.groups import WHOLE, Groups, combine, parts, relative
 from forecache.tapes import record
 
 POSE = {"pose": ("rotation", "scale")}
+
+
+class Field(NamedTuple):
+    pose: torch.Tensor
+    rest: dict[str, torch.Tensor]
 
 
 def value(batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -59,8 +66,9 @@ def test_a_leaf_is_found_by_the_last_key_of_its_path():
 @pytest.mark.parametrize(
     ("groups", "axis", "message"),
     [
-        ({"pose": ()}, 0, "a group needs a name and leaves, got 'pose'"),
-        ({"": ("scale",)}, 0, "a group needs a name and leaves, got ''"),
+        ({"pose": ()}, 0, "a group needs an identifier and leaves, got 'pose'"),
+        ({"": ("scale",)}, 0, "a group needs an identifier and leaves, got ''"),
+        ({"pose.left": ("scale",)}, 0, "a group needs an identifier and leaves, got 'pose.left'"),
         ({"a": ("scale",), "b": ("scale",)}, 0, "leaf 'scale' is in 'a' and in 'b'"),
         (POSE, 2, "batch_dim must be 0, 1 or None with groups, got 2"),
     ],
@@ -80,6 +88,13 @@ def test_leaves_of_a_group_must_exist_and_agree():
     with pytest.raises(ValueError, match=r"must agree.*\(3, 1, 3\)"):
         cache.observe(0, {**given, "scale": value(3)["scale"]})
     assert not cache.trace.steps, "nothing was taken"
+
+
+def test_a_leaf_outside_of_a_group_must_not_bear_its_name():
+    """As a field of a named tuple it would be taken for the stream of the group."""
+    velocity = Field(torch.ones(1, 5), {"scale": torch.ones(1, 3)})
+    with pytest.raises(ValueError, match="'pose' is also the name of a leaf outside of it, 'pose'"):
+        Forecaster(steps=4, calls=3, groups={"pose": ("scale",)}).observe(0, velocity)
 
 
 # --- forecasting ------------------------------------------------------------------------------------------------------

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_calibrate import GRID, run
+from test_calibrate import GRID, STEPS, run
 
 from forecache import Calibration, Forecaster, Plan, fingerprint
 from forecache.ladder import ladder, table
 
 
 def test_a_ladder_measures_each_budget_on_other_conditions():
-    fine = np.linspace(0, 1, 39 * 4 + 1).tolist()
+    fine = np.linspace(0, 1, (STEPS - 1) * 4 + 1).tolist()
 
     def solved(seed, cache):
         return run(seed, cache, fine)

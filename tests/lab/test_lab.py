@@ -88,7 +88,9 @@ class Ball:
         return Sample(x, mesh, calls, 1.0, 2.0, Trace() if cache is None else cache.trace)
 
 
-def test_drift_table_counts_and_controls(tmp_path):
+def test_drift_table_counts_and_controls(tmp_path, monkeypatch):
+    monkeypatch.setattr(geometry, "TARGETS", 10_000)  # the table is tested here, not the measures
+    monkeypatch.setattr(geometry, "VOXELS", 24)
     subject, said = Ball(), []
     runs, references, shown = drift.measure(subject, drift.methods("linear", [3, 4], 2), range(3), said.append)
     rows = {row["method"]: row for row in drift.summary(runs)}

@@ -1,0 +1,103 @@
+"""What a chunk, one method on one block of pictures, leaves in its file; and the folder that holds them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from forecache import files
+
+from .statistics import Array, Moments, Predictions
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Of ``n`` pictures in batches.
+
+    Attributes:
+        moments, predictions: of their features.
+        drift: ``||x - x_ref|| / ||x_ref||`` of the latents [n]. mse: of the pictures, of 255^2 [n].
+        calls: rows (transformer, cond, uncond) [batches, 3].
+        seconds: rows (whole call, before the decoder), per picture [batches, 2].
+        latents: of the uncached run [n, 4, h, w], which the others are compared with; else empty.
+    """
+
+    moments: Moments
+    predictions: Predictions
+    drift: Array
+    mse: Array
+    calls: Array
+    seconds: Array
+    latents: torch.Tensor
+
+    def __add__(self, other: Chunk) -> Chunk:
+        return Chunk(
+            self.moments + other.moments,
+            self.predictions + other.predictions,
+            np.concatenate([self.drift, other.drift]),
+            np.concatenate([self.mse, other.mse]),
+            np.concatenate([self.calls, other.calls]),
+            np.concatenate([self.seconds, other.seconds]),
+            torch.cat([self.latents, other.latents]),
+        )
+
+    def save(self, path: Path) -> None:
+        """The file is whole or not there. Of the symmetric ``outer`` one triangle is kept."""
+        m, p = self.moments, self.predictions
+        body: dict[str, Any] = {
+            "count": m.count, "total": m.total, "outer": m.outer[np.triu_indices(len(m.total))],
+            "predicted": p.total, "plogp": p.plogp, "drift": self.drift, "mse": self.mse, "calls": self.calls,
+            "seconds": self.seconds, "latents": self.latents.cpu().numpy(),
+        }  # fmt: skip
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:
+                np.savez(file, **body)
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, write)
+
+    @classmethod
+    def load(cls, path: Path) -> Chunk:
+        """Read a file that :meth:`save` wrote."""
+        with np.load(path) as body:
+            total = body["total"]
+            outer = np.zeros((len(total), len(total)))
+            outer[np.triu_indices(len(total))] = body["outer"]
+            outer += np.triu(outer, 1).T
+            count = int(body["count"])
+            return cls(
+                Moments(count, total, outer), Predictions(count, body["predicted"], float(body["plogp"])),
+                body["drift"], body["mse"], body["calls"], body["seconds"], torch.from_numpy(body["latents"]),
+            )  # fmt: skip
+
+
+def open_folder(out: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder, or go on in one that was made with the same settings.
+
+    Raises:
+        ValueError: names every setting that differs.
+    """
+    path = out / SETTINGS
+    new = json.loads(json.dumps(settings))
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        files.replace(path, lambda partial: partial.write_text(json.dumps(new, indent=1), encoding="utf-8"))
+        return
+    old = json.loads(path.read_text(encoding="utf-8"))
+    differ = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in {**old, **new} if old.get(k) != new.get(k)]
+    if differ:
+        raise ValueError(f"out: {out} holds chunks of other settings ({'; '.join(differ)}); take another folder")
+
+
+def chunk_path(out: Path, key: str, block: int) -> Path:
+    """File of one chunk."""
+    return out / "chunks" / key / f"{block:05d}.npz"
