@@ -12,7 +12,7 @@ nox.options.sessions = ["lint", "tests"]
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
 
-PACKAGES = ("core", "adapters", "patches", "lab", "cli")
+PACKAGES = ("core", "adapters", "patches", "lab", "launch", "cli")
 
 # Generator -> bases measured on it. It joins by a line here, a lock entry, an adapter and a subject in the lab.
 GENERATORS = {
@@ -123,6 +123,7 @@ def lint(session: nox.Session) -> None:
         "forecache_patches",
         "forecache_adapters",
         "forecache_lab",
+        "forecache_launch",
         "forecache_cli",
         "benchmarks.dit_imagenet",
     ):

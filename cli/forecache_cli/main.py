@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from . import calibrate, demo, patch, upstream
+from . import calibrate, demo, generate, patch, upstream
 from .console import ErrorsAsLines
 
 app = typer.Typer(
@@ -22,3 +22,4 @@ app.add_typer(upstream.app, name="upstream")
 app.add_typer(patch.app, name="patch")
 app.command("calibrate")(calibrate.calibrate)
 app.command("demo")(demo.demo)
+app.command("generate")(generate.generate)

@@ -1,0 +1,429 @@
+"""``forecache generate``: the same files from one process, several, and Ray; nothing lost, nothing mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+pytest.importorskip("diffusers", minversion="0.40", reason="needs the extra `generate`")
+pytest.importorskip("transformers", reason="needs the extra `generate`")
+
+from forecache import calibrate
+from forecache_adapters import diffusers as adapter
+from forecache_cli.main import app
+from forecache_lab.reference.tiny_diffusers import PIPELINES
+from forecache_launch import LaunchError, compare, manifest, processes, ray_engine, read_jobs, read_seeds
+from forecache_launch.manifest import Records, Writer
+from forecache_launch.orders import Orders, Task
+from forecache_launch.output import read
+from forecache_launch.settings import Settings
+
+MANY = 64
+DIT = ["--model", "tiny:dit", "--steps", "4", "--few-steps", "--basis", "linear", "--calls", "3"]
+
+
+def generate(*arguments: object):
+    """Exit status and output, in one line."""
+    result = CliRunner().invoke(app, ["generate", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def listed(folder: Path) -> dict[str, dict]:
+    body = json.loads((folder / "manifest.json").read_text())
+    return {entry["id"]: entry for entry in body["samples"]}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "many.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"number {k}", "class_label": k}) + "\n" for k in range(MANY)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(many, tmp_path_factory) -> dict[str, bytes]:
+    """What one process makes of 64 prompts."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    assert generate(*DIT, "--prompts", many, "--out", out)[0] == 0
+    found = files_of(out)
+    assert len(found) == MANY and len(set(found.values())) == MANY, "the control: no two prompts give the same file"
+    return found
+
+
+@pytest.fixture
+def few(tmp_path) -> Path:
+    (tmp_path / "few.txt").write_text("a chair\n\ntwo apples\n")
+    return tmp_path / "few.txt"
+
+
+def test_two_processes_give_the_files_of_one_and_a_killed_worker_loses_nothing(many, alone, tmp_path):
+    """One of the two is killed when most is done; one process makes the rest."""
+    out = tmp_path / "run"
+    command = (*DIT, "--prompts", many, "--out", out)
+    killed = threading.Event()
+
+    def kill() -> None:
+        while not killed.is_set():
+            records = Records(out / "records")
+            records.refresh()
+            pids = {record["worker"]: record["pid"] for record in records.found.values()}
+            if len(pids) == 2 and len(records.found) > MANY / 2:
+                os.kill(pids["worker-1"], signal.SIGKILL)
+                killed.set()
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        status, said = generate(*command, "--workers", 2)
+    finally:
+        killed.set()
+        thread.join()
+    assert status == 1 and "a worker process died" in said and "the same command makes what is missing" in said
+    done = files_of(out)
+    assert MANY / 2 < len(done) < MANY and done.items() <= alone.items()
+    missing = json.loads((out / "manifest.json").read_text())["missing"]
+    assert len(missing) >= MANY - len(done) and missing[0] in said
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.png") if path.stem not in missing}
+
+    status, said = generate(*command)
+    assert status == 0 and f"{MANY} of {MANY} samples" in said
+    assert files_of(out) == alone
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items()), "what was finished is not made again"
+    entries = listed(out)
+    assert {entry["forecast"]["worker"] for entry in entries.values()} == {"worker-0", "worker-1"}
+    assert [entry["prompt"] for entry in entries.values()] == [f"number {k}" for k in range(MANY)]
+
+
+def test_a_local_ray_cluster_gives_the_files_of_one_process(many, alone, tmp_path):
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    out = tmp_path / "run"
+    status, said = generate(*DIT, "--prompts", many, "--out", out, "--engine", "ray", "--workers", 2)
+    assert status == 0, said
+    assert files_of(out) == alone
+    assert {entry["forecast"]["worker"] for entry in listed(out).values()} == {"ray-0", "ray-1"}
+
+
+class Died(Exception):
+    """Stands for the error of an actor that is no more."""
+
+
+class Failed(Exception):
+    """Stands for the error that an actor's method raised."""
+
+    cause = LaunchError("all went wrong")
+
+
+@dataclass(eq=False)
+class FakeReference:
+    task: Task
+
+
+class FakeRay:
+    """Calls are made when they are waited for; ``fates`` says what the next ones do, then all go well."""
+
+    exceptions = SimpleNamespace(RayActorError=Died, RayTaskError=Failed)
+
+    def __init__(self, fates=()):
+        self.fates, self.started, self.done = list(fates), [], []
+        actor = SimpleNamespace(do=SimpleNamespace(remote=FakeReference))
+        self.actor = SimpleNamespace(remote=lambda folder, name, gpu: self.started.append(name) or actor)
+
+    def wait(self, busy, timeout):
+        return busy[:1], busy[1:]
+
+    def get(self, reference):
+        fate = self.fates.pop(0) if self.fates else None
+        if fate is not None:
+            raise fate
+        self.done.append(reference.task.job.id)
+
+
+def pulled(ray, folder, few, workers=2):
+    jobs = read_jobs(few, range(3))
+    Orders(Settings("tiny:dit"), "none", tuple(Task(job, ("forecast",)) for job in jobs)).save(folder)
+    for _ in ray_engine._pull(ray, ray.actor, folder, workers, False):
+        pass
+    return sorted(job.id for job in jobs)
+
+
+def test_ray_replaces_a_worker_that_dies_and_tries_its_job_again(tmp_path, few):
+    ray = FakeRay([Died(), None, Died()])
+    wanted = pulled(ray, tmp_path, few)
+    assert sorted(ray.done) == wanted and len(ray.started) == 2 + 2
+    with pytest.raises(LaunchError, match="workers died"):
+        pulled(FakeRay([Died()] * 20), tmp_path, few)
+    with pytest.raises(LaunchError, match="all went wrong"):
+        pulled(FakeRay([Failed()]), tmp_path, few)
+
+
+def test_only_what_is_missing_is_made(few, tmp_path):
+    out = tmp_path / "run"
+    command = (*DIT, "--prompts", few, "--out", out)
+    assert generate(*command)[0] == 0
+    first = files_of(out)
+    lost, kept = sorted(out.glob("*.png"))
+    lost.unlink()
+    (out / ".half.partial.png").write_bytes(b"half")
+    when = kept.stat().st_mtime_ns
+    with (out / "records" / "worker-0.jsonl").open("ab") as file:
+        file.write(b'{"kind": "forec')
+    status, said = generate(*command)
+    assert status == 0 and "its last line is torn" in said
+    assert files_of(out) == first and kept.stat().st_mtime_ns == when
+    few.write_text("three pears\n" + few.read_text())
+    assert generate(*command, "--seeds", "0-1")[0] == 0
+    assert files_of(out).items() > first.items() and len(files_of(out)) == 6 and kept.stat().st_mtime_ns == when
+    assert len((out / "records" / "worker-0.jsonl").read_text().splitlines()) == 2 + 1 + 4
+
+
+def test_other_settings_in_the_same_folder_are_refused(few, tmp_path):
+    out = tmp_path / "run"
+    command = (*DIT, "--prompts", few, "--out", out)
+    assert generate(*command)[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    status, said = generate(*command[:2], *command[4:], "--steps", 5)
+    assert status == 1 and "steps was 4 and now is 5" in said
+    jsonl = tmp_path / "other.jsonl"
+    jsonl.write_text(json.dumps({"id": next(out.glob("*.png")).stem.removesuffix("-s0"), "prompt": "another"}))
+    status, said = generate(*DIT, "--prompts", jsonl, "--out", out)
+    assert status == 1 and "was another prompt" in said
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    status, said = generate(*DIT, "--prompts", few, "--out", tmp_path)
+    assert status == 1 and "no settings.json" in said
+
+
+def test_two_commands_in_one_folder(few, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    said = []
+    here = processes.here
+
+    def second(folder, device):
+        said.append(generate(*DIT, "--prompts", few, "--out", out))
+        return here(folder, device)
+
+    monkeypatch.setattr(processes, "here", second)
+    assert generate(*DIT, "--prompts", few, "--out", out)[0] == 0
+    assert said[0][0] == 1 and "another command" in said[0][1]
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(few, tmp_path, monkeypatch):
+    out, here = tmp_path / "run", processes.here
+
+    def interrupted(folder, device):
+        steps = here(folder, device)
+        next(steps), next(steps)
+        yield
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes, "here", interrupted)
+    status, said = generate(*DIT, "--prompts", few, "--out", out)
+    assert status == 130 and "interrupted" in said and "1 missing: two-apples" in said
+    monkeypatch.setattr(processes, "here", here)
+    assert generate(*DIT, "--prompts", few, "--out", out)[0] == 0
+    assert len(files_of(out)) == 2
+
+
+def test_a_job_that_fails_does_not_stop_the_others(tmp_path):
+    lines = [{"class_label": label, "id": f"c{label}"} for label in (1, 10**6, 2)]
+    prompts, out = tmp_path / "labels.jsonl", tmp_path / "run"
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    status, said = generate(*DIT, "--prompts", prompts, "--out", out)
+    assert status == 1 and "failed: c1000000-s0: IndexError" in said and "1 missing: c1000000-s0" in said
+    assert set(files_of(out)) == {"c1-s0.png", "c2-s0.png"}
+    assert "IndexError" in listed(out)["c1000000-s0"]["failure"]
+    prompts.write_text("\n".join(json.dumps({"class_label": 10**6 + k}) for k in range(5)))
+    status, said = generate(*DIT, "--prompts", prompts, "--out", tmp_path / "all")
+    assert status == 1 and "3 jobs in a row failed" in said and "5 missing" in said
+
+
+def test_baseline_manifest_and_metrics(few, tmp_path):
+    """At interval 1 all is computed: identical to the uncached run, which is the control of the metrics."""
+    flux = ("--model", "tiny:flux", "--prompts", few, "--steps", 4, "--few-steps", "--height", 32, "--width", 32)
+    assert generate(*flux, "--out", tmp_path / "full", "--interval", 1, "--baseline", "--seeds", 7)[0] == 0
+    assert generate(*flux, "--out", tmp_path / "run", "--basis", "reuse", "--calls", 2, "--seeds", 7)[0] == 0
+    status, said = generate(
+        *flux, "--out", tmp_path / "run", "--basis", "reuse", "--calls", 2, "--seeds", 7, "--baseline"
+    )
+    assert status == 0 and "psnr to uncached" in said and "lpips: absent" in said
+    for full, run in zip(listed(tmp_path / "full").values(), listed(tmp_path / "run").values(), strict=True):
+        assert full["comparison"]["identical"] and full["comparison"]["ssim"] == 1
+        assert full["forecast"]["sha256"] == full["uncached"]["sha256"] == run["uncached"]["sha256"]
+        assert not run["comparison"]["identical"] and 10 < run["comparison"]["psnr"] < 80
+        assert run["uncached"]["calls"] == {"cond": 4, "uncond": 4} == full["forecast"]["calls"]
+        assert run["forecast"]["calls"] == {"cond": 2, "uncond": 2} and run["forecast"]["steps"] == 4
+        assert run["forecast"]["trace"]["cond"]["rules"] == {"reuse": 2}
+        assert run["seed"] == 7 and run["forecast"]["seconds"] > 0 and run["forecast"]["peak_memory_bytes"] > 2**20
+        assert run["forecast"]["versions"]["torch"] == torch.__version__
+        assert Image.open(tmp_path / "run" / run["forecast"]["file"]).size == (32, 32)
+    rows = (tmp_path / "run" / "manifest.csv").read_text().splitlines()
+    assert len(rows) == 3 and rows[0].startswith("id,prompt,seed,")
+
+
+def test_videos_latents_and_pictures_to_edit(tmp_path):
+    prompts = tmp_path / "one.txt"
+    prompts.write_text("a river\n")
+    wan = ("--model", "tiny:wan", "--prompts", prompts, "--steps", 2, "--few-steps", "--interval", 1)
+    assert generate(*wan, "--out", tmp_path / "npy", "--format", "npy")[0] == 0
+    exact = read(next((tmp_path / "npy").glob("*.npy")))
+    assert exact.shape == (5, 32, 32, 3) and exact.dtype == np.uint8
+    for name, grey in {"light": 250, "dark": 5}.items():
+        Image.new("RGB", (64, 64), (grey, 0, 0)).save(tmp_path / f"{name}.png")
+    edit = tmp_path / "edit.jsonl"
+    edit.write_text("\n".join(json.dumps({"prompt": "x", "image": f"{name}.png"}) for name in ("light", "dark")))
+    edits = ("--model", "tiny:qwen-image-edit", "--prompts", edit, "--steps", 2, "--few-steps", "--interval", 1)
+    status, said = generate(*edits, "--out", tmp_path / "edit", "--baseline")
+    assert status == 0 and "psnr: absent, latents, not pictures" in said
+    a, b = (read(path) for path in (tmp_path / "edit").glob("*.safetensors"))
+    assert a.shape == b.shape and not np.array_equal(a, b), "the picture has an influence"
+    pytest.importorskip("imageio_ffmpeg", reason="needs the extra `video`")
+    assert generate(*wan, "--out", tmp_path / "mp4")[0] == 0
+    played = read(next((tmp_path / "mp4").glob("*.mp4")))
+    assert played.shape == exact.shape and np.abs(played.astype(float) - exact).mean() < 16
+
+
+def test_metrics_by_formula(tmp_path, monkeypatch):
+    a = np.full((1, 16, 16, 3), 100, np.uint8)
+    for name, frames in {"a": a, "b": a + 5}.items():
+        np.save(tmp_path / f"{name}.npy", frames)
+    found = compare.compare(tmp_path / "a.npy", tmp_path / "b.npy")
+    assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / 25)) and 0.9 < found["ssim"] < 1
+    assert found["lpips"] is None and found["absent"]["lpips"]
+    folder = tmp_path / "hub" / "checkpoints"
+    stand_in = SimpleNamespace(LPIPS=lambda **_: SimpleNamespace(eval=lambda: lambda x, y: (x - y).abs().mean()))
+    monkeypatch.setitem(sys.modules, "lpips", stand_in)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder.parent))
+    compare.perceptual.cache_clear()
+    assert "are not in" in compare.compare(tmp_path / "a.npy", tmp_path / "b.npy")["absent"]["lpips"]
+    folder.mkdir(parents=True)
+    (folder / "alexnet-owt-7be5be79.pth").touch()
+    compare.perceptual.cache_clear()
+    assert compare.compare(tmp_path / "a.npy", tmp_path / "b.npy")["lpips"] == pytest.approx(5 / 127.5, rel=1e-5)
+    compare.perceptual.cache_clear()
+
+
+def test_names_come_from_what_is_asked_for(tmp_path):
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a chair\ntwo apples\na chair\n東京\n")
+    before = {job.id: job.prompt for job in read_jobs(prompts, [3])}
+    assert len(before) == 4 and all(name.endswith("-s3") for name in before)
+    prompts.write_text("new\n東京\na chair\ntwo apples\na chair\n")
+    after = {job.id: job.prompt for job in read_jobs(prompts, [3])}
+    assert after.items() > before.items()
+    assert read_seeds("0,3,5-7") == [0, 3, 5, 6, 7]
+    given = tmp_path / "p.jsonl"
+    given.write_text('{"prompt": "a", "seed": 9, "id": "mine"}\n{"prompt": "b"}\n')
+    first, *others = read_jobs(given, [1, 2])
+    assert first.id == "mine-s9" and [job.seed for job in others] == [1, 2]
+
+
+def test_records_are_whole_or_torn(tmp_path):
+    path = tmp_path / "w.jsonl"
+    writer = Writer(path)
+    writer.append({"id": "a", "kind": "forecast"})
+    writer.close()
+    path.write_bytes(path.read_bytes() + b'{"id": "b", "ki')
+    records = Records(tmp_path)
+    records.refresh()
+    assert set(records.found) == {("a", "forecast")} and records.torn() == [path]
+    writer = Writer(path)
+    writer.append({"id": "c", "kind": "forecast"})
+    writer.close()
+    again = Records(tmp_path)
+    again.refresh()
+    assert set(again.found) == {("a", "forecast"), ("c", "forecast")} and not again.torn()
+    path.write_bytes(b"nonsense\n" + path.read_bytes())
+    with pytest.raises(LaunchError, match="no record"):
+        Records(tmp_path).refresh()
+    assert "calls" in manifest.row({"id": "a"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "nowhere.txt"], "--prompts nowhere.txt: No such file"),
+        (["--prompts", "few.md"], "must be a file .txt or .jsonl"),
+        (["--prompts", "empty.txt"], "there is no prompt in it"),
+        (["--prompts", "field.jsonl"], "line 2: unknown field 'cfg', allowed are prompt"),
+        (["--prompts", "path.jsonl"], "id must be letters"),
+        (["--prompts", "image.jsonl"], "no.png: No such file"),
+        (["--prompts", "negative.jsonl"], "DiTPipeline takes no negative_prompt"),
+        (["--model", "tiny:no"], "known are tiny:flux,"),
+        (["--model", "no/such/folder"], "must be a folder with model_index.json"),
+        (["--plan", "few.txt"], "is not a plan"),
+        (["--interval", "0", "--calls", "3"], "got interval and calls"),
+        (["--basis", "magic"], "basis must be one of"),
+        (["--gpus", "99"], "--gpus 99: allowed are"),
+        (["--gpus", "0", "--workers", "2"], "leave out --workers 2"),
+        (["--engine", "ray", "--gpus", "0"], "Ray hands out the GPUs"),
+        (["--workers", "0"], "--workers must be >= 1"),
+        (["--seeds", "3-1"], "--seeds must be like"),
+        (["--seeds", "1,1"], "names a seed twice"),
+        (["--steps", "0"], "--steps must be >= 1"),
+        (["--height", "32"], "--height: DiTPipeline takes no height"),
+        (["--set", "foo=1"], "--set foo: DiTPipeline takes no foo"),
+        (["--set", "foo"], "--set must be NAME=VALUE"),
+        (["--set", "generator=1"], "option of its own"),
+        (["--dtype", "int8"], "--dtype must be one of float32"),
+        (["--format", "mp4"], "DiTPipeline makes pictures"),
+        (["--offload", "disk"], "--offload must be one of none"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("few.txt").write_text("a chair\n")
+    Path("empty.txt").write_text("\n \n")
+    Path("field.jsonl").write_text('{"prompt": "a"}\n{"prompt": "a", "cfg": 3}\n')
+    Path("path.jsonl").write_text('{"prompt": "a", "id": "../a"}\n')
+    Path("image.jsonl").write_text('{"prompt": "a", "image": "no.png"}\n')
+    Path("negative.jsonl").write_text('{"prompt": "a", "negative_prompt": "b"}\n')
+    given = {"--model": "tiny:dit", "--prompts": "few.txt", "--out": "run"}
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    status, said = generate(*(word for pair in given.items() for word in pair))
+    assert status == 1 and said.startswith("error: ") and message in said
+    assert not Path("run").exists()
+
+
+def test_a_plan(tmp_path, few):
+    """It serves the pipeline it was made for; one with another guidance is refused, and a rule beside it too."""
+    tiny = PIPELINES["flux2"]
+    pipe = tiny.build()
+    tiny.run(pipe, steps=9)
+    times = [float(sigma) for sigma in pipe.scheduler.sigmas]
+
+    def run(seed, cache):
+        with adapter.enabled(pipe, cache=cache):
+            return tiny.run(pipe, (seed,), steps=9)
+
+    made_for = adapter.key(pipe, pipe.guidance_scale)
+    calibrate(run, times=times, calls=5, seeds=range(2), made_for=made_for).save(tmp_path / "plan.json")
+    command = ("--model", "tiny:flux2", "--prompts", few, "--plan", tmp_path / "plan.json", "--steps", 9)
+    assert generate(*command, "--out", tmp_path / "run")[0] == 0
+    assert {entry["forecast"]["calls"]["call"] for entry in listed(tmp_path / "run").values()} == {5}
+    status, said = generate(*command, "--out", tmp_path / "other", "--guidance", 1.5)
+    assert status == 1 and "plan was made for something else: guidance_scale" in said
+    status, said = generate(*command, "--out", tmp_path / "both", "--basis", "dmd")
+    assert status == 1 and "leave out --basis" in said and not (tmp_path / "both").exists()
+    (tmp_path / "plan.json").write_text((tmp_path / "plan.json").read_text() + " ")
+    status, said = generate(*command, "--out", tmp_path / "run")
+    assert status == 1 and "plan_sha256 was" in said
