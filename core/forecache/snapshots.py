@@ -78,8 +78,10 @@ class Snapshots:
         """Free every snapshot; the next value may have another shape."""
         self.times: list[float] = []
         self.gram: Array = np.zeros((1, 0, 0))
+        self.largest = 0.0  #: norm of the largest snapshot, of any item
         self._slots: list[int] = []  # buffer row of each snapshot, oldest first
         self._buffer: torch.Tensor | None = None
+        self._windows: tuple[torch.Tensor, ...] = ()  # [d, capacity] of each item
         self._like: tuple[torch.Size, torch.dtype, torch.device] | None = None
 
     def __len__(self) -> int:
@@ -140,6 +142,7 @@ class Snapshots:
         if self._buffer is None:
             with torch.inference_mode(False):  # a buffer made in inference mode could not be written outside it
                 self._buffer = rows.new_zeros(rows.shape[0], self.capacity, rows.shape[1])
+                self._windows = self._buffer.mT.unbind()
             self.gram = np.zeros((rows.shape[0], 0, 0))
             self._like = (value.shape, value.dtype, value.device)
         gram, drop = self.gram, len(self) == self.capacity
@@ -151,6 +154,7 @@ class Snapshots:
             slot = len(self)
         self._buffer[:, slot] = rows
         self.gram = np.concatenate([np.concatenate([gram, row[:, :-1, None]], 2), row[:, None, :]], 1)
+        self.largest = float(np.sqrt(np.diagonal(self.gram, axis1=1, axis2=2).max()))
         self._slots.append(slot)
         self.times.append(float(time))
 
@@ -162,30 +166,34 @@ class Snapshots:
 
         One tensor is allocated. Half-precision windows are summed in float32 (through a work buffer of fixed size):
         weights rounded to bfloat16 would no longer sum to 1 (2^-9 relative). For the same reason each item is a
-        matrix-vector product: a matrix-matrix product of float32 may run in TF32.
+        matrix-vector product: a matrix-matrix product of float32 may run in TF32. With ``out=`` autocast leaves it be.
         """
         if self._buffer is None or self._like is None:
             raise RuntimeError("combine: no snapshot yet; observe a computed value first")
         shape, dtype, device = self._like
-        ring = np.zeros((self.items, self.capacity))
-        ring[:, self._slots] = np.asarray(weights, dtype=np.float64)
         accumulate = torch.promote_types(dtype, torch.float32)
-        w = torch.from_numpy(ring).to(dtype=accumulate).to(device)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
-            wide = min(out.shape[1], 2 * chunk(device)) if accumulate != dtype else 0
-            work = torch.empty((self.capacity, wide), dtype=accumulate, device=device)
-            for row, window, weight in zip(out, self._buffer, w, strict=True):
-                if accumulate == dtype:
-                    torch.mv(window.T, weight, out=row)
-                    continue
-                for part, sums in zip(window.split(wide, 1), row.split(wide), strict=True):
-                    sums.copy_(torch.mv(work[:, : len(sums)].copy_(part).T, weight))
+        ring = np.zeros((self.items, self.capacity), np.float64 if accumulate == torch.float64 else np.float32)
+        ring[:, self._slots] = weights
+        w = torch.from_numpy(ring).to(device)
+        out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
+        if accumulate == dtype:
+            for row, window, weight in zip(out.unbind(), self._windows, w.unbind(), strict=True):
+                torch.mv(window, weight, out=row)
+        else:
+            wide = min(out.shape[1], 2 * chunk(device))
+            work = torch.empty((self.capacity, wide), dtype=accumulate, device=device).T
+            total = torch.empty(wide, dtype=accumulate, device=device)
+            for row, window, weight in zip(out.unbind(), self._windows, w.unbind(), strict=True):
+                for part, sums in zip(window.split(wide), row.split(wide), strict=True):
+                    if (m := len(sums)) < wide:
+                        sums.copy_(torch.mv(work[:m].copy_(part), weight, out=total[:m]))
+                    else:
+                        sums.copy_(torch.mv(work.copy_(part), weight, out=total))
         if self.batch_dim is None or len(shape) <= 1:
-            return out.reshape(shape)
-        lead = torch.Size([shape[self.batch_dim]])
+            return out.view(shape)
         axis = self.batch_dim % len(shape)
-        return out.reshape(lead + shape[:axis] + shape[axis + 1 :]).movedim(0, axis)
+        out = out.view(shape[axis : axis + 1] + shape[:axis] + shape[axis + 1 :])
+        return out.movedim(0, axis) if axis else out
 
 
 def residual(gram: Array, row: Array, weights: Array) -> Array:

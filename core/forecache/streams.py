@@ -66,13 +66,12 @@ class Stream:
     def forecast(self, index: int, time: float) -> tuple[torch.Tensor, list[Served]]:
         """The forecast value at ``time`` and how it was made.
 
-        Overflow of a half-precision result is excluded by ``max|v^| <= sum_j |w_j| ||v_j||`` without touching a tensor;
+        Overflow of a half-precision result is excluded by ``max|v^| <= ||w||_1 max_j ||v_j||`` without touching a tensor;
         only where that bound fails is the value itself checked, and replaced by reuse.
         """
         served = self._served(index, time)
         value = self.snapshots.combine(served[0].weights if len(served) == 1 else np.stack([s.weights for s in served]))
-        norms = np.sqrt(np.diagonal(self.snapshots.gram, axis1=1, axis2=2))
-        bound = max(float((np.abs(s.weights) * norms).sum(-1).max()) for s in served)
+        bound = max(s.size for s in served) * self.snapshots.largest
         if bound > torch.finfo(value.dtype).max and not bool(torch.isfinite(value).all()):
             served = [Served(s.weights, "reuse", (*s.fallbacks, f"{s.rule}: overflows {value.dtype}")) for s in served]
             value = self.reuse()

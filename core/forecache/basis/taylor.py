@@ -19,10 +19,9 @@ from .rule import Polynomial, Rule
 
 def backward_differences(times: Array, order: int) -> list[Array]:
     """``[D_0, D_1, ...]`` of the published recursion at the newest anchor, each as weights on the snapshots."""
-    n = len(times)
     previous: list[Array] = []
-    for m in range(n):
-        current: list[Array] = [np.eye(n)[m]]
+    for m, newest in enumerate(np.eye(len(times))):
+        current: list[Array] = [newest]
         for old in previous[:order]:
             current.append((current[-1] - old) / (times[m] - times[m - 1]))
         previous = current
