@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..snapshots import Array
+from .dmd import remembered
 from .guard import serve
 from .linear import Linear
 from .rule import Rule
@@ -57,5 +58,11 @@ class Auto(Rule):
         """See the class."""
         if len(times) < EVIDENCE:
             return self.cautious
-        bold, cautious = (forward_error(rule, times, gram) for rule in (self.bold, self.cautious))
-        return self.bold if bold < self.gate * cautious else self.cautious
+        return self.bold if smooth(gram, tuple(times.tolist()), self) else self.cautious
+
+
+@remembered
+def smooth(gram: Array, times: tuple[float, ...], auto: Auto) -> bool:
+    """Whether the newest snapshot speaks for the bold rule."""
+    bold, cautious = (forward_error(rule, np.array(times), gram) for rule in (auto.bold, auto.cautious))
+    return bold < auto.gate * cautious

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache, wraps
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..snapshots import Array
 from .linear import Linear
 from .rule import Rule, Unfit, newest
 
+Flags = npt.NDArray[np.bool_]
 Complex = npt.NDArray[np.complex128]
 Fit = TypeVar("Fit", bound=Callable[..., Any])
 
@@ -130,19 +131,21 @@ def difference_dmd(gram: Array, horizon: float, rtol: float, recency: float) -> 
     that carry none. For fractional horizons poles with ``Re(lambda) <= 0`` are removed, since their powers alias;
     moduli are clipped at ``GROWTH``.
     """
-    n = len(gram)
-    e = differences(n)
-    poles, modes, b = difference_fit(e.T @ gram @ e, rtol, recency, horizon == round(horizon))
-    small = np.abs(poles - 1) < 1e-9
-    with np.errstate(divide="ignore", invalid="ignore"):
-        advance = np.where(small, horizon, (poles ** complex(horizon) - 1) / np.where(small, 1, poles - 1))
-        forecast = np.real(modes @ (poles ** (n - 1) * advance * b))
-    return np.asarray(newest(n) + e @ forecast)
+    poles, still, response = difference_fit(gram, rtol, recency, horizon == round(horizon))
+    with np.errstate(all="ignore"):
+        advance = poles ** complex(horizon) - 1
+        advance[still] = horizon
+        w = (response @ advance).real
+    w[-1] += 1
+    return w
 
 
 @remembered
-def difference_fit(gram: Array, rtol: float, recency: float, whole: bool) -> tuple[Complex, Complex, Complex]:
-    """Poles, modes and amplitudes of the differences, for horizons of ``whole`` gaps or any."""
+def difference_fit(gram: Array, rtol: float, recency: float, whole: bool) -> tuple[Complex, Flags, Complex]:
+    """Poles, which of them are 1, and ``E C diag(lambda^m b / (lambda - 1))``, for horizons of ``whole`` gaps or any."""
+    n = len(gram)
+    e = differences(n)
+    gram = e.T @ gram @ e
     poles, modes = propagator(gram, rtol)
     if not whole:
         keep = poles.real > 0
@@ -151,7 +154,16 @@ def difference_fit(gram: Array, rtol: float, recency: float, whole: bool) -> tup
         poles, modes = poles[keep], modes[:, keep]
     modulus = np.abs(poles)
     poles = np.where(modulus > GROWTH, poles * (GROWTH / np.maximum(modulus, GROWTH)), poles)
-    return poles, modes, amplitudes(gram, poles, modes, recency)
+    still = np.abs(poles - 1) < 1e-9
+    b = amplitudes(gram, poles, modes, recency)
+    return poles, still, e @ modes * (poles ** (n - 1) * b / np.where(still, 1, poles - 1))
+
+
+@remembered
+def clean(gram: Array) -> bool:
+    """Whether the newest difference of the snapshots lies in the span of the earlier ones."""
+    e = differences(len(gram))
+    return innovation(e.T @ gram @ e, RTOL) < CLEAN
 
 
 def differences(n: int) -> Array:
@@ -244,22 +256,22 @@ class DMD(Rule):
         n = len(times)
         if n < self.floor:
             raise Unfit(f"{n} of {self.floor} snapshots")
-        gaps = np.abs(np.diff(times))
-        uneven = np.nonzero(np.abs(gaps - gaps[-1]) > UNIFORM * gaps[-1])[0]
-        first = int(uneven[-1]) + 1 if len(uneven) else 0  # start of the evenly spaced tail
+        gaps = [abs(later - earlier) for earlier, later in pairwise(times.tolist())]
+        uneven = [j for j, gap in enumerate(gaps) if abs(gap - gaps[-1]) > UNIFORM * gaps[-1]]
+        first = uneven[-1] + 1 if uneven else 0  # start of the evenly spaced tail
         if n - first < self.floor:
-            if n < UNEVEN_FLOOR or gaps.max() > UNEVEN_GAPS * (1 + UNIFORM) * gaps.min():
+            if n < UNEVEN_FLOOR or max(gaps) > UNEVEN_GAPS * (1 + UNIFORM) * min(gaps):
                 raise Unfit("no evenly spaced tail, and gaps too few or too different")
             return exponential_weights(times, target, gram, UNEVEN_RECENCY)
         horizon = float(abs(target - times[-1]) / gaps[-1])
         horizon = float(round(horizon)) if abs(horizon - round(horizon)) < UNIFORM else horizon
         tail = gram[first:, first:]
-        e = differences(n - first)
-        if innovation(e.T @ tail @ e, RTOL) < CLEAN:
-            served = difference_dmd(tail, horizon, RTOL, self.recency)
+        w = np.zeros(n)
+        if clean(tail):
+            w[first:] = difference_dmd(tail, horizon, RTOL, self.recency)
         else:
-            served = sum_to_one(dmd_weights(tail, horizon), tail)
-        return np.concatenate([np.zeros(first), served])
+            w[first:] = sum_to_one(dmd_weights(tail, horizon), tail)
+        return w
 
     def lower(self) -> Rule | None:
         return self.fallback
