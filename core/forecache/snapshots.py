@@ -145,6 +145,7 @@ class Snapshots:
                 self._windows = self._buffer.mT.unbind()
             self.gram = np.zeros((rows.shape[0], 0, 0))
             self._like = (value.shape, value.dtype, value.device)
+            self._exact = torch.promote_types(value.dtype, torch.float32)  # of weights and sums
         gram, drop = self.gram, len(self) == self.capacity
         if drop:
             gram, row = gram[:, 1:, 1:], row[:, 1:]
@@ -171,29 +172,40 @@ class Snapshots:
         if self._buffer is None or self._like is None:
             raise RuntimeError("combine: no snapshot yet; observe a computed value first")
         shape, dtype, device = self._like
-        accumulate = torch.promote_types(dtype, torch.float32)
-        ring = np.zeros((self.items, self.capacity), np.float64 if accumulate == torch.float64 else np.float32)
-        ring[:, self._slots] = weights
-        w = torch.from_numpy(ring).to(device)
+        each = torch.tensor(self._ring(weights), dtype=self._exact, device=device)
         out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
-        if accumulate == dtype:
-            for row, window, weight in zip(out.unbind(), self._windows, w.unbind(), strict=True):
-                torch.mv(window, weight, out=row)
-        else:
-            wide = min(out.shape[1], 2 * chunk(device))
-            work = torch.empty((self.capacity, wide), dtype=accumulate, device=device).T
-            total = torch.empty(wide, dtype=accumulate, device=device)
-            for row, window, weight in zip(out.unbind(), self._windows, w.unbind(), strict=True):
-                for part, sums in zip(window.split(wide), row.split(wide), strict=True):
-                    if (m := len(sums)) < wide:
-                        sums.copy_(torch.mv(work[:m].copy_(part), weight, out=total[:m]))
-                    else:
-                        sums.copy_(torch.mv(work.copy_(part), weight, out=total))
+        for row, window, w in zip(out.unbind(), self._windows, each.unbind(), strict=True):
+            if dtype == self._exact:
+                torch.mv(window, w, out=row)
+            else:
+                self._sum_in_chunks(window, w, row)
         if self.batch_dim is None or len(shape) <= 1:
             return out.view(shape)
         axis = self.batch_dim % len(shape)
         out = out.view(shape[axis : axis + 1] + shape[:axis] + shape[axis + 1 :])
         return out.movedim(0, axis) if axis else out
+
+    def _ring(self, weights: Sequence[float] | Array) -> list[list[float]]:
+        """Weights ``[items, capacity]`` by row of the buffer."""
+        given = np.asarray(weights, dtype=np.float64)
+        rows = []
+        for item in [given.tolist()] * self.items if given.ndim == 1 else given.tolist():
+            row = [0.0] * self.capacity
+            for slot, weight in zip(self._slots, item, strict=True):
+                row[slot] = weight
+            rows.append(row)
+        return rows
+
+    def _sum_in_chunks(self, window: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> None:
+        """``window [d, capacity] @ w`` in the wider dtype of ``w``, through work buffers of fixed size."""
+        wide = min(len(out), 2 * chunk(out.device))
+        work = torch.empty((self.capacity, wide), dtype=w.dtype, device=out.device).T
+        total = torch.empty(wide, dtype=w.dtype, device=out.device)
+        for part, sums in zip(window.split(wide), out.split(wide), strict=True):
+            if (m := len(sums)) < wide:
+                sums.copy_(torch.mv(work[:m].copy_(part), w, out=total[:m]))
+            else:
+                sums.copy_(torch.mv(work.copy_(part), w, out=total))
 
 
 def residual(gram: Array, row: Array, weights: Array) -> Array:

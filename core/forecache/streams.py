@@ -38,18 +38,18 @@ class Stream:
         self.rule, self.guard = rule, guard
         self.snapshots = Snapshots(min(history, rule.window), batch_dim)
         self.indices: list[int] = []
+        self._times, self._steps = np.zeros(0), np.zeros(0)  # of the window, as time and as step index
 
     def _served(self, index: int, time: float) -> list[Served]:
         """Weights per item; one entry serves all items if the rule does not look at the Gram matrix."""
-        steps = np.array(self.indices, dtype=np.float64), float(index)
-        times = np.array(self.snapshots.times)
         grams = self.snapshots.gram if self.rule.uses_gram else self.snapshots.gram[:1]
-        return [serve(self.rule, times, time, gram, self.guard, steps) for gram in grams]
+        return [serve(self.rule, self._times, time, gram, self.guard, (self._steps, float(index))) for gram in grams]
 
     def push(self, index: int, time: float, value: torch.Tensor, row: Array) -> None:
         """Take a computed value as the newest snapshot; ``row`` is ``snapshots.products(value)``."""
         self.snapshots.push(time, value, row)
         self.indices = [*self.indices, index][-self.snapshots.capacity :]
+        self._times, self._steps = np.array(self.snapshots.times), np.array(self.indices, dtype=np.float64)
 
     def audit(self, index: int, time: float, row: Array) -> Audit | None:
         """Score the forecast of a computed value, given by its products, before it is pushed; changes nothing."""

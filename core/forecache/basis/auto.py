@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..snapshots import Array
+from ..snapshots import MAX_HISTORY, Array
 from .dmd import remembered
 from .guard import serve
 from .linear import Linear
@@ -34,6 +34,9 @@ class Auto(Rule):
     forecast of the newest of them missed it by less than ``gate`` times what ``cautious`` missed. On closed-form flows
     the ratio of the two is 0.1 to 0.65 from the middle of a run on, on the trained network 0.65 to 4 (docs/results.md).
 
+    The two may be any rules that can be hashed: ``Auto(Auto(), Exponential(), gate=1.0)`` serves exponentials while
+    they did better than this rule's own line and cubic.
+
     Raises:
         ValueError: ``gate`` negative.
     """
@@ -43,8 +46,12 @@ class Auto(Rule):
     gate: float = 0.7
 
     name = "auto"
-    window = 5
     floor = 3
+
+    @property
+    def window(self) -> int:  # type: ignore[override]
+        """What the two read, and one more to try them on."""
+        return min(1 + max(self.cautious.window, self.bold.window), MAX_HISTORY)
 
     def __post_init__(self) -> None:
         if not self.gate >= 0:

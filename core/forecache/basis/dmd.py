@@ -27,6 +27,7 @@ Fit = TypeVar("Fit", bound=Callable[..., Any])
 UNIFORM = 1e-3  # relative spread of gaps that still counts as even: float32 grids carry 1e-5, shifted ones 1e-2 or more
 CLEAN = 1e-3  # innovation of the differences below which a window counts as noise-free linear dynamics
 RTOL = 1e-6  # of singular values of differences: float64 products, float32 snapshots
+EXACT = 1e-12  # of the squared motion: what is left of an uneven window that one term reproduces
 GROWTH = 1.25  # largest pole modulus per gap
 UNEVEN_FLOOR, UNEVEN_GAPS, UNEVEN_RECENCY = 5, 3.0, 0.15  # measured on a trained network, see docs/results.md
 
@@ -195,37 +196,55 @@ def innovation(gram: Array, rtol: float) -> float:
 
 @cache
 def _rates(terms: int) -> Array:
-    """Grid ``[g, terms]`` of exponents per mean gap: 16 values, decaying and growing, or their 120 pairs."""
+    """Grid ``[g, terms]`` of exponents per mean gap: 17 values, 0 (a line), decaying and growing, or their 136 pairs."""
     one = np.geomspace(0.02, 0.6, 8)
-    return np.array(list(combinations(np.concatenate((-one, one)), terms)))
+    return np.array(list(combinations(np.concatenate((-one, [0.0], one)), terms)))
 
 
 def exponential_weights(times: Array, target: float, gram: Array, recency: float, ridge: float = 1e-6) -> Array:
-    """Constant + one or two real exponentials at irregular times, by variable projection (arXiv:1704.02343).
+    """Constant + one or two terms, each a real exponential or a line, at irregular times.
 
-    Anchored at the newest snapshot: ``v_j - v_n`` is regressed on ``b_j = exp(om (t_j - t_n)) - 1`` with weights
-    ``Om``, so the weights sum to 1. The exponents minimise ``tr(Om (I - H)^T D (I - H))`` over a grid, with
-    ``H = Om B (B^T Om B + R)^-1 B^T`` and D the Gram matrix of the ``v_j - v_n``. A second exponential must cut the
-    residual to a quarter. Times are measured in mean gaps along the trajectory.
+    Anchored at the newest snapshot: ``v_j - v_n`` is regressed on ``b_j = exp(om (t_j - t_n)) - 1`` (``t_j - t_n``
+    where om = 0), so the weights sum to 1. Times are measured in mean gaps along the trajectory.
     """
-    n = len(times)
-    tau = (np.append(times, target) - times[-1]) * ((n - 1) / (times[-1] - times[0]))
-    om = recency ** -tau[: n - 1]
+    *older, last = times.tolist()
+    scale = len(older) / (last - older[0])
+    exponents, solved = uneven_fit(gram, tuple((t - last) * scale for t in older), recency, ridge)
+    wanted = (target - last) * scale
+    w = np.append(np.where(exponents == 0, wanted, np.expm1(exponents * wanted)) @ solved, 0)
+    w[-1] = 1 - w.sum()
+    return w
+
+
+@remembered
+def uneven_fit(gram: Array, tau: tuple[float, ...], recency: float, ridge: float) -> tuple[Array, Array]:
+    """Exponents ``[terms]`` and ``C [terms, n - 1]``, which takes the ``v_j - v_n`` to the amplitudes.
+
+    Variable projection (arXiv:1704.02343) with weights Om: the exponents minimise ``tr(Om (I - H)^T D (I - H))`` over a
+    grid, with ``H = B C``, ``C = (B^T Om B + R)^-1 B^T Om`` and D the Gram matrix of the ``v_j - v_n``. The ridge is of
+    two terms, in squares of the largest b; they must cut the residual of one to a quarter.
+    """
+    n, back = len(gram), np.array(tau)
+    om = recency**-back
     anchored = np.eye(n)[:-1] - newest(n)
     d = anchored @ gram @ anchored.T
-    best, chosen = np.inf, np.zeros(n - 1)
+    best, enough = np.inf, EXACT * float(om @ np.diag(d))
     for terms in (1, 2):
-        b = np.expm1(_rates(terms)[:, None, :] * tau[None, :, None])
-        b = b / np.abs(b).max(1, keepdims=True)
-        design, wanted = b[:, : n - 1], b[:, -1]
-        scaled = design * om[None, :, None]
-        system = np.swapaxes(scaled, 1, 2) @ design + ridge * np.eye(terms)
-        miss = np.eye(n - 1) - scaled @ np.linalg.solve(system, np.swapaxes(design, 1, 2))
-        cost = np.einsum("j,gkj,kl,glj->g", om, miss, d, miss)
+        rates = _rates(terms)
+        b = np.where(rates == 0, back[:, None, None], np.expm1(rates * back[:, None, None])).swapaxes(0, 1)
+        largest = np.abs(b).max(1)
+        design = b / largest[:, None]
+        scaled = np.swapaxes(design * om[None, :, None], 1, 2)
+        system = scaled @ design + (ridge * np.eye(terms) if terms > 1 else 0)
+        solved = np.linalg.solve(system, scaled)
+        miss = np.eye(n - 1) - design @ solved
+        cost = np.einsum("j,gjk,kl,gjl->g", om, miss, d, miss)
         k = int(cost.argmin())
         if cost[k] < best / 4:
-            best, chosen = float(cost[k]), scaled[k] @ np.linalg.solve(system[k], wanted[k])
-    return np.asarray(newest(n) + anchored.T @ chosen)
+            best, found = float(cost[k]), (rates[k], solved[k] / largest[k][:, None])
+        if best <= enough:
+            break
+    return found
 
 
 @dataclass(frozen=True)

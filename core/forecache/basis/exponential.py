@@ -11,14 +11,13 @@ from operator import mul
 import numpy as np
 
 from ..snapshots import Array
-from .dmd import remembered
+from .dmd import EXACT, remembered
 from .linear import Linear
 from .rule import Rule, Unfit
 
 Floats = list[float]
 
 RIDGE = 1e-10  # of the trace of the normal equations: a line stays exact to as much
-EXACT = 1e-12  # of the squared motion: what is left of a window that one term reproduces
 TERM = 0.25  # of the residual of one term: what two must leave at most
 
 
@@ -91,7 +90,8 @@ class Exponential(Rule):
 
     For hosts whose computed steps are dense and sparse by turns (a mask 1 1 0 0 0 1 1 0 0 0), where an extrapolation of
     the newest gap alone has a large ``||w||_1``. Of the :attr:`recencies`, sharpest first, the first fit that meets the
-    guard serves; each is exact on a line at any spacing. An oscillation is outside its family: there, a line is better.
+    guard serves; each is exact on a line at any spacing. An oscillation is outside its family: there
+    ``Auto(Auto(), Exponential(), gate=1.0)`` finds that a line is better, and this rule where it is.
 
     Attributes:
         recencies: weights of a snapshot per mean gap of age, each in (0, 1]; 1: all alike.

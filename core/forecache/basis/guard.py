@@ -55,9 +55,9 @@ def serve(
         current = current.chosen(times, gram)
         limit = current.guard if guard is None else guard
         n = min(current.window, len(times))
-        w = np.zeros(len(times))
         clock, goal = steps if steps is not None and current.clock == "index" else (times, target)
         try:
+            w = np.zeros(len(times))
             w[-n:] = current.weights(clock[-n:], goal, gram[-n:, -n:])
         except (Unfit, np.linalg.LinAlgError) as error:
             fallbacks.append(f"{current.name}: {error}")
