@@ -201,7 +201,7 @@ class Snapshots:
         wide = min(len(out), 2 * chunk(out.device))
         work = torch.empty((self.capacity, wide), dtype=w.dtype, device=out.device).T
         total = torch.empty(wide, dtype=w.dtype, device=out.device)
-        for part, sums in zip(window.split(wide), out.split(wide), strict=True):
+        for part, sums in zip(torch.split(window, wide), torch.split(out, wide), strict=True):
             if (m := len(sums)) < wide:
                 sums.copy_(torch.mv(work[:m].copy_(part), w, out=total[:m]))
             else:

@@ -66,7 +66,7 @@ class Stream:
     def forecast(self, index: int, time: float) -> tuple[torch.Tensor, list[Served]]:
         """The forecast value at ``time`` and how it was made.
 
-        Overflow of a half-precision result is excluded by ``max|v^| <= ||w||_1 max_j ||v_j||`` without touching a tensor;
+        Overflow of a half-precision result is excluded by ``max|v^| <= ||w||_1 max ||v_j||`` without touching a tensor;
         only where that bound fails is the value itself checked, and replaced by reuse.
         """
         served = self._served(index, time)

@@ -5,8 +5,8 @@
     python -m forecache_lab.cost_cache_dit [--quick]
 
 All calibrators are led through the same generations in turn, step by step, on values that are new in each: what one
-call finds in the caches is what ten others left there, as in a run that computes a network in between. "forecast" is the
-whole call of a skipped step: fit, weights, guard, sum, trace; "again" the same call repeated at once. One thread,
+call finds in the caches is what ten others left there, as in a run that computes a network in between. "forecast" is
+the whole call of a skipped step: fit, weights, guard, sum, trace; "again" the same call repeated at once. One thread,
 process time.
 
 "bare": six snapshots and six numbers, the fastest of the forms below, of those with float32 sums where that is said; a

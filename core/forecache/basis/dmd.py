@@ -143,7 +143,7 @@ def difference_dmd(gram: Array, horizon: float, rtol: float, recency: float) -> 
 
 @remembered
 def difference_fit(gram: Array, rtol: float, recency: float, whole: bool) -> tuple[Complex, Flags, Complex]:
-    """Poles, which of them are 1, and ``E C diag(lambda^m b / (lambda - 1))``, for horizons of ``whole`` gaps or any."""
+    """Poles, which are 1, and ``E C diag(lambda^m b / (lambda - 1))``, for horizons of ``whole`` gaps or any."""
     n = len(gram)
     e = differences(n)
     gram = e.T @ gram @ e
@@ -196,7 +196,7 @@ def innovation(gram: Array, rtol: float) -> float:
 
 @cache
 def _rates(terms: int) -> Array:
-    """Grid ``[g, terms]`` of exponents per mean gap: 17 values, 0 (a line), decaying and growing, or their 136 pairs."""
+    """Exponents ``[g, terms]`` per mean gap: 17 values, decaying, 0 (a line), growing, or their 136 pairs."""
     one = np.geomspace(0.02, 0.6, 8)
     return np.array(list(combinations(np.concatenate((-one, [0.0], one)), terms)))
 

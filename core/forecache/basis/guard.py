@@ -29,7 +29,7 @@ class Served:
 
 def norm(w: Array) -> float:
     """``||w||_1`` in plain floats: for so few numbers that is faster than an array's sum."""
-    return sum(map(abs, w.tolist()))
+    return float(sum(map(abs, w.tolist())))
 
 
 def serve(
@@ -93,6 +93,6 @@ def blend(w: Array, reuse: Array, guard: float) -> float:
     for end in (*kinks, 1.0):
         reached = sum(abs(b + end * d) for b, d in zip(start, step, strict=True))
         if reached > guard:
-            return s + (end - s) * (guard - size) / (reached - size)
+            return float(s + (end - s) * (guard - size) / (reached - size))
         s, size = end, reached
     return 1.0
