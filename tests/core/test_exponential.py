@@ -179,3 +179,6 @@ def test_auto_finds_out_whether_the_exponential_rule_serves_better() -> None:
     for period, gain in ((18, 0.9), (28, 0.85)):  # an oscillation: no real exponential follows it
         wave = a + np.cos(2 * np.pi * t / period) * b + np.sin(2 * np.pi * t / period) * c
         assert replay(chosen, wave)[0] < gain * replay(plain, wave)[0]
+    line = a + t * b
+    error, rules = replay(chosen, line)
+    assert error < 1e-6 and rules == ["exponential"] * 13, "both are exact on a line, and round-off does not decide"

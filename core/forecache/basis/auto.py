@@ -12,6 +12,7 @@ from .guard import serve
 from .linear import Linear
 from .rule import Rule
 
+ROUNDOFF = 1e-7  # of the newest snapshot: errors below it are noise of the Gram matrix
 EVIDENCE = 4  # snapshots from which on the newest one is an audit: a line is the least that must have been possible
 
 
@@ -70,6 +71,6 @@ class Auto(Rule):
 
 @remembered
 def smooth(gram: Array, times: tuple[float, ...], auto: Auto) -> bool:
-    """Whether the newest snapshot speaks for the bold rule."""
+    """Whether the newest snapshot speaks for the bold rule; round-off speaks for neither, and the bold one serves."""
     bold, cautious = (forward_error(rule, np.array(times), gram) for rule in (auto.bold, auto.cautious))
-    return bold < auto.gate * cautious
+    return bold < auto.gate * max(cautious, ROUNDOFF * float(np.sqrt(gram[-1, -1])))
