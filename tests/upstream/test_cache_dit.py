@@ -275,3 +275,14 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="hidden_states"):
         adapter.enable(network, schedule(), calibrator_cache_type="velocity")
     assert "forecache" not in vars(network) and "_context_manager" not in vars(network)
+
+
+def test_what_cache_dit_refuses_is_refused_by_version(monkeypatch):
+    def one_a_process(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(cache_dit, "enable_cache", one_a_process)
+    network = transformer()
+    with pytest.raises(RuntimeError, match=r"cache-dit 1\.\d+\.\d+ refuses Flux.* before 1\.5\.2"):
+        adapter.enable(network, schedule())
+    assert "forecache" not in vars(network)
