@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from forecache.basis import DMD, Auto, Chebyshev, Hermite, Linear, Reuse, Rule, Taylor
+from forecache.basis import DMD, Auto, Chebyshev, Exponential, Hermite, Linear, Reuse, Rule, Taylor
 
 RULES: tuple[Rule, ...] = (
     Reuse(),
@@ -19,6 +19,7 @@ RULES: tuple[Rule, ...] = (
     Hermite(1),
     Hermite(2),
     DMD(),
+    Exponential(),
     Chebyshev(),
     Auto(),
 )

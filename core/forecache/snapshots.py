@@ -78,8 +78,10 @@ class Snapshots:
         """Free every snapshot; the next value may have another shape."""
         self.times: list[float] = []
         self.gram: Array = np.zeros((1, 0, 0))
+        self.largest = 0.0  #: norm of the largest snapshot, of any item
         self._slots: list[int] = []  # buffer row of each snapshot, oldest first
         self._buffer: torch.Tensor | None = None
+        self._windows: tuple[torch.Tensor, ...] = ()  # [d, capacity] of each item
         self._like: tuple[torch.Size, torch.dtype, torch.device] | None = None
 
     def __len__(self) -> int:
@@ -140,8 +142,10 @@ class Snapshots:
         if self._buffer is None:
             with torch.inference_mode(False):  # a buffer made in inference mode could not be written outside it
                 self._buffer = rows.new_zeros(rows.shape[0], self.capacity, rows.shape[1])
+                self._windows = self._buffer.mT.unbind()
             self.gram = np.zeros((rows.shape[0], 0, 0))
             self._like = (value.shape, value.dtype, value.device)
+            self._exact = torch.promote_types(value.dtype, torch.float32)  # of weights and sums
         gram, drop = self.gram, len(self) == self.capacity
         if drop:
             gram, row = gram[:, 1:, 1:], row[:, 1:]
@@ -151,6 +155,7 @@ class Snapshots:
             slot = len(self)
         self._buffer[:, slot] = rows
         self.gram = np.concatenate([np.concatenate([gram, row[:, :-1, None]], 2), row[:, None, :]], 1)
+        self.largest = float(np.sqrt(np.diagonal(self.gram, axis1=1, axis2=2).max()))
         self._slots.append(slot)
         self.times.append(float(time))
 
@@ -162,30 +167,45 @@ class Snapshots:
 
         One tensor is allocated. Half-precision windows are summed in float32 (through a work buffer of fixed size):
         weights rounded to bfloat16 would no longer sum to 1 (2^-9 relative). For the same reason each item is a
-        matrix-vector product: a matrix-matrix product of float32 may run in TF32.
+        matrix-vector product: a matrix-matrix product of float32 may run in TF32. With ``out=`` autocast leaves it be.
         """
         if self._buffer is None or self._like is None:
             raise RuntimeError("combine: no snapshot yet; observe a computed value first")
         shape, dtype, device = self._like
-        ring = np.zeros((self.items, self.capacity))
-        ring[:, self._slots] = np.asarray(weights, dtype=np.float64)
-        accumulate = torch.promote_types(dtype, torch.float32)
-        w = torch.from_numpy(ring).to(dtype=accumulate).to(device)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
-            wide = min(out.shape[1], 2 * chunk(device)) if accumulate != dtype else 0
-            work = torch.empty((self.capacity, wide), dtype=accumulate, device=device)
-            for row, window, weight in zip(out, self._buffer, w, strict=True):
-                if accumulate == dtype:
-                    torch.mv(window.T, weight, out=row)
-                    continue
-                for part, sums in zip(window.split(wide, 1), row.split(wide), strict=True):
-                    sums.copy_(torch.mv(work[:, : len(sums)].copy_(part).T, weight))
+        each = torch.tensor(self._ring(weights), dtype=self._exact, device=device)
+        out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
+        for row, window, w in zip(out.unbind(), self._windows, each.unbind(), strict=True):
+            if dtype == self._exact:
+                torch.mv(window, w, out=row)
+            else:
+                self._sum_in_chunks(window, w, row)
         if self.batch_dim is None or len(shape) <= 1:
-            return out.reshape(shape)
-        lead = torch.Size([shape[self.batch_dim]])
+            return out.view(shape)
         axis = self.batch_dim % len(shape)
-        return out.reshape(lead + shape[:axis] + shape[axis + 1 :]).movedim(0, axis)
+        out = out.view(shape[axis : axis + 1] + shape[:axis] + shape[axis + 1 :])
+        return out.movedim(0, axis) if axis else out
+
+    def _ring(self, weights: Sequence[float] | Array) -> list[list[float]]:
+        """Weights ``[items, capacity]`` by row of the buffer."""
+        given = np.asarray(weights, dtype=np.float64)
+        rows = []
+        for item in [given.tolist()] * self.items if given.ndim == 1 else given.tolist():
+            row = [0.0] * self.capacity
+            for slot, weight in zip(self._slots, item, strict=True):
+                row[slot] = weight
+            rows.append(row)
+        return rows
+
+    def _sum_in_chunks(self, window: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> None:
+        """``window [d, capacity] @ w`` in the wider dtype of ``w``, through work buffers of fixed size."""
+        wide = min(len(out), 2 * chunk(out.device))
+        work = torch.empty((self.capacity, wide), dtype=w.dtype, device=out.device).T
+        total = torch.empty(wide, dtype=w.dtype, device=out.device)
+        for part, sums in zip(torch.split(window, wide), torch.split(out, wide), strict=True):
+            if (m := len(sums)) < wide:
+                sums.copy_(torch.mv(work[:m].copy_(part), w, out=total[:m]))
+            else:
+                sums.copy_(torch.mv(work.copy_(part), w, out=total))
 
 
 def residual(gram: Array, row: Array, weights: Array) -> Array:

@@ -38,18 +38,18 @@ class Stream:
         self.rule, self.guard = rule, guard
         self.snapshots = Snapshots(min(history, rule.window), batch_dim)
         self.indices: list[int] = []
+        self._times, self._steps = np.zeros(0), np.zeros(0)  # of the window, as time and as step index
 
     def _served(self, index: int, time: float) -> list[Served]:
         """Weights per item; one entry serves all items if the rule does not look at the Gram matrix."""
-        steps = np.array(self.indices, dtype=np.float64), float(index)
-        times = np.array(self.snapshots.times)
         grams = self.snapshots.gram if self.rule.uses_gram else self.snapshots.gram[:1]
-        return [serve(self.rule, times, time, gram, self.guard, steps) for gram in grams]
+        return [serve(self.rule, self._times, time, gram, self.guard, (self._steps, float(index))) for gram in grams]
 
     def push(self, index: int, time: float, value: torch.Tensor, row: Array) -> None:
         """Take a computed value as the newest snapshot; ``row`` is ``snapshots.products(value)``."""
         self.snapshots.push(time, value, row)
         self.indices = [*self.indices, index][-self.snapshots.capacity :]
+        self._times, self._steps = np.array(self.snapshots.times), np.array(self.indices, dtype=np.float64)
 
     def audit(self, index: int, time: float, row: Array) -> Audit | None:
         """Score the forecast of a computed value, given by its products, before it is pushed; changes nothing."""
@@ -66,13 +66,12 @@ class Stream:
     def forecast(self, index: int, time: float) -> tuple[torch.Tensor, list[Served]]:
         """The forecast value at ``time`` and how it was made.
 
-        Overflow of a half-precision result is excluded by ``max|v^| <= sum_j |w_j| ||v_j||`` without touching a tensor;
+        Overflow of a half-precision result is excluded by ``max|v^| <= ||w||_1 max ||v_j||`` without touching a tensor;
         only where that bound fails is the value itself checked, and replaced by reuse.
         """
         served = self._served(index, time)
         value = self.snapshots.combine(served[0].weights if len(served) == 1 else np.stack([s.weights for s in served]))
-        norms = np.sqrt(np.diagonal(self.snapshots.gram, axis1=1, axis2=2))
-        bound = max(float((np.abs(s.weights) * norms).sum(-1).max()) for s in served)
+        bound = max(s.size for s in served) * self.snapshots.largest
         if bound > torch.finfo(value.dtype).max and not bool(torch.isfinite(value).all()):
             served = [Served(s.weights, "reuse", (*s.fallbacks, f"{s.rule}: overflows {value.dtype}")) for s in served]
             value = self.reuse()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from core_helpers import NAMES, RULES, gram, windows
 from forecache.basis import DMD, GUARD, Auto, Chebyshev, Hermite, Linear, Reuse, Rule, Taylor, Unfit, dmd, make_rule
 from forecache.basis.auto import forward_error
-from forecache.basis.dmd import GROWTH, difference_dmd, exponential_weights
+from forecache.basis.dmd import GROWTH, UNEVEN_RECENCY, difference_dmd, exponential_weights
 from forecache.basis.guard import serve
 from forecache.basis.hermite import physicists_hermite, scaled_hermite
 from forecache.basis.taylor import backward_differences
@@ -222,6 +222,18 @@ def test_variable_projection_is_exact_on_its_grid_at_irregular_times(reverse: bo
         assert np.linalg.norm(served @ v - truth) < 1e-3 * np.linalg.norm(truth)
         if abs(rate) > 0.3:  # control: a line is not exact
             assert np.linalg.norm(Linear(1).weights(t, 7.3, gram(v)) @ v - truth) > 1e-2 * np.linalg.norm(truth)
+
+
+@quick
+@given(window=windows(least=5), scale=st.floats(0.05, 20))
+def test_dmd_is_exact_on_a_line_at_irregular_times(window: tuple, scale: float) -> None:
+    times, target, _ = window
+    a, b = np.random.default_rng(0).normal(size=(2, 24))
+    v, truth = a + scale * times[:, None] * b, a + scale * target * b
+    w = exponential_weights(times, target, gram(v), UNEVEN_RECENCY)
+    assert np.linalg.norm(w @ v - truth) < 1e-6 * np.linalg.norm(truth) * np.abs(w).sum()
+    exponents, _ = dmd.uneven_fit(gram(v), tuple((times[:-1] - times[-1]).tolist()), UNEVEN_RECENCY, 1e-6)
+    assert exponents.tolist() == [0.0]  # control: no other exponent is a line
 
 
 @pytest.mark.parametrize("even", [True, False])

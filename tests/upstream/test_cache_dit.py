@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 pytest.importorskip("cache_dit", reason="cache-dit is not installed: pip install 'forecache[cache-dit]'")
 
 import cache_dit
+import diffusers
 from cache_dit.caching.cache_contexts.calibrators import DMDCalibrator
 from diffusers import FluxTransformer2DModel
 
 from forecache_adapters import cache_dit as adapter
 from forecache_adapters.cache_dit import Config, Forecasts
+from forecache_lab.reference.tiny_diffusers import PIPELINES, Tiny, wake
 
 POLICIES = ("slow", "medium", "fast", "ultra")
 STEPS = 28
@@ -151,6 +155,111 @@ def test_two_transformers_do_not_meet():
         assert not torch.equal(*alone)
 
 
+def test_a_refreshed_context_forgets_a_generation_that_was_broken_off():
+    network = transformer()
+    with adapter.enabled(network, schedule()) as handle:
+        whole = denoise(network)
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        (name,) = handle.calibrators
+        hook = network.proj_out.register_forward_hook(
+            lambda *_: stop() if handle.calibrators[name]["calibrator"].step == 9 else None
+        )
+        with pytest.raises(KeyboardInterrupt):
+            denoise(network)
+        hook.remove()
+        assert handle.nbytes > 0
+        cache_dit.refresh_context(network, num_inference_steps=STEPS)
+        assert handle.nbytes == 0 and torch.equal(denoise(network), whole)
+
+
+# --- pipelines --------------------------------------------------------------------------------------------------------
+N = 10
+MASK = [1, 1, 1, 1, 0, 1, 0, 0, 1, 1]
+
+
+def tiny(name: str) -> Tiny:
+    """With blocks enough that some lie between the computed ones."""
+    one = PIPELINES[name]
+    blocks = {key: 3 for key in ("num_layers", "num_single_layers") if key in one.network}
+    return dataclasses.replace(one, network={**one.network, **blocks})
+
+
+def masked(one: Tiny, **settings) -> cache_dit.DBCacheConfig:
+    settings = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "num_inference_steps": N, **settings}
+    return cache_dit.DBCacheConfig(
+        max_warmup_steps=3, steps_computation_mask=MASK, steps_computation_policy="static",
+        enable_separate_cfg=one.per_step == 2, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("encoder", [True, False], ids=["text", "image alone"])
+@pytest.mark.parametrize("kind", ["residual", "hidden_states"])
+@pytest.mark.parametrize("name", ["flux", "qwen-image", "wan", "sd3"])
+def test_pipelines(name, kind, encoder):
+    one = tiny(name)
+    pipe = one.build()
+    off = one.run(pipe, (0,), N)
+    handle = adapter.enable(pipe, masked(one), calibrator_cache_type=kind, enable_encoder_calibrator=encoder)
+    first = one.run(pipe, (0,), N)
+    assert not torch.equal(first, off) and torch.dist(first, off) < 0.1 * off.norm()
+    assert handle.nbytes == 0 and torch.equal(one.run(pipe, (0,), N), first)
+    branches = ("", "cfg_") if one.per_step == 2 else ("",)
+    slots = {f"{branch}{slot}" for branch in branches for slot in ("calibrator", "encoder_calibrator")[: 1 + encoder]}
+    for streams in handle.traces.values():
+        assert set(streams) == slots
+        served = [(trace.computed, trace.forecast) for trace in streams.values() if trace.steps]
+        assert set(served) == {(MASK.count(1), MASK.count(0))}
+    both = one.run(pipe, (0, 1), N)
+    assert torch.allclose(both[:1], first, rtol=1e-3, atol=1e-4), "its neighbour changes nothing but rounding"
+    assert not torch.allclose(both[1:], first, rtol=1e-3, atol=1e-2), "control"
+    assert all("forecache(exponential" in str(each.cache_options["calibrator_config"])
+               for each in cache_dit.summary(pipe, logging=False))  # fmt: skip
+    adapter.disable(pipe)
+    assert torch.equal(one.run(pipe, (0,), N), off)
+
+
+def test_two_experts_have_their_own_histories():
+    """As in Wan 2.2: one transformer for the noisy steps, another for the rest; each has its own mask and context."""
+    one = tiny("wan")
+    pipe = one.build()
+    torch.manual_seed(5)
+    pipe.register_modules(transformer_2=wake(diffusers.WanTransformer3DModel(**one.network)))
+    pipe.register_to_config(boundary_ratio=0.9)
+    off = one.run(pipe, (0,), N)
+    counts = {"transformer": 0, "transformer_2": 0}
+    for name in counts:
+        getattr(pipe, name).register_forward_hook(lambda *_, name=name: counts.update({name: counts[name] + 1}))
+    with adapter.enabled(pipe, masked(one)) as handle:
+        first = one.run(pipe, (0,), N)
+        assert not torch.equal(first, off) and torch.dist(first, off) < 0.1 * off.norm()
+        steps = [len(streams["calibrator"].steps) for streams in handle.traces.values()]
+        assert sorted(2 * each for each in steps) == sorted(counts.values()) and sum(steps) == N
+        assert torch.equal(one.run(pipe, (0,), N), first)
+    assert torch.equal(one.run(pipe, (0,), N), off)
+
+
+def test_each_list_of_blocks_may_have_its_own_rule():
+    one = tiny("hunyuan-video")
+    pipe = one.build()
+    off = one.run(pipe, (0,), N)
+    modifiers = [
+        cache_dit.ParamsModifier(
+            cache_config=cache_dit.DBCacheConfig().reset(Fn_compute_blocks=1),
+            calibrator_config=Config(basis=basis, history=history),
+        )
+        for basis, history in (("linear", 3), ("reuse", 1))
+    ]
+    handle = adapter.enable(pipe, masked(one), options={"params_modifiers": modifiers})
+    one.run(pipe, (0,), N)
+    served = {name.rsplit("_", 1)[0]: set(own["calibrator"]) for name, own in handle.shares.items()}
+    assert served["single_transformer_blocks"] == {"reuse"} and served["transformer_blocks"] <= {"linear1", "linear2"}
+    adapter.disable(pipe)
+    assert torch.equal(one.run(pipe, (0,), N), off)
+
+
 def test_what_is_refused():
     network = transformer()
     config = schedule()
@@ -166,3 +275,14 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="hidden_states"):
         adapter.enable(network, schedule(), calibrator_cache_type="velocity")
     assert "forecache" not in vars(network) and "_context_manager" not in vars(network)
+
+
+def test_what_cache_dit_refuses_is_refused_by_version(monkeypatch):
+    def one_a_process(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(cache_dit, "enable_cache", one_a_process)
+    network = transformer()
+    with pytest.raises(RuntimeError, match=r"cache-dit 1\.\d+\.\d+ refuses Flux.* before 1\.5\.2"):
+        adapter.enable(network, schedule())
+    assert "forecache" not in vars(network)

@@ -15,6 +15,13 @@ cache-dit decides which steps compute and keeps its first and last blocks comput
 residual of the middle blocks (``calibrator_cache_type="residual"``) or their output (``"hidden_states"``), of the image
 and of the text stream, each branch of a separate guidance by itself. ``cache_dit.summary`` names the rule.
 
+Each list of blocks may have its own rule: ``options={"params_modifiers": [ParamsModifier(calibrator_config=
+Config(basis="linear"), cache_config=...), ...]}``. Where two transformers share a run, as in Wan 2.2, each follows the
+mask from its own first step on, and its snapshots stay until the next call of the pipeline or ``disable``.
+
+Real exponentials do not follow an oscillation. ``basis=Auto(Auto(), Exponential(), gate=1.0)`` (:mod:`forecache.basis`)
+lets every computed step decide whether they or a guarded line serve the steps after it.
+
 Right here, whatever the installed cache-dit does (1.5.3 and before):
 
 - A transformer without its pipeline begins its second generation one call late, on the context of the first. Here the
@@ -23,6 +30,7 @@ Right here, whatever the installed cache-dit does (1.5.3 and before):
 - With separate guidance the parity of the call counter names the branch, and one call less swaps the branches. Here a
   call that is missing, as outside a guidance interval, is counted when the next ``timestep`` begins; a third call at
   one timestep is refused.
+- Before 1.5.2 it takes one transformer without a pipeline a process, even after ``disable``; the next is refused.
 - Its DMD needs 4 evenly spaced computed steps and else serves a line of about twice the slope; its TaylorSeer keeps the
   live tensor. Here the default rule takes anchors at any spacing, and snapshots are copies.
 """

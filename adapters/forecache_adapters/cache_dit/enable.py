@@ -180,7 +180,13 @@ def enable(target: Any, cache_config: Any, *, options: Mapping[str, Any] | None 
     if "_context_manager" in vars(target):
         raise RuntimeError("target: cache-dit is enabled on it already; call cache_dit.disable_cache first")
     config.at_work = True
-    cache_dit.enable_cache(target, cache_config=cache_config, calibrator_config=config, **(options or {}))
+    try:
+        cache_dit.enable_cache(target, cache_config=cache_config, calibrator_config=config, **(options or {}))
+    except AssertionError as error:
+        raise RuntimeError(
+            f"cache-dit {version('cache-dit')} refuses {type(target).__name__}"
+            f"{f': {error}' if str(error) else ''}; before 1.5.2 it takes one transformer without a pipeline a process"
+        ) from error
     manager = vars(target).get("_context_manager")
     if manager is None:
         raise RuntimeError(f"cache-dit {version('cache-dit')} made no cache for {type(target).__name__}")

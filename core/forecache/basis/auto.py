@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..snapshots import Array
+from ..snapshots import MAX_HISTORY, Array
+from .dmd import remembered
 from .guard import serve
 from .linear import Linear
 from .rule import Rule
 
+ROUNDOFF = 1e-7  # of the newest snapshot: errors below it are noise of the Gram matrix
 EVIDENCE = 4  # snapshots from which on the newest one is an audit: a line is the least that must have been possible
 
 
@@ -33,6 +35,9 @@ class Auto(Rule):
     forecast of the newest of them missed it by less than ``gate`` times what ``cautious`` missed. On closed-form flows
     the ratio of the two is 0.1 to 0.65 from the middle of a run on, on the trained network 0.65 to 4 (docs/results.md).
 
+    The two may be any rules that can be hashed: ``Auto(Auto(), Exponential(), gate=1.0)`` serves exponentials while
+    they did better than this rule's own line and cubic.
+
     Raises:
         ValueError: ``gate`` negative.
     """
@@ -42,8 +47,12 @@ class Auto(Rule):
     gate: float = 0.7
 
     name = "auto"
-    window = 5
     floor = 3
+
+    @property
+    def window(self) -> int:  # type: ignore[override]
+        """What the two read, and one more to try them on."""
+        return min(1 + max(self.cautious.window, self.bold.window), MAX_HISTORY)
 
     def __post_init__(self) -> None:
         if not self.gate >= 0:
@@ -57,5 +66,11 @@ class Auto(Rule):
         """See the class."""
         if len(times) < EVIDENCE:
             return self.cautious
-        bold, cautious = (forward_error(rule, times, gram) for rule in (self.bold, self.cautious))
-        return self.bold if bold < self.gate * cautious else self.cautious
+        return self.bold if smooth(gram, tuple(times.tolist()), self) else self.cautious
+
+
+@remembered
+def smooth(gram: Array, times: tuple[float, ...], auto: Auto) -> bool:
+    """Whether the newest snapshot speaks for the bold rule; round-off speaks for neither, and the bold one serves."""
+    bold, cautious = (forward_error(rule, np.array(times), gram) for rule in (auto.bold, auto.cautious))
+    return bold < auto.gate * max(cautious, ROUNDOFF * float(np.sqrt(gram[-1, -1])))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache, wraps
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -20,12 +20,14 @@ from ..snapshots import Array
 from .linear import Linear
 from .rule import Rule, Unfit, newest
 
+Flags = npt.NDArray[np.bool_]
 Complex = npt.NDArray[np.complex128]
 Fit = TypeVar("Fit", bound=Callable[..., Any])
 
 UNIFORM = 1e-3  # relative spread of gaps that still counts as even: float32 grids carry 1e-5, shifted ones 1e-2 or more
 CLEAN = 1e-3  # innovation of the differences below which a window counts as noise-free linear dynamics
 RTOL = 1e-6  # of singular values of differences: float64 products, float32 snapshots
+EXACT = 1e-12  # of the squared motion: what is left of an uneven window that one term reproduces
 GROWTH = 1.25  # largest pole modulus per gap
 UNEVEN_FLOOR, UNEVEN_GAPS, UNEVEN_RECENCY = 5, 3.0, 0.15  # measured on a trained network, see docs/results.md
 
@@ -130,19 +132,21 @@ def difference_dmd(gram: Array, horizon: float, rtol: float, recency: float) -> 
     that carry none. For fractional horizons poles with ``Re(lambda) <= 0`` are removed, since their powers alias;
     moduli are clipped at ``GROWTH``.
     """
-    n = len(gram)
-    e = differences(n)
-    poles, modes, b = difference_fit(e.T @ gram @ e, rtol, recency, horizon == round(horizon))
-    small = np.abs(poles - 1) < 1e-9
-    with np.errstate(divide="ignore", invalid="ignore"):
-        advance = np.where(small, horizon, (poles ** complex(horizon) - 1) / np.where(small, 1, poles - 1))
-        forecast = np.real(modes @ (poles ** (n - 1) * advance * b))
-    return np.asarray(newest(n) + e @ forecast)
+    poles, still, response = difference_fit(gram, rtol, recency, horizon == round(horizon))
+    with np.errstate(all="ignore"):
+        advance = poles ** complex(horizon) - 1
+        advance[still] = horizon
+        w = (response @ advance).real
+    w[-1] += 1
+    return w
 
 
 @remembered
-def difference_fit(gram: Array, rtol: float, recency: float, whole: bool) -> tuple[Complex, Complex, Complex]:
-    """Poles, modes and amplitudes of the differences, for horizons of ``whole`` gaps or any."""
+def difference_fit(gram: Array, rtol: float, recency: float, whole: bool) -> tuple[Complex, Flags, Complex]:
+    """Poles, which are 1, and ``E C diag(lambda^m b / (lambda - 1))``, for horizons of ``whole`` gaps or any."""
+    n = len(gram)
+    e = differences(n)
+    gram = e.T @ gram @ e
     poles, modes = propagator(gram, rtol)
     if not whole:
         keep = poles.real > 0
@@ -151,7 +155,16 @@ def difference_fit(gram: Array, rtol: float, recency: float, whole: bool) -> tup
         poles, modes = poles[keep], modes[:, keep]
     modulus = np.abs(poles)
     poles = np.where(modulus > GROWTH, poles * (GROWTH / np.maximum(modulus, GROWTH)), poles)
-    return poles, modes, amplitudes(gram, poles, modes, recency)
+    still = np.abs(poles - 1) < 1e-9
+    b = amplitudes(gram, poles, modes, recency)
+    return poles, still, e @ modes * (poles ** (n - 1) * b / np.where(still, 1, poles - 1))
+
+
+@remembered
+def clean(gram: Array) -> bool:
+    """Whether the newest difference of the snapshots lies in the span of the earlier ones."""
+    e = differences(len(gram))
+    return innovation(e.T @ gram @ e, RTOL) < CLEAN
 
 
 def differences(n: int) -> Array:
@@ -183,37 +196,55 @@ def innovation(gram: Array, rtol: float) -> float:
 
 @cache
 def _rates(terms: int) -> Array:
-    """Grid ``[g, terms]`` of exponents per mean gap: 16 values, decaying and growing, or their 120 pairs."""
+    """Exponents ``[g, terms]`` per mean gap: 17 values, decaying, 0 (a line), growing, or their 136 pairs."""
     one = np.geomspace(0.02, 0.6, 8)
-    return np.array(list(combinations(np.concatenate((-one, one)), terms)))
+    return np.array(list(combinations(np.concatenate((-one, [0.0], one)), terms)))
 
 
 def exponential_weights(times: Array, target: float, gram: Array, recency: float, ridge: float = 1e-6) -> Array:
-    """Constant + one or two real exponentials at irregular times, by variable projection (arXiv:1704.02343).
+    """Constant + one or two terms, each a real exponential or a line, at irregular times.
 
-    Anchored at the newest snapshot: ``v_j - v_n`` is regressed on ``b_j = exp(om (t_j - t_n)) - 1`` with weights
-    ``Om``, so the weights sum to 1. The exponents minimise ``tr(Om (I - H)^T D (I - H))`` over a grid, with
-    ``H = Om B (B^T Om B + R)^-1 B^T`` and D the Gram matrix of the ``v_j - v_n``. A second exponential must cut the
-    residual to a quarter. Times are measured in mean gaps along the trajectory.
+    Anchored at the newest snapshot: ``v_j - v_n`` is regressed on ``b_j = exp(om (t_j - t_n)) - 1`` (``t_j - t_n``
+    where om = 0), so the weights sum to 1. Times are measured in mean gaps along the trajectory.
     """
-    n = len(times)
-    tau = (np.append(times, target) - times[-1]) * ((n - 1) / (times[-1] - times[0]))
-    om = recency ** -tau[: n - 1]
+    *older, last = times.tolist()
+    scale = len(older) / (last - older[0])
+    exponents, solved = uneven_fit(gram, tuple((t - last) * scale for t in older), recency, ridge)
+    wanted = (target - last) * scale
+    w = np.append(np.where(exponents == 0, wanted, np.expm1(exponents * wanted)) @ solved, 0)
+    w[-1] = 1 - w.sum()
+    return w
+
+
+@remembered
+def uneven_fit(gram: Array, tau: tuple[float, ...], recency: float, ridge: float) -> tuple[Array, Array]:
+    """Exponents ``[terms]`` and ``C [terms, n - 1]``, which takes the ``v_j - v_n`` to the amplitudes.
+
+    Variable projection (arXiv:1704.02343) with weights Om: the exponents minimise ``tr(Om (I - H)^T D (I - H))`` over a
+    grid, with ``H = B C``, ``C = (B^T Om B + R)^-1 B^T Om`` and D the Gram matrix of the ``v_j - v_n``. The ridge is of
+    two terms, in squares of the largest b; they must cut the residual of one to a quarter.
+    """
+    n, back = len(gram), np.array(tau)
+    om = recency**-back
     anchored = np.eye(n)[:-1] - newest(n)
     d = anchored @ gram @ anchored.T
-    best, chosen = np.inf, np.zeros(n - 1)
+    best, enough = np.inf, EXACT * float(om @ np.diag(d))
     for terms in (1, 2):
-        b = np.expm1(_rates(terms)[:, None, :] * tau[None, :, None])
-        b = b / np.abs(b).max(1, keepdims=True)
-        design, wanted = b[:, : n - 1], b[:, -1]
-        scaled = design * om[None, :, None]
-        system = np.swapaxes(scaled, 1, 2) @ design + ridge * np.eye(terms)
-        miss = np.eye(n - 1) - scaled @ np.linalg.solve(system, np.swapaxes(design, 1, 2))
-        cost = np.einsum("j,gkj,kl,glj->g", om, miss, d, miss)
+        rates = _rates(terms)
+        b = np.where(rates == 0, back[:, None, None], np.expm1(rates * back[:, None, None])).swapaxes(0, 1)
+        largest = np.abs(b).max(1)
+        design = b / largest[:, None]
+        scaled = np.swapaxes(design * om[None, :, None], 1, 2)
+        system = scaled @ design + (ridge * np.eye(terms) if terms > 1 else 0)
+        solved = np.linalg.solve(system, scaled)
+        miss = np.eye(n - 1) - design @ solved
+        cost = np.einsum("j,gjk,kl,gjl->g", om, miss, d, miss)
         k = int(cost.argmin())
         if cost[k] < best / 4:
-            best, chosen = float(cost[k]), scaled[k] @ np.linalg.solve(system[k], wanted[k])
-    return np.asarray(newest(n) + anchored.T @ chosen)
+            best, found = float(cost[k]), (rates[k], solved[k] / largest[k][:, None])
+        if best <= enough:
+            break
+    return found
 
 
 @dataclass(frozen=True)
@@ -244,22 +275,22 @@ class DMD(Rule):
         n = len(times)
         if n < self.floor:
             raise Unfit(f"{n} of {self.floor} snapshots")
-        gaps = np.abs(np.diff(times))
-        uneven = np.nonzero(np.abs(gaps - gaps[-1]) > UNIFORM * gaps[-1])[0]
-        first = int(uneven[-1]) + 1 if len(uneven) else 0  # start of the evenly spaced tail
+        gaps = [abs(later - earlier) for earlier, later in pairwise(times.tolist())]
+        uneven = [j for j, gap in enumerate(gaps) if abs(gap - gaps[-1]) > UNIFORM * gaps[-1]]
+        first = uneven[-1] + 1 if uneven else 0  # start of the evenly spaced tail
         if n - first < self.floor:
-            if n < UNEVEN_FLOOR or gaps.max() > UNEVEN_GAPS * (1 + UNIFORM) * gaps.min():
+            if n < UNEVEN_FLOOR or max(gaps) > UNEVEN_GAPS * (1 + UNIFORM) * min(gaps):
                 raise Unfit("no evenly spaced tail, and gaps too few or too different")
             return exponential_weights(times, target, gram, UNEVEN_RECENCY)
         horizon = float(abs(target - times[-1]) / gaps[-1])
         horizon = float(round(horizon)) if abs(horizon - round(horizon)) < UNIFORM else horizon
         tail = gram[first:, first:]
-        e = differences(n - first)
-        if innovation(e.T @ tail @ e, RTOL) < CLEAN:
-            served = difference_dmd(tail, horizon, RTOL, self.recency)
+        w = np.zeros(n)
+        if clean(tail):
+            w[first:] = difference_dmd(tail, horizon, RTOL, self.recency)
         else:
-            served = sum_to_one(dmd_weights(tail, horizon), tail)
-        return np.concatenate([np.zeros(first), served])
+            w[first:] = sum_to_one(dmd_weights(tail, horizon), tail)
+        return w
 
     def lower(self) -> Rule | None:
         return self.fallback

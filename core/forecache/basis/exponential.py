@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
+from operator import mul
 
 import numpy as np
 
 from ..snapshots import Array
-from .dmd import remembered
+from .dmd import EXACT, remembered
 from .linear import Linear
-from .rule import Rule, Unfit, newest
+from .rule import Rule, Unfit
+
+Floats = list[float]
 
 RIDGE = 1e-10  # of the trace of the normal equations: a line stays exact to as much
-EXACT = 1e-12  # of the squared motion: what is left of a window that one term reproduces
 TERM = 0.25  # of the residual of one term: what two must leave at most
 
 
@@ -36,34 +38,46 @@ def ahead(r: float, t: float) -> float:
     return t if r == 0 else math.expm1(r * t) / r
 
 
+@lru_cache(maxsize=256)
+def projections(tau: tuple[float, ...], recency: float) -> tuple[tuple[Array, Array, Array], ...]:
+    """What :func:`fits` needs of the times of a window, for one term and for two.
+
+    Exponents ``R [g, terms]`` of the grid; ``C [g, terms, m]``, which solves for the amplitudes; and ``K [g, m * m]``,
+    the residual that each leaves as a linear function of D: ``tr(Om (I - H) D (I - H)^T) = <(I - H)^T Om (I - H), D>``.
+    A schedule visits the same windows in every stream and run.
+    """
+    m, back = len(tau), np.array(tau)
+    om = recency**-back
+    made = []
+    for terms in range(1, min(3, m)):
+        design = terms_at(rates(terms), back)
+        scaled = np.swapaxes(design * om[None, :, None], 1, 2)
+        system = scaled @ design
+        system = system + RIDGE * np.trace(system, axis1=1, axis2=2)[:, None, None] * np.eye(terms)
+        solved = np.linalg.solve(system, scaled)
+        miss = np.eye(m) - design @ solved
+        made.append((rates(terms), solved, (np.swapaxes(miss, 1, 2) @ (om[:, None] * miss)).reshape(-1, m * m)))
+    return tuple(made)
+
+
 @remembered
-def fits(gram: Array, tau: tuple[float, ...], recency: float) -> tuple[tuple[Array, Array], ...]:
-    """Fits of a window, best first: exponents ``[terms]`` and ``C [terms, n - 1]``.
+def fits(gram: Array, tau: tuple[float, ...], recency: float) -> tuple[tuple[Floats, list[Floats]], ...]:
+    """Fits of a window, best first: exponents ``[terms]`` and the ``n - 1`` columns of ``C``, in plain floats.
 
     ``v(tau) - v_n = sum_k c_k (exp(r_k tau) - 1)/r_k`` with ``c_k = sum_j C_kj (v_j - v_n)``: weighted least squares
     over the ``n - 1`` older anchors at ``tau_j < 0``, ``om_j = recency^(-tau_j)``, for the exponents of the grid that
-    leave the least (variable projection, arXiv:1704.02343). The residual ``tr(Om (I - H)^T D (I - H))`` needs only the
+    leave the least (variable projection, arXiv:1704.02343). The residual ``tr(Om (I - H) D (I - H)^T)`` needs only the
     Gram matrix D of the ``v_j - v_n``. Two terms, where the window determines them, must leave :data:`TERM` of it.
     """
-    n = len(gram)
-    back = np.array(tau)
-    om = recency**-back
-    anchored = np.eye(n)[:-1] - newest(n)
-    d = anchored @ gram @ anchored.T
-    found: list[tuple[Array, Array]] = []
-    left = float(om @ np.diag(d))
+    found: list[tuple[Floats, list[Floats]]] = []
+    d = gram[:-1, :-1] - gram[:-1, -1:] - gram[-1:, :-1] + gram[-1, -1]
+    left = float(recency ** -np.array(tau) @ np.diag(d))
     enough = EXACT * left
-    for terms in range(1, min(3, n - 1)):
-        design = terms_at(rates(terms), back)
-        scaled = design * om[None, :, None]
-        system = np.swapaxes(scaled, 1, 2) @ design
-        system = system + RIDGE * np.trace(system, axis1=1, axis2=2)[:, None, None] * np.eye(terms)
-        solved = np.linalg.solve(system, np.swapaxes(scaled, 1, 2))
-        miss = np.eye(n - 1) - design @ solved
-        cost = np.einsum("j,gjk,kl,gjl->g", om, miss, d, miss)
+    for exponents, solved, costs in projections(tau, recency):
+        cost = costs @ d.ravel()
         k = int(cost.argmin())
-        if terms == 1 or cost[k] < TERM * left:
-            found.insert(0, (rates(terms)[k], solved[k]))
+        if not found or cost[k] < TERM * left:
+            found.insert(0, (exponents[k].tolist(), solved[k].T.tolist()))
         left = float(cost[k])
         if left <= enough:
             break
@@ -76,7 +90,8 @@ class Exponential(Rule):
 
     For hosts whose computed steps are dense and sparse by turns (a mask 1 1 0 0 0 1 1 0 0 0), where an extrapolation of
     the newest gap alone has a large ``||w||_1``. Of the :attr:`recencies`, sharpest first, the first fit that meets the
-    guard serves; each is exact on a line at any spacing. An oscillation is outside its family: there, a line is better.
+    guard serves; each is exact on a line at any spacing. An oscillation is outside its family: there
+    ``Auto(Auto(), Exponential(), gate=1.0)`` finds that a line is better, and this rule where it is.
 
     Attributes:
         recencies: weights of a snapshot per mean gap of age, each in (0, 1]; 1: all alike.
@@ -98,19 +113,22 @@ class Exponential(Rule):
         n = len(times)
         if n < self.floor:
             raise Unfit(f"{n} of {self.floor} snapshots")
-        tau = (np.append(times, target) - times[-1]) * ((n - 1) / (times[-1] - times[0]))
-        best = newest(n)
-        size = np.inf
+        *older, last = times.tolist()
+        scale = (n - 1) / (last - older[0])
+        back, goal = tuple((t - last) * scale for t in older), (target - last) * scale
+        best: list[float] = []
+        size = math.inf
         for recency in self.recencies:
-            for exponents, solved in fits(gram, tuple(tau[:-2].tolist()), recency):
-                older = np.array([ahead(r, tau[-1]) for r in exponents.tolist()]) @ solved
-                w = np.append(older, 1 - older.sum())
-                norm = float(np.abs(w).sum())
+            for exponents, solved in fits(gram, back, recency):
+                reach = [ahead(r, goal) for r in exponents]
+                w = [sum(map(mul, reach, column)) for column in solved]
+                w.append(1 - sum(w))
+                norm = sum(map(abs, w))
                 if norm <= self.guard:
-                    return w
-                if norm < size:
+                    return np.array(w)
+                if not best or norm < size:
                     best, size = w, norm
-        return best
+        return np.array(best)
 
     def lower(self) -> Rule | None:
         return Linear(1)

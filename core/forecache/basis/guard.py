@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,16 @@ class Served:
     weights: Array
     rule: str
     fallbacks: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> float:
+        """``||w||_1``."""
+        return norm(self.weights)
+
+
+def norm(w: Array) -> float:
+    """``||w||_1`` in plain floats: for so few numbers that is faster than an array's sum."""
+    return float(sum(map(abs, w.tolist())))
 
 
 def serve(
@@ -39,34 +50,33 @@ def serve(
     [0, 1] that meets the guard; the sum is preserved. Every step down is named in the result, none is silent.
     """
     fallbacks: list[str] = []
-    reuse = newest(len(times))
     current: Rule | None = rule
     while current is not None:
         current = current.chosen(times, gram)
         limit = current.guard if guard is None else guard
         n = min(current.window, len(times))
-        w = np.zeros(len(times))
-        lower = current.lower()
         clock, goal = steps if steps is not None and current.clock == "index" else (times, target)
         try:
+            w = np.zeros(len(times))
             w[-n:] = current.weights(clock[-n:], goal, gram[-n:, -n:])
         except (Unfit, np.linalg.LinAlgError) as error:
             fallbacks.append(f"{current.name}: {error}")
-            current = lower
+            current = current.lower()
             continue
-        size = float(np.abs(w).sum())
-        if not np.isfinite(w).all():
+        size = norm(w)
+        if not math.isfinite(size):
             fallbacks.append(f"{current.name}: weights are not finite")
         elif size <= limit * (1 + ROUNDING):
             return Served(w, current.name, tuple(fallbacks))
-        elif lower is None:
+        elif current.lower() is None:
+            reuse = newest(len(times))
             s = blend(w, reuse, limit)
             fallbacks.append(f"{current.name}: |w|_1 = {size:.3g} > {limit:g}, blended toward reuse by {1 - s:.3g}")
             return Served(reuse + s * (w - reuse), current.name, tuple(fallbacks))
         else:
             fallbacks.append(f"{current.name}: |w|_1 = {size:.3g} > {limit:g}")
-        current = lower
-    return Served(reuse, "reuse", tuple(fallbacks))
+        current = current.lower()
+    return Served(newest(len(times)), "reuse", tuple(fallbacks))
 
 
 def blend(w: Array, reuse: Array, guard: float) -> float:
@@ -75,15 +85,14 @@ def blend(w: Array, reuse: Array, guard: float) -> float:
     The norm is convex and piecewise linear in s, with kinks where a weight changes its sign: the answer lies on the
     segment before the first kink, or end, that exceeds the guard.
     """
-    step = w - reuse
-    with np.errstate(divide="ignore", invalid="ignore"):
-        kinks = -reuse / step
-    at = np.concatenate([[0.0], np.sort(kinks[(kinks > 0) & (kinks < 1)]), [1.0]])
-    norms = np.abs(reuse + at[:, None] * step).sum(1)
-    over = np.flatnonzero(norms > guard)
-    if not len(over):
-        return 1.0
-    k = int(over[0])
-    if k == 0:
+    start, step = reuse.tolist(), (w - reuse).tolist()
+    kinks = sorted(-b / d for b, d in zip(start, step, strict=True) if d and 0 < -b / d < 1)
+    s, size = 0.0, norm(reuse)
+    if size > guard:
         return 0.0
-    return float(at[k - 1] + (at[k] - at[k - 1]) * (guard - norms[k - 1]) / (norms[k] - norms[k - 1]))
+    for end in (*kinks, 1.0):
+        reached = sum(abs(b + end * d) for b, d in zip(start, step, strict=True))
+        if reached > guard:
+            return float(s + (end - s) * (guard - size) / (reached - size))
+        s, size = end, reached
+    return 1.0

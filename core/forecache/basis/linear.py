@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,8 @@ from .rule import GUARD, Polynomial, Rule, newest
 def lagrange(times: Array, target: float, order: int) -> Array:
     """Weights through the last ``order + 1`` points: ``w_j = prod_{k != j} (t - t_k) / (t_j - t_k)``; older ones 0."""
     w = np.zeros(len(times))
-    t = times[-(order + 1) :]
-    for j in range(len(t)):
-        others = np.delete(t, j)
-        w[len(times) - len(t) + j] = np.prod((target - others) / (t[j] - others))
+    t = times[-(order + 1) :].tolist()
+    w[-len(t) :] = [math.prod((target - other) / (own - other) for other in t if other != own) for own in t]
     return w
 
 

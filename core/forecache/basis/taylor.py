@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,10 +20,14 @@ from .rule import Polynomial, Rule
 
 def backward_differences(times: Array, order: int) -> list[Array]:
     """``[D_0, D_1, ...]`` of the published recursion at the newest anchor, each as weights on the snapshots."""
-    n = len(times)
+    return _backward_differences(tuple(times.tolist()), order)
+
+
+@lru_cache(maxsize=256)  # a schedule visits the same anchors in every stream and run
+def _backward_differences(times: tuple[float, ...], order: int) -> list[Array]:
     previous: list[Array] = []
-    for m in range(n):
-        current: list[Array] = [np.eye(n)[m]]
+    for m, newest in enumerate(np.eye(len(times))):
+        current: list[Array] = [newest]
         for old in previous[:order]:
             current.append((current[-1] - old) / (times[m] - times[m - 1]))
         previous = current
