@@ -172,28 +172,23 @@ class Snapshots:
         if self._buffer is None or self._like is None:
             raise RuntimeError("combine: no snapshot yet; observe a computed value first")
         shape, dtype, device = self._like
-        each = torch.tensor(self._ring(weights), dtype=self._exact, device=device)
+        each = torch.from_numpy(self._ring(weights)).to(device, self._exact)
         out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
-        for row, window, w in zip(out.unbind(), self._windows, each.unbind(), strict=True):
+        for i, window in enumerate(self._windows):
             if dtype == self._exact:
-                torch.mv(window, w, out=row)
+                torch.mv(window, each[i], out=out[i])
             else:
-                self._sum_in_chunks(window, w, row)
+                self._sum_in_chunks(window, each[i], out[i])
         if self.batch_dim is None or len(shape) <= 1:
             return out.view(shape)
         axis = self.batch_dim % len(shape)
         out = out.view(shape[axis : axis + 1] + shape[:axis] + shape[axis + 1 :])
         return out.movedim(0, axis) if axis else out
 
-    def _ring(self, weights: Sequence[float] | Array) -> list[list[float]]:
+    def _ring(self, weights: Sequence[float] | Array) -> Array:
         """Weights ``[items, capacity]`` by row of the buffer."""
-        given = np.asarray(weights, dtype=np.float64)
-        rows = []
-        for item in [given.tolist()] * self.items if given.ndim == 1 else given.tolist():
-            row = [0.0] * self.capacity
-            for slot, weight in zip(self._slots, item, strict=True):
-                row[slot] = weight
-            rows.append(row)
+        rows = np.zeros((self.items, self.capacity))
+        rows[:, self._slots] = weights
         return rows
 
     def _sum_in_chunks(self, window: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> None:
