@@ -178,21 +178,22 @@ def make_edits(path: str, old: bytes, new: bytes, others: Sequence[bytes] = ()) 
 
 
 def anchor(edits: Sequence[Edit], old: bytes, other: bytes) -> tuple[Edit, ...]:
-    """``edits`` of ``old`` with places in ``other`` too: where the same lines lie between the same neighbours.
+    """``edits`` of ``old`` with places in ``other`` too: between the same neighbours, whatever goes there.
 
     Raises:
-        DraftError: ``other`` has not the lines that go, or not their neighbours.
+        DraftError: ``other`` has not the neighbours, or has lines between them where nothing is to go.
     """
     before, after = split_lines(old), split_lines(other)
-    equal = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
+    blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
+    same = {block.a + i: block.b + i for block in blocks for i in range(block.size)}
+    same |= {-1: -1, len(before): len(after)}
     moved = []
     for edit in edits:
         place = edit.places[blob_id(old)]
-        first, last = max(place.after - 1, 0), min(place.after + place.count + 1, len(before))
-        block = next((b for b in equal if b.a <= first and last <= b.a + b.size), None)
-        if block is None:
-            raise DraftError(f"{edit.path}: lines {first + 1} to {last} differ between the versions; edit that by hand")
-        there = _place_at(after, place.after + block.b - block.a, place.count)
+        first, end = same.get(place.after - 1), same.get(place.after + place.count)
+        if first is None or end is None or (end - first > 1) != (place.count > 0):
+            raise DraftError(f"{edit.path}: what is around line {place.after} differs between the versions")
+        there = _place_at(after, first + 1, end - first - 1)
         moved.append(Edit(edit.path, {**edit.places, blob_id(other): there}, edit.lines))
     return tuple(moved)
 

@@ -18,9 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import gitrepo, wheel
+from .check import OWN_LINE
 from .checkout import checkout
 from .drafts import Draft, Hub
 from .errors import CheckoutError, DraftError, PatchError
+from .insertion import split_lines
 from .lock import Wheel
 from .submit import applied, build
 
@@ -133,6 +135,7 @@ def prove(draft: Draft, base: str, pinned: Path | None = None, fetch: Fetch = wh
         if base == "pin":
             _prove_patch(draft, both, proof)
         proof.facts.append(f"{draft.name} fits {both.base}: {', '.join(change)}")
+        proof.remarks += [f"also a line of {path}: {line!r}" for path, line in _shared_lines(draft, both)]
         _prove_import(draft.hub, both)
         python = [path for path in (*change, *tests) if path.endswith(".py")]
         for tool, command in draft.hub.style.items():
@@ -186,6 +189,16 @@ def _prove_patch(draft: Draft, both: Trees, proof: Proof) -> None:
             proof.failures.append(f"git am makes another {path} than the draft")
             return
     proof.facts.append("git am takes what format-patch wrote, and gives the same files")
+
+
+def _shared_lines(draft: Draft, both: Trees) -> list[tuple[str, str]]:
+    """Longer lines of ours that the edited file has already: a draft should hold our lines only."""
+    shared = []
+    for edit in draft.edits("change"):
+        known = {line.strip() for line in split_lines((both.without / edit.path).read_bytes())}
+        ours = {line.strip() for line in split_lines(edit.lines)}
+        shared += [(edit.path, line.decode()) for line in ours & known if len(line) >= OWN_LINE]
+    return shared
 
 
 def _prove_import(hub: Hub, both: Trees) -> None:

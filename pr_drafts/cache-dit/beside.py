@@ -17,6 +17,7 @@ def both(name: str) -> tuple[ModuleType, ModuleType]:
     before = importlib.import_module(f"{PACKAGE}.{name}")
     assert Path(before.__file__).is_relative_to(without), before.__file__
     file = changed.joinpath(*PACKAGE.split("."), f"{name}.py")
+    sys.modules[PACKAGE].__path__.append(str(file.parent))  # for modules that are new
     # a name inside the package, so that its relative imports work
     spec = importlib.util.spec_from_file_location(f"{PACKAGE}.{name}_changed", file)
     after = importlib.util.module_from_spec(spec)
