@@ -204,9 +204,9 @@ def _strings(table: Table, key: str, required: bool = False) -> tuple[str, ...]:
 def _sections(name: str, text: str) -> tuple[str, dict[str, str]]:
     """Title and sections of a ``PR.md``."""
     head, *parts = re.split(r"(?m)^## ", text)
-    title = re.fullmatch(r"# ([^\n]+)\n\s*", head)
+    title = re.fullmatch(r"# ([^\n\[][^\n]*)\n\s*", head)  # git am drops a [...] in front
     if title is None:
-        raise DraftError(f"{name}: PR.md must begin with '# <title>', and its first section '## ...' must follow")
+        raise DraftError(f"{name}: PR.md must begin with '# <title>' without a '[' in front, then a section '## ...'")
     sections = {heading.strip(): body.strip() for heading, _, body in (part.partition("\n") for part in parts)}
     for section in SECTIONS:
         if not sections.get(section):
