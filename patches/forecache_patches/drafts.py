@@ -76,7 +76,7 @@ class Draft:
         folder: where it is stored.
         title: first line of the commit message.
         body: the rest of it.
-        own_tests: tests of the hub that cover the touched area.
+        own_tests: tests of the hub that cover the touched area, files or ``file::class``; none if it has none.
         must_fail: names of test functions of ours that fail without the change; the others are controls.
     """
 
@@ -172,7 +172,7 @@ def load_draft(folder: Path, name: str) -> Draft:
     pin = table.text("pin", r"[0-9a-f]{40}", "a full commit id, 40 lower-case hex digits")
     if pin != hub.upstream.commit:
         raise DraftError(f"{name} was verified on {pin[:12]}, the lock names {hub.upstream.pin}: verify it there")
-    own_tests = table.paths("own_tests", required=True)
+    own_tests = _strings(table, "own_tests")
     must_fail = _strings(table, "must_fail", required=True)
     table.finish("pin, own_tests, must_fail")
     return Draft(hub, slug, place, title, sections["What changes"], own_tests, must_fail)

@@ -11,6 +11,7 @@ their place. The sha256 of the lines that go guards the numbers. On file, ``edit
     [edit.at]
     <blob id> = { delete = "12-13", sha256 = "<of lines 12 and 13>" }
     <another> = { delete = "15-16", sha256 = "<the same>" }     # or { after = 11 }: nothing goes
+    <a third> = { absent = "fixed there since 1.2" }            # this version is left as it is, for a reason
 """
 
 from __future__ import annotations
@@ -39,11 +40,15 @@ _HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@[^\n]*\n")
 
 @dataclass(frozen=True)
 class Place:
-    """Lines ``after + 1 .. after + count`` of one blob go; ``sha256`` is theirs, ``""`` if they are not guarded."""
+    """Lines ``after + 1 .. after + count`` of one blob go; ``sha256`` is theirs, ``""`` if they are not guarded.
+
+    With a text in ``absent`` nothing of the edit is done there.
+    """
 
     after: int
     count: int
     sha256: str
+    absent: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,10 @@ def _edit(table: Table) -> Edit:
 
 
 def _place(table: Table, lines: bytes) -> Place:
+    if "absent" in table.rest:
+        reason = table.text("absent", r"[^\r\n\"]+", "why this version needs nothing")
+        table.finish("absent")
+        return Place(0, 0, "", reason)
     if "after" in table.rest:
         after = table.rest.pop("after")
         table.finish("after, or delete and sha256")
@@ -127,6 +136,8 @@ def format_edits(edits: Sequence[Edit]) -> str:
 
 
 def _format(place: Place) -> str:
+    if place.absent:
+        return f'{{ absent = "{place.absent}" }}'
     if not place.count:
         return f"{{ after = {place.after} }}"
     last = f"-{place.after + place.count}" if place.count > 1 else ""
@@ -149,6 +160,8 @@ def edit_file(path: str, content: bytes, edits: Sequence[Edit]) -> bytes:
             known = ", ".join(known[:12] for known in edit.places)
             raise DraftError(f"{path} is blob {blob[:12]}, the edits are for {known}: they have to be anchored anew")
         place = edit.places[blob]
+        if place.absent:
+            continue
         end = place.after + place.count
         if place.after < done or end > len(lines):
             raise DraftError(f"{path}: lines {place.after + 1} to {end} overlap an earlier edit or lie behind the end")

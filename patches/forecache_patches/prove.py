@@ -227,6 +227,9 @@ def _prove_style(tool: str, command: Sequence[str], files: Sequence[str], both: 
 
 
 def _prove_own(paths: Sequence[str], without: Outcomes, with_: Outcomes, proof: Proof) -> None:
+    if not paths:
+        proof.remarks.append("the hub has no tests of this area")
+        return
     passed = [test for test, outcome in with_.items() if outcome == "passed"]
     broken = [test for test, outcome in without.items() if outcome == "passed" and test not in passed]
     failing = [test for test, outcome in with_.items() if outcome == "failed" and test not in broken]
@@ -269,7 +272,8 @@ def _names(tests: Sequence[tuple[str, str]]) -> str:
 
 
 def _of(outcomes: Outcomes, paths: Sequence[str]) -> Outcomes:
-    return {test: outcome for test, outcome in outcomes.items() if test[0] in paths}
+    files = {path.partition("::")[0] for path in paths}
+    return {test: outcome for test, outcome in outcomes.items() if test[0] in files}
 
 
 def _run(hub: Hub, root: Path, paths: Sequence[str]) -> Outcomes:
