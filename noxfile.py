@@ -30,6 +30,13 @@ PINS = {
     "hunyuan2mini": {"newest": "hunyuan2", "released": "hunyuan2-released"},
 }
 
+# Session of a hub -> its folder in pr_drafts, its formatter and linters as its own configuration pins them, and what its tests need.
+HUBS = {
+    "cachedit": ("cache-dit", ("yapf==0.40.2", "flake8==7.1.1", "pydocstyle==6.1.1", "docformatter==1.7.7")),
+    "diffusers": ("diffusers", ("ruff==0.9.10", "parameterized", "httpx")),
+    "cache4diffusion": ("cache4diffusion", ()),
+}
+
 
 def install(session: nox.Session, extras: str) -> None:
     """This checkout with ``extras``, at the versions of constraints.txt."""
@@ -94,6 +101,32 @@ for _generator, _bases in GENERATORS.items():
 
         _session.__doc__ = f"{_generator} end to end with basis {_basis}: checkout, patch, smoke, drift table, meshes."
         nox.session(name=f"{_generator}_{_basis}")(_session)
+
+
+def submissions(session: nox.Session, hub: str, tools: tuple[str, ...]) -> None:
+    """Prove every draft for a hub on its pin and its newest wheel: -- [--against pin|newest]"""
+    if not Path("pr_drafts", hub).is_dir():
+        session.skip(f"there is no draft for {hub} yet")
+    install(session, "test")
+    if tools:
+        session.install(*tools)
+    checkout = Path(session.cache_dir, "hubs", hub)
+    fetch = ("forecache", "upstream", "checkout", hub, str(checkout), "--source", "git")
+    try:
+        session.run(*fetch, "--lock", str(Path("pr_drafts", "upstreams.toml")))
+    except nox.command.CommandFailed:
+        session.skip("repository not reachable (the reason stands above)")
+    environment = {"OMP_NUM_THREADS": "1"}
+    session.run("forecache", "pr", "check", hub, "--checkout", str(checkout), *session.posargs, env=environment)
+
+
+for _name, (_hub, _tools) in HUBS.items():
+
+    def _submissions(session: nox.Session, hub: str = _hub, tools: tuple[str, ...] = _tools) -> None:
+        submissions(session, hub, tools)
+
+    _submissions.__doc__ = f"Drafts for {_hub}: apply, lint, its tests and ours without and with the change."
+    nox.session(name=f"pr_{_name}")(_submissions)
 
 
 @nox.session

@@ -4,25 +4,34 @@ from .apply import Outcome, Status, apply, revert, status
 from .bump import Bump, bump, lock_lines
 from .check import Report, check
 from .checkout import Checkout, checkout
-from .errors import CheckoutError, ConflictError, LockError, PatchError, SeriesError, TreeError
+from .drafts import Draft, Hub, draft_names, load_draft, load_hub
+from .errors import CheckoutError, ConflictError, DraftError, LockError, PatchError, SeriesError, TreeError
 from .export import export
 from .lock import LOCK_FILE, SERIES_ROOT, Upstream, find, load_lock
 from .make import make
 from .marker import Marker, read_marker, require_marker
+from .prove import BASES, Proof, numbers, prove
 from .series import Series, load_series
+from .store import store
+from .submit import build
 from .verify import verify
 
 __all__ = [
+    "BASES",
     "LOCK_FILE",
     "SERIES_ROOT",
     "Bump",
     "Checkout",
     "CheckoutError",
     "ConflictError",
+    "Draft",
+    "DraftError",
+    "Hub",
     "LockError",
     "Marker",
     "Outcome",
     "PatchError",
+    "Proof",
     "Report",
     "Series",
     "SeriesError",
@@ -30,18 +39,25 @@ __all__ = [
     "TreeError",
     "Upstream",
     "apply",
+    "build",
     "bump",
     "check",
     "checkout",
+    "draft_names",
     "export",
     "find",
+    "load_draft",
+    "load_hub",
     "load_lock",
     "load_series",
     "lock_lines",
     "make",
+    "numbers",
+    "prove",
     "read_marker",
     "require_marker",
     "revert",
     "status",
+    "store",
     "verify",
 ]

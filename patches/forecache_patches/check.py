@@ -15,7 +15,7 @@ from .series import Series, load_series
 from .state import read_state
 
 # Shorter lines (`continue`, `else:`, `return x`) are nobody's.
-_OWN_LINE = 24
+OWN_LINE = 24
 
 
 @dataclass(frozen=True)
@@ -86,5 +86,5 @@ def _upstream_lines(series: Series, path: str, original: bytes) -> list[str]:
         for file in patch.files
         if file.path == path
         for line in _lines(file)
-        if len(line.strip()) >= _OWN_LINE and line.strip() in known
+        if len(line.strip()) >= OWN_LINE and line.strip() in known
     ]

@@ -25,3 +25,7 @@ class TreeError(PatchError):
 
 class ConflictError(TreeError):
     """A three-way merge onto a fork has a conflict."""
+
+
+class DraftError(PatchError):
+    """A draft of a submission is not valid, or does not fit the files it is applied to."""

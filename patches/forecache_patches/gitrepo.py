@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -15,8 +15,8 @@ _ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1", "GIT_OPT
 _NO_SUCH_COMMIT = re.compile(r"not our ref|unadvertised object|couldn't find remote ref|not a tree|unable to read tree")
 
 
-def run(arguments: Sequence[str], folder: Path) -> tuple[int, bytes, str]:
-    """Run ``git <arguments>`` in ``folder``; returns exit status, stdout, last line of stderr.
+def run(arguments: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> tuple[int, bytes, str]:
+    """Run ``git <arguments>`` in ``folder``, with more variables; returns exit status, stdout, last line of stderr.
 
     Raises:
         PatchError: GitPython or git is not there.
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str], folder: Path) -> tuple[int, bytes, str]:
             with_exceptions=False,
             stdout_as_string=False,
             strip_newline_in_stdout=False,
-            env=_ENVIRONMENT,
+            env={**_ENVIRONMENT, **(environment or {})},
         )
     except GitCommandNotFound:
         raise PatchError("git is needed here, and there is no git executable on the PATH") from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import LockError
+from .errors import LockError, PatchError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -94,7 +94,7 @@ def load_lock(path: Path = LOCK_FILE) -> dict[str, Upstream]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise LockError(f"{path.name} is not TOML: {error}") from None
-    return {name: _upstream(name, _Table(name, table)) for name, table in tables.items()}
+    return {name: _upstream(name, Table(name, table)) for name, table in tables.items()}
 
 
 def find(lock: Lock, name: str) -> Upstream:
@@ -108,17 +108,17 @@ def find(lock: Lock, name: str) -> Upstream:
     return lock[name]
 
 
-class _Table:
+class Table:
     """Takes typed, checked values out of a TOML table and complains about what is left over."""
 
-    def __init__(self, where: str, table: object) -> None:
+    def __init__(self, where: str, table: object, error: type[PatchError] = LockError) -> None:
+        self.where, self.error = where, error
         if not isinstance(table, dict):
-            raise LockError(f"{where} = {table!r}: must be a table")
-        self.where = where
+            raise error(f"{where} = {table!r}: must be a table")
         self.rest: dict[str, Any] = dict(table)
 
-    def refuse(self, key: str, value: object, allowed: str) -> LockError:
-        return LockError(f"{self.where}.{key} = {value!r}: must be {allowed}")
+    def refuse(self, key: str, value: object, allowed: str) -> PatchError:
+        return self.error(f"{self.where}.{key} = {value!r}: must be {allowed}")
 
     def text(self, key: str, pattern: str, allowed: str, default: str | None = None) -> str:
         value = self.rest.pop(key, default)
@@ -142,12 +142,12 @@ class _Table:
                 raise self.refuse(key, path, allowed)
         return tuple(value)
 
-    def table(self, key: str) -> _Table:
-        return _Table(f"{self.where}.{key}", self.rest.pop(key, None))
+    def table(self, key: str) -> Table:
+        return Table(f"{self.where}.{key}", self.rest.pop(key, None), self.error)
 
     def finish(self, known: str) -> None:
         for key, value in self.rest.items():
-            raise LockError(f"{self.where}.{key} = {value!r}: unknown key; known: {known}")
+            raise self.error(f"{self.where}.{key} = {value!r}: unknown key; known: {known}")
 
 
 def is_inside(path: object) -> bool:
@@ -162,7 +162,7 @@ _ONE_LINE = r"[^\r\n]+"
 _NAME = r"[a-z0-9][a-z0-9._-]*"
 
 
-def _upstream(name: str, table: _Table) -> Upstream:
+def _upstream(name: str, table: Table) -> Upstream:
     if not re.fullmatch(_NAME, name):
         raise LockError(f"[{name}]: the name of an upstream must be lower-case letters, digits, '.', '_' or '-'")
     upstream = Upstream(
@@ -186,7 +186,7 @@ def _upstream(name: str, table: _Table) -> Upstream:
     return upstream
 
 
-def _blobs(table: _Table) -> dict[str, Blob]:
+def _blobs(table: Table) -> dict[str, Blob]:
     blobs: dict[str, Blob] = {}
     for path in list(table.rest):
         if not is_inside(path):
@@ -202,7 +202,7 @@ def _blobs(table: _Table) -> dict[str, Blob]:
     return blobs
 
 
-def _wheel(table: _Table) -> Wheel:
+def _wheel(table: Table) -> Wheel:
     wheel = Wheel(
         package=table.text("package", r"[A-Za-z0-9][A-Za-z0-9._-]*", "the name of a package on the Python index"),
         version=table.text("version", r"[A-Za-z0-9][A-Za-z0-9.+!_-]*", "an exact version"),

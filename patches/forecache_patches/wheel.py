@@ -22,15 +22,20 @@ def download(wheel: Wheel, folder: Path) -> Path:
     Raises:
         CheckoutError: pip is missing, the index is not reachable, or has no such wheel.
     """
+    return fetch(f"{wheel.package}=={wheel.version}", folder)
+
+
+def fetch(requirement: str, folder: Path) -> Path:
+    """As :func:`download`, for any requirement; a bare name gets the newest version."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     # Never a source archive: pip would run its build. The Python version does not matter, only text is read.
     command += ["--no-binary", ":none:", "--only-binary", ":all:", "--ignore-requires-python", "--dest", str(folder)]
-    result = subprocess.run([*command, f"{wheel.package}=={wheel.version}"], capture_output=True, text=True)
+    result = subprocess.run([*command, requirement], capture_output=True, text=True)
     files = sorted(folder.glob("*.whl"))
     if result.returncode or len(files) != 1:
         lines = [line for line in result.stderr.splitlines() if line.strip() and "WARNING" not in line]
         reason = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no wheel")
-        raise CheckoutError(f"cannot download {wheel.package}=={wheel.version} from the Python index: {reason.strip()}")
+        raise CheckoutError(f"cannot download {requirement} from the Python index: {reason.strip()}")
     return files[0]
 
 

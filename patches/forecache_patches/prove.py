@@ -1,0 +1,311 @@
+"""Proof of a draft: two trees of the hub's files, without and with the change, and what tests and linters say of them.
+
+A tree is the pin, or the pin with the package of the newest wheel on the Python index in the place of its own (wheels
+carry no tests). Both trees hold our tests, so that these can be seen to fail without the change.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from . import gitrepo, wheel
+from .check import OWN_LINE
+from .checkout import checkout
+from .drafts import Draft, Hub
+from .errors import CheckoutError, DraftError, PatchError
+from .insertion import split_lines
+from .lock import Wheel
+from .submit import applied, build
+
+BASES = ("pin", "newest")
+Fetch = Callable[[str, Path], Path]
+Outcomes = dict[tuple[str, str], str]  # "passed", "failed" or "skipped" by (file, test)
+
+
+@dataclass
+class Proof:
+    """``facts``: shown to hold. ``remarks``: not examined, or not ours. ``failures``: what does not hold."""
+
+    facts: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trees:
+    """The same files ``without`` and ``with_`` the change, both with our tests.
+
+    ``base`` says which files, ``checkout`` is the git checkout at the pin that they come from.
+    """
+
+    base: str
+    checkout: Path
+    without: Path
+    with_: Path
+
+
+@contextmanager
+def trees(draft: Draft, base: str, pinned: Path | None = None, fetch: Fetch = wheel.fetch) -> Iterator[Trees]:
+    """The two trees, in a folder of their own that goes at the end.
+
+    Args:
+        draft: what makes the difference.
+        base: ``"pin"`` or ``"newest"``.
+        pinned: a git checkout of the hub at the pin, read only; None fetches one.
+        fetch: how a wheel is downloaded.
+
+    Raises:
+        CheckoutError: the repository or the index cannot be reached, or ``pinned`` is not at the pin.
+        DraftError: the draft does not fit these files.
+    """
+    if base not in BASES:
+        raise DraftError(f"base = {base!r}: must be {' or '.join(map(repr, BASES))}")
+    with TemporaryDirectory(prefix="forecache-draft-") as temporary:
+        folder = Path(temporary)
+        source = pinned or checkout(draft.hub.upstream, folder / "checkout", "git").root
+        require_pin(draft, source)
+        without, with_ = folder / "without", folder / "with"
+        shutil.copytree(source, without, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+        label = f"pin {draft.hub.upstream.pin}"
+        if base == "newest":
+            shutil.rmtree(without / draft.hub.root)
+            label = overlay(draft.hub, without, folder, fetch)
+        tests, change = draft.tests(without), draft.change(without)
+        _write(without, tests)
+        shutil.copytree(without, with_)
+        _write(with_, change)
+        yield Trees(label, source, without, with_)
+
+
+def require_pin(draft: Draft, root: Path) -> None:
+    """Check that ``root`` is at the pin and that its files are as committed there.
+
+    Raises:
+        CheckoutError: they are not.
+    """
+    if gitrepo.head(root) != draft.hub.upstream.commit:
+        raise CheckoutError(f"{root} is not at {draft.hub.upstream.pin}, the pin of {draft.hub.name}")
+    status, stdout, reason = gitrepo.run(["status", "--porcelain"], root)
+    if status or stdout:
+        what = reason if status else stdout.decode(errors="replace").splitlines()[0].strip()
+        raise CheckoutError(f"{root} has changes that are not committed: {what}")
+
+
+def overlay(hub: Hub, root: Path, folder: Path, fetch: Fetch) -> str:
+    """Put the package of the newest wheel where the repository has it; returns its name and version.
+
+    Raises:
+        CheckoutError: the hub is not on the index, or the index cannot be reached.
+    """
+    if not hub.package:
+        raise CheckoutError(f"{hub.name} is not on the Python index: there is no newest version to check against")
+    (folder / "wheel").mkdir()
+    file = fetch(hub.package, folder / "wheel")
+    package, version = file.name.split("-")[:2]
+    whole = Wheel(package, version, "", prefix=hub.wheel, root=hub.root, licence_files=(), differs=())
+    wheel.extract(file, hub.upstream, whole, root)
+    return f"{hub.package} {version}"
+
+
+def _write(root: Path, contents: dict[str, bytes]) -> None:
+    for path, content in contents.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+
+
+def prove(draft: Draft, base: str, pinned: Path | None = None, fetch: Fetch = wheel.fetch) -> Proof:
+    """Apply, then style, the hub's tests and ours, without and with the change.
+
+    Raises:
+        CheckoutError, DraftError: see :func:`trees`.
+        PatchError: the package cannot be imported here, or pytest does not run.
+    """
+    proof = Proof()
+    with trees(draft, base, pinned, fetch) as both:
+        change, tests = draft.change(both.without), _paths(draft)
+        if base == "pin":
+            _prove_patch(draft, both, proof)
+        proof.facts.append(f"{draft.name} fits {both.base}: {', '.join(change)}")
+        proof.remarks += [f"also a line of {path}: {line!r}" for path, line in _shared_lines(draft, both)]
+        _prove_import(draft.hub, both)
+        python = [path for path in (*change, *tests) if path.endswith(".py")]
+        for tool, command in draft.hub.style.items():
+            _prove_style(tool, command, python, both, proof)
+        before, after = (_run(draft.hub, root, [*draft.own_tests, *tests]) for root in _both(both))
+        _prove_own(draft.own_tests, _of(before, draft.own_tests), _of(after, draft.own_tests), proof)
+        _prove_ours(draft.must_fail, _of(before, tests), _of(after, tests), proof)
+    return proof
+
+
+def numbers(draft: Draft, base: str, pinned: Path | None = None, fetch: Fetch = wheel.fetch) -> str:
+    """Run ``figures.py`` of the draft on the two trees; what it printed, under a line that says on which.
+
+    It is called with the folders that hold the package, without and with the change, and can import what lies beside
+    ``hub.toml``.
+
+    Raises:
+        CheckoutError, DraftError: see :func:`trees`; the draft has no ``figures.py``.
+        PatchError: it failed.
+    """
+    script = draft.folder / "figures.py"
+    if not script.is_file():
+        raise DraftError(f"{draft.name} has no figures.py")
+    with trees(draft, base, pinned, fetch) as both:
+        roots = [str(root / draft.hub.python_path) for root in _both(both)]
+        result = _python([str(script.absolute()), *roots], both.with_, draft.folder.parent)
+        if result.returncode:
+            raise PatchError(f"figures.py of {draft.name} failed: {_last(result.stderr)}")
+        return f"{draft.name} on {both.base}\n{result.stdout}"
+
+
+def _both(both: Trees) -> tuple[Path, Path]:
+    return both.without, both.with_
+
+
+def _paths(draft: Draft) -> list[str]:
+    """Our test files, at their paths in the repository."""
+    edited = [edit.path for edit in draft.edits("tests")]
+    new = [f"tests/{file.relative_to(draft.folder / 'tests').as_posix()}" for file in _test_files(draft)]
+    return list(dict.fromkeys([*edited, *new]))
+
+
+def _test_files(draft: Draft) -> list[Path]:
+    return sorted((draft.folder / "tests").rglob("test_*.py"))
+
+
+def _prove_patch(draft: Draft, both: Trees, proof: Proof) -> None:
+    """``git am`` of what is built must give the very files of the tree with the change."""
+    for path, content in applied(draft, build(draft, both.checkout), both.checkout).items():
+        if (both.with_ / path).read_bytes() != content:
+            proof.failures.append(f"git am makes another {path} than the draft")
+            return
+    proof.facts.append("git am takes what format-patch wrote, and gives the same files")
+
+
+def _shared_lines(draft: Draft, both: Trees) -> list[tuple[str, str]]:
+    """Longer lines of ours that the edited file has already: a draft should hold our lines only."""
+    shared = []
+    for edit in draft.edits("change"):
+        known = {line.strip() for line in split_lines((both.without / edit.path).read_bytes())}
+        ours = {line.strip() for line in split_lines(edit.lines)}
+        shared += [(edit.path, line.decode()) for line in ours & known if len(line) >= OWN_LINE]
+    return shared
+
+
+def _prove_import(hub: Hub, both: Trees) -> None:
+    """The trees, and no installed package, must be what the tests import."""
+    for root in _both(both):
+        result = _python(["-c", f"import {hub.module}; print({hub.module}.__file__)"], root, root / hub.python_path)
+        if result.returncode:
+            raise PatchError(f"cannot import {hub.module} of {both.base} here: {_last(result.stderr)}")
+        if not Path(result.stdout.splitlines()[-1]).is_relative_to(root):
+            raise PatchError(f"import {hub.module} found {result.stdout.splitlines()[-1]}, not the files below {root}")
+
+
+def _prove_style(tool: str, command: Sequence[str], files: Sequence[str], both: Trees, proof: Proof) -> None:
+    present = _python(["-m", command[0], "--version"], both.with_)
+    if present.returncode:
+        proof.remarks.append(f"{tool} was not run: {_last(present.stderr)}")
+        return
+    old = [path for path in files if (both.without / path).exists()]
+    result = _python(["-m", *command, *files], both.with_)
+    if result.returncode == 0:
+        proof.facts.append(f"{tool}: nothing to say on {both.base}")
+    elif _python(["-m", *command, *old], both.without).returncode:
+        proof.remarks.append(f"{tool} complains on {both.base} with and without the change: {_last(result.stdout)}")
+    else:
+        proof.failures.append(f"{tool} on {both.base}: {_text(result)}")
+
+
+def _prove_own(paths: Sequence[str], without: Outcomes, with_: Outcomes, proof: Proof) -> None:
+    if not paths:
+        proof.remarks.append("the hub has no tests of this area")
+        return
+    passed = [test for test, outcome in with_.items() if outcome == "passed"]
+    broken = [test for test, outcome in without.items() if outcome == "passed" and test not in passed]
+    failing = [test for test, outcome in with_.items() if outcome == "failed" and test not in broken]
+    if broken or not passed:
+        proof.failures.append(f"the hub's own tests: {_names(broken) or 'none passes'}")
+    else:
+        proof.facts.append(f"the hub's own tests pass with the change as without: {len(passed)} in {', '.join(paths)}")
+    if failing:
+        proof.remarks.append(f"tests of the hub that fail here without the change too: {_names(failing)}")
+
+
+def _prove_ours(must_fail: Sequence[str], without: Outcomes, with_: Outcomes, proof: Proof) -> None:
+    bad = [test for test, outcome in with_.items() if outcome != "passed"]
+    if bad or not with_:
+        proof.failures.append(f"our tests with the change: {_names(bad) or 'none ran'}")
+    else:
+        proof.facts.append(f"our tests pass with the change: {len(with_)}")
+    for wanted in must_fail:
+        cases = [test for test in with_ if _function(test) == wanted]
+        # a file that cannot even be collected without the change has no outcomes: none of its tests passes
+        silent = [test for test in cases if without.get(test, "failed") != "failed"]
+        if silent or not cases:
+            proof.failures.append(f"must fail without the change, but does not: {_names(silent) or wanted}")
+        else:
+            proof.facts.append(f"fails without the change: {wanted} ({len(cases)} of {len(cases)} cases)")
+    controls = [test for test in with_ if _function(test) not in must_fail]
+    broken = [test for test in controls if without.get(test, "failed") != "passed"]
+    if broken:
+        proof.failures.append(f"fails without the change, but is not named in must_fail: {_names(broken)}")
+    elif controls:
+        proof.facts.append(f"controls pass without and with the change: {len(controls)}")
+
+
+def _function(test: tuple[str, str]) -> str:
+    return test[1].partition("[")[0]
+
+
+def _names(tests: Sequence[tuple[str, str]]) -> str:
+    return ", ".join("::".join(test) for test in tests)
+
+
+def _of(outcomes: Outcomes, paths: Sequence[str]) -> Outcomes:
+    files = {path.partition("::")[0] for path in paths}
+    return {test: outcome for test, outcome in outcomes.items() if test[0] in files}
+
+
+def _run(hub: Hub, root: Path, paths: Sequence[str]) -> Outcomes:
+    """Run the tests in ``paths`` on one tree."""
+    report = root.parent / f"{root.name}.xml"
+    options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-o", "junit_family=xunit1"]
+    result = _python(["-m", "pytest", *options, f"--junitxml={report}", *paths], root, root / hub.python_path)
+    if result.returncode not in (0, 1, 2) or not report.is_file():
+        raise PatchError(f"pytest {' '.join(paths)} does not run in {root.name}: {_text(result)}")
+    outcomes = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        kinds = {child.tag for child in case}
+        outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        outcomes[case.get("file", ""), case.get("name", "")] = outcome
+    return outcomes
+
+
+def _python(
+    arguments: Sequence[str], folder: Path, python_path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python in ``folder``; nothing but ``python_path`` comes before the installed packages."""
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    if python_path is not None:
+        environment["PYTHONPATH"] = str(python_path.absolute())
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def _last(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no output"
+
+
+def _text(result: subprocess.CompletedProcess[str]) -> str:
+    return " | ".join(line for line in (result.stdout + result.stderr).splitlines()[-12:] if line.strip())

@@ -1,0 +1,92 @@
+"""A draft as a commit on the pin, and as the file that ``git am`` takes. No working tree and no index is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from . import gitrepo
+from .blobs import git_mode
+from .drafts import Draft
+from .errors import CheckoutError, DraftError, PatchError
+
+
+def build(draft: Draft, root: Path, branch: str = "") -> bytes:
+    """Commit the draft on top of the pin in the repository ``root``; author and committer are git's.
+
+    Args:
+        draft: what to commit.
+        root: a git checkout of the hub that has the pin and is at it.
+        branch: a branch to make there, ``""`` for none; what is checked out stays.
+
+    Returns:
+        The commit as ``git format-patch`` writes it.
+
+    Raises:
+        CheckoutError: ``root`` is no repository, or is not at the pin.
+        DraftError: the draft does not fit, or the branch is there already.
+        PatchError: git failed, for instance for want of a name and an address.
+    """
+    pin = draft.hub.upstream.commit
+    if not gitrepo.is_repository(root):
+        raise CheckoutError(f"{root} is not the root folder of a git repository")
+    if gitrepo.head(root) != pin:
+        raise CheckoutError(f"{root} is at {gitrepo.head(root)[:12] or 'no commit'}, {draft.name} is for {pin[:12]}")
+    if branch and gitrepo.run(["rev-parse", "--verify", "--quiet", f"refs/heads/{branch}"], root)[0] == 0:
+        raise DraftError(f"{root} already has a branch {branch}; delete it first (git branch -D {branch})")
+    contents = draft.change(root) | draft.tests(root)
+    with TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+        _git(root, "read-tree", pin, **index)
+        for path, content in contents.items():
+            file = Path(folder, "content")
+            file.write_bytes(content)
+            blob = _git(root, "hash-object", "-w", "--no-filters", "--", str(file)).strip().decode()
+            mode = git_mode(root / path) if (root / path).exists() else "100644"
+            _git(root, "update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}", **index)
+        # a partial clone lacks the blobs of files that nobody asked for
+        tree = _git(root, "write-tree", "--missing-ok", **index).strip().decode()
+        message = Path(folder, "message")
+        message.write_text(f"{draft.title}\n\n{draft.body}\n", encoding="utf-8")
+        commit = _git(root, "commit-tree", tree, "-p", pin, "-F", str(message)).strip().decode()
+        patch = _git(root, *_FORMAT, "--src-prefix=a/", "--dst-prefix=b/", commit)
+    if branch:
+        _git(root, "branch", "--no-track", branch, commit)
+    return patch
+
+
+def applied(draft: Draft, patch: bytes, root: Path) -> dict[str, bytes]:
+    """What ``git am`` makes of ``patch`` on the files of ``root`` that the draft edits: content by path.
+
+    Raises:
+        PatchError: it does not apply.
+    """
+    edited = {edit.path for part in ("change", "tests") for edit in draft.edits(part)}
+    who = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in _NOBODY.items()}
+    with TemporaryDirectory() as folder:
+        repository = Path(folder, "repository")
+        repository.mkdir()
+        _git(repository, "init", "--quiet")
+        _git(repository, "config", "core.autocrlf", "false")
+        for path in edited:
+            (repository / path).parent.mkdir(parents=True, exist_ok=True)
+            (repository / path).write_bytes((root / path).read_bytes())
+        _git(repository, "add", "--all")
+        _git(repository, "commit", "--quiet", "--allow-empty", "--message", "base", **who)
+        file = Path(folder, "draft.patch")
+        file.write_bytes(patch)
+        _git(repository, "am", "--quiet", "--keep-cr", str(file), **who)
+        names = _git(repository, "diff", "--name-only", "-z", "HEAD~1", "HEAD").decode().split("\0")
+        return {name: (repository / name).read_bytes() for name in names if name}
+
+
+# as git writes it without settings of the user
+_FORMAT = ("format-patch", "-1", "--stdout", "--no-attach", "--no-renames", "--no-ext-diff", "--no-color")
+_NOBODY = {"NAME": "nobody", "EMAIL": "nobody@example.org"}
+
+
+def _git(root: Path, *arguments: str, **environment: str) -> bytes:
+    status, stdout, reason = gitrepo.run(arguments, root, environment)
+    if status:
+        raise PatchError(f"git {arguments[0]} failed in {root}: {reason}")
+    return stdout

@@ -1,0 +1,294 @@
+"""Drafts of submissions: stored without upstream text, built for git am, proven without and with the change."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy_upstream import commit_all, git, snapshot
+from typer.testing import CliRunner
+
+import forecache_patches as patches
+from forecache_cli.main import app
+from forecache_patches import blobs, edits
+from forecache_patches.prove import trees
+
+LOOP = "src/toy/loop.py"
+OLD = b"def run(n):\n    x = 0\n    for i in range(n):\n        x -= i\n    return x\n\n\nEND = 1\n"
+NEWER = b"# a newer version\n\n" + OLD
+FIXED = OLD.replace(b"x -= i", b"x += i")
+TEST, OWN_TEST = "tests/api/test_loop.py", "tests/api/test_own.py"
+PR = """# fix(loop): add
+
+## Motivation
+
+Sums were negative.
+
+## What changes
+
+run adds what it subtracted.
+
+## Numbers
+None.
+## Risks
+None.
+## How reviewed
+By tests.
+## Not measured
+Nothing.
+"""
+OURS = """import toy.loop
+
+
+def test_sum():
+  assert toy.loop.run(4) == 6
+
+
+def test_nothing_to_add():
+  assert toy.loop.run(0) == 0
+"""
+
+
+class Hub:
+    """A hub with one file, a newer wheel of it, and one draft, made from an edited checkout."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.drafts = folder, folder / "pr_drafts"
+        self.repository = folder / "repository"
+        for path, content in {
+            LOOP: OLD,
+            "src/toy/__init__.py": b"",
+            "LICENSE": b"toy licence\n",
+            OWN_TEST: b"import toy.loop\n\n\ndef test_end():\n    toy.loop.run(1)\n    assert toy.loop.END == 1\n",
+        }.items():
+            (self.repository / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.repository / path).write_bytes(content)
+        git(self.repository, "init", "-q", "-b", "main")
+        self.pin = commit_all(self.repository, "first")
+        self.write(
+            "upstreams.toml",
+            f'[toy]\ntitle = "Toy"\nurl = "{self.repository.as_uri()}"\ncommit = "{self.pin}"\n'
+            f'licence = "Toy License"\nlicence_files = ["LICENSE"]\nsparse = ["src", "tests"]\n[toy.blobs]\n'
+            f'"{LOOP}" = {{ id = "{blobs.blob_id(OLD)}", mode = "100644" }}\n',
+        )
+        self.write(
+            "toy/hub.toml",
+            'package = "toy"\nwheel = "toy"\nroot = "src/toy"\n[style]\nabsent = ["no_such_linter"]\n'
+            'compile = ["compileall", "-q"]\n',
+        )
+        self.write("toy/loop-sign/PR.md", PR)
+        self.verify('own_tests = ["tests/api/test_own.py"]\nmust_fail = ["test_sum"]\n')
+        edited = self.checkout("edited")
+        (edited / LOOP).write_bytes(FIXED)
+        (edited / TEST).write_text(OURS)
+        patches.store(patches.load_hub(self.drafts, "toy"), edited, self.drafts / "toy/loop-sign", self.fetch)
+
+    def write(self, path: str, text: str) -> None:
+        (self.drafts / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.drafts / path).write_text(text)
+
+    def verify(self, rest: str) -> None:
+        self.write("toy/loop-sign/verify.toml", f'pin = "{self.pin}"\n{rest}')
+
+    def checkout(self, name: str = "checkout") -> Path:
+        upstream = patches.load_lock(self.drafts / "upstreams.toml")["toy"]
+        root = patches.checkout(upstream, self.folder / name, "git").root
+        git(root, "config", "user.name", "someone")
+        git(root, "config", "user.email", "someone@example.org")
+        return root
+
+    def fetch(self, package: str, folder: Path) -> Path:
+        file = folder / f"{package}-2.0-py3-none-any.whl"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("toy/loop.py", NEWER)
+            archive.writestr("toy/__init__.py", b"")
+        return file
+
+    @property
+    def draft(self) -> patches.Draft:
+        return patches.load_draft(self.drafts, "toy/loop-sign")
+
+
+@pytest.fixture(autouse=True)
+def bare_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inner runs of pytest need no plugins, and half of their time goes into loading them."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Hub:
+    return Hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def hub(made: Hub, tmp_path: Path) -> Hub:
+    """A copy of the drafts, for a test that changes them."""
+    copy = object.__new__(Hub)
+    copy.__dict__ |= made.__dict__ | {"folder": tmp_path, "drafts": tmp_path / "pr_drafts"}
+    shutil.copytree(made.drafts, copy.drafts)
+    return copy
+
+
+def edits_file(hub: Hub) -> Path:
+    return hub.drafts / "toy/loop-sign/change/edits.toml"
+
+
+def test_no_upstream_line_is_stored_and_both_versions_are_known(made: Hub) -> None:
+    text = edits_file(made).read_text()
+    assert "x += i" in text and "x -= i" not in text and "range" not in text
+    (edit,) = made.draft.edits("change")
+    assert {blob: place.after for blob, place in edit.places.items()} == {
+        blobs.blob_id(OLD): 3,
+        blobs.blob_id(NEWER): 5,
+    }
+    for content in (OLD, NEWER):
+        assert edits.edit_file(LOOP, content, [edit]) == content.replace(b"x -= i", b"x += i")
+    assert edits.parse_edits("again", edits.format_edits([edit])) == (edit,)
+
+
+def test_another_blob_or_other_lines_are_refused(made: Hub) -> None:
+    (edit,) = made.draft.edits("change")
+    with pytest.raises(patches.DraftError, match=r"is blob .*, the edits are for .*anchored anew"):
+        edits.edit_file(LOOP, OLD + b"# moved on\n", [edit])
+    wrong = replace(edit, places={blobs.blob_id(OLD): edits.Place(3, 1, "0" * 64)})
+    with pytest.raises(patches.DraftError, match="lines 4 to 4 have not the sha256"):
+        edits.edit_file(LOOP, OLD, [wrong])
+    with pytest.raises(patches.DraftError, match="overlap"):
+        edits.edit_file(LOOP, OLD, [edit, edit])
+
+
+LINES = [b"%d\n" % i for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"top\n", *LINES],
+        [*LINES, b"end\n"],
+        LINES[3:9],
+        [*LINES[:2], b"a\n", b"\n", *LINES[5:8], *LINES[9:]],
+    ],
+)
+def test_edits_store_any_change_of_lines(lines: list[bytes]) -> None:
+    old, new = b"".join(LINES), b"".join(lines)
+    found = edits.make_edits("f.py", old, new)
+    assert edits.edit_file("f.py", old, edits.parse_edits("f", edits.format_edits(found))) == new
+
+
+def test_edits_are_anchored_between_the_same_neighbours_or_not_at_all() -> None:
+    old, new = b"".join(LINES), b"".join([*LINES[:4], b"ours\n", *LINES[7:]])
+    other = b"".join([b"a\n", *LINES[:5], b"theirs\n", *LINES[5:]])
+    (edit,) = edits.make_edits("f.py", old, new, [other])
+    assert edits.edit_file("f.py", other, [edit]) == b"".join([b"a\n", *LINES[:4], b"ours\n", *LINES[7:]])
+    for gone in (LINES[3], LINES[7]):
+        with pytest.raises(patches.DraftError, match="around line 4 differs between the versions"):
+            edits.make_edits("f.py", old, new, [other.replace(gone, b"")])
+
+
+def test_build_makes_a_branch_and_a_patch_that_git_takes(made: Hub) -> None:
+    root = made.checkout("build")
+    before = snapshot(root)
+    patch = patches.build(made.draft, root, branch="loop-sign")
+    assert snapshot(root) == before and git(root, "status", "--porcelain") == ""
+    assert git(root, "rev-parse", "HEAD") == made.pin == git(root, "rev-parse", "loop-sign~1")
+    assert b"Subject: [PATCH] fix(loop): add\n" in patch and b"\nrun adds what it subtracted.\n" in patch
+    assert b"From: someone <someone@example.org>" in patch
+    (made.folder / "draft.patch").write_bytes(patch)
+    git(root, "am", "-q", str(made.folder / "draft.patch"))
+    assert (root / LOOP).read_bytes() == FIXED and (root / TEST).read_text() == OURS
+    assert git(root, "diff", "loop-sign", "HEAD") == ""
+    with pytest.raises(patches.CheckoutError, match="is for"):
+        patches.build(made.draft, root)
+    git(root, "checkout", "-q", made.pin)
+    with pytest.raises(patches.DraftError, match="already has a branch loop-sign"):
+        patches.build(made.draft, root, branch="loop-sign")
+
+
+@pytest.mark.parametrize("base", patches.BASES)
+def test_proof_holds_without_and_with(made: Hub, base: str) -> None:
+    root = made.checkout("clean")
+    proof = patches.prove(made.draft, base, root, made.fetch)
+    assert proof.failures == []
+    facts = "\n".join(proof.facts)
+    assert "fails without the change: test_sum (1 of 1 cases)" in facts
+    assert "controls pass without and with the change: 1" in facts
+    assert "the hub's own tests pass with the change as without: 1" in facts
+    assert ("git am" in facts) == (base == "pin") and ("toy 2.0" in facts) == (base == "newest")
+    assert any(remark.startswith("absent was not run") for remark in proof.remarks)
+    assert git(root, "status", "--porcelain") == ""
+
+
+def test_proof_fails_for_tests_that_prove_nothing_and_for_a_broken_hub(hub: Hub) -> None:
+    root = hub.checkout()
+    hub.verify('own_tests = ["tests/api/test_own.py"]\nmust_fail = ["test_nothing_to_add", "test_gone"]\n')
+    text = edits_file(hub).read_text()
+    edits_file(hub).write_text(text.replace("x += i", "x += i\n        globals()['END'] = 2"))
+    failures = "\n".join(patches.prove(hub.draft, "pin", root).failures)
+    assert "the hub's own tests: tests/api/test_own.py::test_end" in failures
+    assert "must fail without the change, but does not: tests/api/test_loop.py::test_nothing_to_add" in failures
+    assert "must fail without the change, but does not: test_gone" in failures
+    assert "fails without the change, but is not named in must_fail: tests/api/test_loop.py::test_sum" in failures
+
+
+def test_what_does_not_fit_is_refused_and_says_why(hub: Hub) -> None:
+    root = hub.checkout()
+    (root / LOOP).write_bytes(NEWER)
+    with pytest.raises(patches.CheckoutError, match="changes that are not committed"), trees(hub.draft, "pin", root):
+        pass
+    git(root, "checkout", "-q", "--", ".")
+    with pytest.raises(patches.DraftError, match="'pin' or 'newest'"), trees(hub.draft, "oldest", root):
+        pass
+    hub.write("toy/loop-sign/tests/api/test_own.py", "")
+    with pytest.raises(patches.DraftError, match="is new in the draft, and already there"):
+        hub.draft.tests(root)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("toy/loop-sign/PR.md", PR.replace("## Risks", "## Rest"), "no text in a section '## Risks'"),
+        ("toy/loop-sign/PR.md", PR[2:], "must begin with '# <title>'"),
+        ("toy/loop-sign/verify.toml", f'pin = "{"0" * 40}"\n', "was verified on 000000000000"),
+        ("toy/hub.toml", 'wheel = "toy"\nroot = "src/other"\nstyle = {}\n', "a folder that ends in toy"),
+    ],
+)
+def test_incomplete_drafts_are_refused(hub: Hub, path: str, text: str, message: str) -> None:
+    hub.write(path, text)
+    with pytest.raises(patches.DraftError, match=message):
+        patches.load_draft(hub.drafts, "toy/loop-sign")
+
+
+def test_figures_are_printed_from_both_trees(hub: Hub) -> None:
+    root = hub.checkout()
+    hub.write("toy/helper.py", "WORD = 'sum'\n")
+    hub.write(
+        "toy/loop-sign/figures.py",
+        "import pathlib, sys\nfrom helper import WORD\n"
+        "for tree in sys.argv[1:]:\n    print(WORD, '+=' in pathlib.Path(tree, 'toy/loop.py').read_text())\n",
+    )
+    assert patches.numbers(hub.draft, "newest", root, hub.fetch) == "toy/loop-sign on toy 2.0\nsum False\nsum True\n"
+
+
+def test_command_line(hub: Hub) -> None:
+    root = hub.checkout()
+    options = ["--drafts", str(hub.drafts)]
+    run = CliRunner()
+    listed = run.invoke(app, ["pr", "list", *options])
+    assert listed.stdout == "toy/loop-sign: fix(loop): add\n"
+    out = hub.folder / "out" / "draft.patch"
+    built = run.invoke(app, ["pr", "build", "toy/loop-sign", "--checkout", str(root), "--out", str(out), *options])
+    assert built.exit_code == 0 and b"fix(loop): add" in out.read_bytes()
+    unknown = run.invoke(app, ["pr", "check", "toy/none", *options])
+    assert unknown.exit_code == 1 and "known: toy/loop-sign" in unknown.stderr
+
+
+def test_drafts_of_this_repository_are_complete() -> None:
+    folder = Path(__file__).parents[2] / "pr_drafts"
+    for name in patches.draft_names(folder):
+        draft = patches.load_draft(folder, name)
+        assert draft.edits("change"), name
+        for edit in draft.edits("change"):
+            assert edit.path.startswith(("src/", "docs/")), (name, edit.path)
