@@ -30,8 +30,8 @@ PINS = {
     "hunyuan2mini": {"newest": "hunyuan2", "released": "hunyuan2-released"},
 }
 
-# Session of a hub -> its folder in pr_drafts; its formatter and linters as its own configuration pins them, and what its
-# tests need.
+# Session of a hub -> its folder in pr_drafts; formatter and linters as its own configuration pins them, and the
+# requirements of its tests.
 HUBS = {
     "cachedit": ("cache-dit", ("yapf==0.40.2", "flake8==7.1.1", "pydocstyle==6.1.1", "docformatter==1.7.7")),
     "diffusers": ("diffusers", ("ruff==0.9.10", "parameterized", "httpx")),

@@ -272,6 +272,19 @@ def test_figures_are_printed_from_both_trees(hub: Hub) -> None:
     assert patches.numbers(hub.draft, "newest", root, hub.fetch) == "toy/loop-sign on toy 2.0\nsum False\nsum True\n"
 
 
+def test_a_version_that_needs_nothing_is_left_as_it_is() -> None:
+    text = (
+        f'[[edit]]\npath = "{LOOP}"\ninsert = "        x += i\\n"\n[edit.at]\n'
+        f'{blobs.blob_id(OLD)} = {{ delete = "4" }}\n{blobs.blob_id(NEWER)} = {{ absent = "adds since 2.0" }}\n'
+    )
+    made = edits.parse_edits("edits.toml", text)
+    assert edits.edit_file(LOOP, OLD, made) == FIXED
+    assert edits.edit_file(LOOP, NEWER, made) == NEWER
+    assert edits.parse_edits("again", edits.format_edits(made)) == made
+    with pytest.raises(patches.DraftError, match="unknown key"):
+        edits.parse_edits("edits.toml", text.replace('absent = "adds since 2.0"', 'absent = "it", delete = "4"'))
+
+
 def test_command_line(hub: Hub) -> None:
     root = hub.checkout()
     options = ["--drafts", str(hub.drafts)]
@@ -291,4 +304,4 @@ def test_drafts_of_this_repository_are_complete() -> None:
         draft = patches.load_draft(folder, name)
         assert draft.edits("change"), name
         for edit in draft.edits("change"):
-            assert edit.path.startswith(("src/", "docs/")), (name, edit.path)
+            assert any(f"{edit.path}/".startswith(f"{each}/") for each in draft.hub.upstream.sparse), (name, edit.path)
