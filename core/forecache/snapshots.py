@@ -172,23 +172,28 @@ class Snapshots:
         if self._buffer is None or self._like is None:
             raise RuntimeError("combine: no snapshot yet; observe a computed value first")
         shape, dtype, device = self._like
-        each = torch.from_numpy(self._ring(weights)).to(device, self._exact)
+        each = torch.tensor(self._ring(weights), dtype=self._exact, device=device)
         out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
-        for i, window in enumerate(self._windows):
+        for row, window, w in zip(out.unbind(), self._windows, each.unbind(), strict=True):
             if dtype == self._exact:
-                torch.mv(window, each[i], out=out[i])
+                torch.mv(window, w, out=row)
             else:
-                self._sum_in_chunks(window, each[i], out[i])
+                self._sum_in_chunks(window, w, row)
         if self.batch_dim is None or len(shape) <= 1:
             return out.view(shape)
         axis = self.batch_dim % len(shape)
         out = out.view(shape[axis : axis + 1] + shape[:axis] + shape[axis + 1 :])
         return out.movedim(0, axis) if axis else out
 
-    def _ring(self, weights: Sequence[float] | Array) -> Array:
+    def _ring(self, weights: Sequence[float] | Array) -> list[list[float]]:
         """Weights ``[items, capacity]`` by row of the buffer."""
-        rows = np.zeros((self.items, self.capacity))
-        rows[:, self._slots] = weights
+        given = np.asarray(weights, dtype=np.float64)
+        rows = []
+        for item in [given.tolist()] * self.items if given.ndim == 1 else given.tolist():
+            row = [0.0] * self.capacity
+            for slot, weight in zip(self._slots, item, strict=True):
+                row[slot] = weight
+            rows.append(row)
         return rows
 
     def _sum_in_chunks(self, window: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> None:
