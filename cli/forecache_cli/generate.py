@@ -95,6 +95,7 @@ def generate(
         )  # fmt: skip
         check(kind_of(settings.model, revision), settings, jobs)
         if engine is Engine.ray:
+            ray_engine.require()
             chosen = functools.partial(ray_engine.spread, workers=workers, address=ray_address)
         elif len(devices) == 1:
             chosen = functools.partial(processes.here, device=devices[0])

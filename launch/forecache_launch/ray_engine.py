@@ -31,6 +31,18 @@ class Remote:
         self.worker.do(task)
 
 
+def require() -> Any:
+    """The package ray, asked for before a folder is written.
+
+    Raises:
+        LaunchError: it is not installed.
+    """
+    try:
+        return importlib.import_module("ray")
+    except ModuleNotFoundError:
+        raise LaunchError("--engine ray needs Ray: pip install '.[ray]' in forecache's checkout") from None
+
+
 def spread(folder: Path, workers: int | None, address: str | None) -> Iterator[None]:
     """Yields while the workers are at work, and ends them where it is closed.
 
@@ -44,10 +56,7 @@ def spread(folder: Path, workers: int | None, address: str | None) -> Iterator[N
     Raises:
         LaunchError: Ray or the cluster is not there, has too little, or its workers die without getting anything done.
     """
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ModuleNotFoundError:
-        raise LaunchError("--engine ray needs Ray: pip install '.[ray]' in forecache's checkout") from None
+    ray = require()
     threads = Orders.load(folder).settings.threads
     started = not ray.is_initialized()
     if started:

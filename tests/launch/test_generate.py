@@ -166,6 +166,12 @@ def pulled(ray, folder, few, workers=2):
     return sorted(job.id for job in jobs)
 
 
+def test_without_ray_nothing_is_written(tmp_path, few, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    status, said = generate("--model", "tiny:dit", "--prompts", few, "--out", tmp_path / "run", "--engine", "ray")
+    assert status == 1 and "needs Ray" in said and not (tmp_path / "run").exists()
+
+
 def test_ray_replaces_a_worker_that_dies_and_tries_its_job_again(tmp_path, few):
     ray = FakeRay([Died(), None, Died()])
     wanted = pulled(ray, tmp_path, few)
