@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from . import gitrepo
 from .blobs import blob_id
+from .check import OWN_LINE
 from .errors import DraftError
 from .insertion import split_lines
 from .lock import Table, is_inside
@@ -177,8 +178,14 @@ def make_edits(path: str, old: bytes, new: bytes, others: Sequence[bytes] = ()) 
     """The edits from ``old`` to ``new``, anchored also in ``others``, further versions of ``old``.
 
     Raises:
-        DraftError: a version has not the lines that go, or not their neighbours.
+        DraftError: a version has not the lines that go, or not their neighbours; a line that goes comes again with other
+            white space, which would store it.
     """
+    for after, count, lines in _hunks(path, old, new):
+        gone = {line.strip() for line in split_lines(old)[after : after + count]}
+        again = [line.strip() for line in split_lines(lines) if len(line.strip()) >= OWN_LINE and line.strip() in gone]
+        if again:
+            raise DraftError(f"{path}: {again[0].decode()!r} goes and comes with other white space; leave it as it is")
     made = tuple(
         Edit(path, {blob_id(old): _place_at(split_lines(old), after, count)}, lines)
         for after, count, lines in _hunks(path, old, new)

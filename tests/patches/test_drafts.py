@@ -285,6 +285,14 @@ def test_a_version_that_needs_nothing_is_left_as_it_is() -> None:
         edits.parse_edits("edits.toml", text.replace('absent = "adds since 2.0"', 'absent = "it", delete = "4"'))
 
 
+def test_a_line_of_the_hub_is_not_stored_by_indenting_it() -> None:
+    old = b"def run():\n    a_line_that_is_long_enough_to_be_theirs()\n"
+    with pytest.raises(patches.DraftError, match="comes with other white space"):
+        edits.make_edits(LOOP, old, old.replace(b"    a", b"    if True:\n        a"))
+    with pytest.raises(patches.DraftError, match="comes with other white space"):
+        edits.make_edits(LOOP, old.replace(b"\n", b"\r\n"), old)
+
+
 def test_command_line(hub: Hub) -> None:
     root = hub.checkout()
     options = ["--drafts", str(hub.drafts)]
