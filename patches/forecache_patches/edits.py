@@ -178,8 +178,8 @@ def make_edits(path: str, old: bytes, new: bytes, others: Sequence[bytes] = ()) 
     """The edits from ``old`` to ``new``, anchored also in ``others``, further versions of ``old``.
 
     Raises:
-        DraftError: a version has not the lines that go, or not their neighbours; a line that goes comes again with other
-            white space, which would store it.
+        DraftError: a version has not the lines that go, or not their neighbours; a line that goes comes again with
+            other white space, which would store it.
     """
     for after, count, lines in _hunks(path, old, new):
         gone = {line.strip() for line in split_lines(old)[after : after + count]}
