@@ -195,9 +195,18 @@ def masked(one: Tiny, **settings) -> cache_dit.DBCacheConfig:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("encoder", [True, False], ids=["text", "image alone"])
-@pytest.mark.parametrize("kind", ["residual", "hidden_states"])
-@pytest.mark.parametrize("name", ["flux", "qwen-image", "wan", "sd3"])
+EVERY_MODE = [
+    (name, kind, encoder)
+    for name in ("flux", "qwen-image", "wan", "sd3")
+    for kind in ("residual", "hidden_states")
+    for encoder in (True, False)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "encoder"),
+    EVERY_MODE + [(name, "residual", True) for name in ("pixart", "dit", "ltx", "sana", "hunyuan-video", "flux2")],
+)
 def test_pipelines(name, kind, encoder):
     one = tiny(name)
     pipe = one.build()
