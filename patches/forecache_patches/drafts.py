@@ -2,7 +2,7 @@
 
 Below the folder of drafts::
 
-    upstreams.toml          the lock of the hubs, in the form of lock.py
+    upstreams.toml          the lock of the hubs, in the form of lock.py; a generator is in that of the patches
     <hub>/hub.toml          package and folders of the hub, its formatter and linters
     <hub>/<slug>/
         PR.md               title and sections; title and "What changes" are the commit message
@@ -10,6 +10,10 @@ Below the folder of drafts::
         tests/              our tests, new files below the repository's tests/; edits.toml for a test file that exists
         verify.toml         the pin it was verified on, the hub's own tests of the area, which of ours must fail without
         figures.py          prints the numbers of PR.md; called with two trees, without and with the change
+
+The draft of a hook has no ``change/``: its ``verify.toml`` names the first patch of the generator's series instead
+(see hook.py). These upstreams have no tests, and packages that do not import everywhere: our tests prove and are not
+submitted, and load the hooked files by their paths.
 """
 
 from __future__ import annotations
@@ -23,7 +27,9 @@ from pathlib import Path
 from .blobs import read_hooked
 from .edits import Edit, edit_file, parse_edits
 from .errors import DraftError
-from .lock import Table, Upstream, find, load_lock
+from .hook import check_hook, hook_edits, load_hook
+from .lock import SERIES_ROOT, Table, Upstream, find, load_lock
+from .patchfile import Patch
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -78,6 +84,7 @@ class Draft:
         body: the rest of it.
         own_tests: tests of the hub that cover the touched area, files or ``file::class``; none if it has none.
         must_fail: names of test functions of ours that fail without the change; the others are controls.
+        hook: the patch of a series that is the change; None: it is in ``change/``.
     """
 
     hub: Hub
@@ -87,6 +94,7 @@ class Draft:
     body: str
     own_tests: tuple[str, ...]
     must_fail: tuple[str, ...]
+    hook: Patch | None = None
 
     @property
     def name(self) -> str:
@@ -97,17 +105,26 @@ class Draft:
         """Content by path of every file that the change writes, for the files in ``root``.
 
         Raises:
-            DraftError: a file has another blob id than an edit knows, or a new file is there already.
+            DraftError: a file has another blob id than an edit or a series knows, or a new file is there already.
             TreeError: a file is missing or is a link.
         """
-        return self._contents("change", "", root)
+        contents = self._contents("change", "", root)
+        if self.hook is not None:
+            check_hook(self.hook, {path: read_hooked(root, path) for path in contents}, contents)
+        return contents
 
     def tests(self, root: Path) -> dict[str, bytes]:
         """Content by path of our tests, likewise."""
         return self._contents("tests", "tests/", root)
 
+    def submission(self, root: Path) -> dict[str, bytes]:
+        """What is committed, likewise: the change with our tests, of a hook the change alone."""
+        return self.change(root) | (self.tests(root) if self.hook is None else {})
+
     def edits(self, part: str) -> tuple[Edit, ...]:
         """The edits of ``"change"`` or ``"tests"``."""
+        if part == "change" and self.hook is not None:
+            return hook_edits(self.hub.upstream, self.hook)
         file = self.folder / part / EDITS
         if not file.is_file():
             return ()
@@ -138,9 +155,10 @@ def load_hub(folder: Path, name: str) -> Hub:
         raise DraftError(f"unknown hub {name!r}; below {folder} there are: {known or 'none'}")
     table = _toml(f"{name}/hub.toml", file)
     style = table.table("style")
+    lock = load_lock() | load_lock(folder / LOCK_NAME)
     hub = Hub(
         name=name,
-        upstream=find(load_lock(folder / LOCK_NAME), table.text("upstream", r".+", "a name of the lock", default=name)),
+        upstream=find(lock, table.text("upstream", r".+", "a name of the lock", default=name)),
         package=table.text("package", r"[A-Za-z0-9._-]*", "a name on the Python index", default=""),
         wheel=table.text("wheel", r"[A-Za-z0-9_/]+", "the folder of the package in its wheel"),
         root=table.text("root", r"[A-Za-z0-9_/]+", "the folder of the package in the repository"),
@@ -152,19 +170,20 @@ def load_hub(folder: Path, name: str) -> Hub:
     return hub
 
 
-def load_draft(folder: Path, name: str) -> Draft:
-    """The draft ``hub/slug`` below ``folder``.
+def load_draft(folder: Path, name: str, series_root: Path = SERIES_ROOT) -> Draft:
+    """The draft ``hub/slug`` below ``folder``; what it takes of a series is below ``series_root``.
 
     Raises:
         DraftError: there is none, a part of it is missing, or it was verified on another pin than the lock names.
         LockError: see :func:`load_hub`.
+        SeriesError: the series is not valid.
     """
     hub_name, _, slug = name.partition("/")
     hub = load_hub(folder, hub_name)
     place = folder / hub_name / slug
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", slug) or not place.is_dir():
         raise DraftError(f"unknown draft {name!r}; known: {', '.join(draft_names(folder, hub_name)) or 'none'}")
-    for part in ("PR.md", "verify.toml", "change", "tests"):
+    for part in ("PR.md", "verify.toml", "tests"):
         if not (place / part).exists():
             raise DraftError(f"{name} has no {part}")
     title, sections = _sections(name, (place / "PR.md").read_text(encoding="utf-8"))
@@ -174,8 +193,13 @@ def load_draft(folder: Path, name: str) -> Draft:
         raise DraftError(f"{name} was verified on {pin[:12]}, the lock names {hub.upstream.pin}: verify it there")
     own_tests = _strings(table, "own_tests")
     must_fail = _strings(table, "must_fail", required=True)
-    table.finish("pin, own_tests, must_fail")
-    return Draft(hub, slug, place, title, sections["What changes"], own_tests, must_fail)
+    patch = table.text("patch", r"\S*", "the name of the first patch of the series", default="")
+    table.finish("pin, own_tests, must_fail, patch")
+    if (place / "change").exists() == bool(patch):
+        found = "both" if patch else "neither"
+        raise DraftError(f"{name} needs a folder change, or a patch in verify.toml, and has {found}")
+    hook = load_hook(f"{table.where}.patch", hub.upstream, patch, series_root) if patch else None
+    return Draft(hub, slug, place, title, sections["What changes"], own_tests, must_fail, hook)
 
 
 def draft_names(folder: Path, hub: str = "") -> list[str]:

@@ -135,8 +135,11 @@ def prove(draft: Draft, base: str, pinned: Path | None = None, fetch: Fetch = wh
         if base == "pin":
             _prove_patch(draft, both, proof)
         proof.facts.append(f"{draft.name} fits {both.base}: {', '.join(change)}")
+        if draft.hook is not None:
+            proof.facts.append(f"the code is that of {draft.hook.name}, by its blob ids")
         proof.remarks += [f"also a line of {path}: {line!r}" for path, line in _shared_lines(draft, both)]
-        _prove_import(draft.hub, both)
+        if draft.hook is None:
+            _prove_import(draft.hub, both)
         python = [path for path in (*change, *tests) if path.endswith(".py")]
         for tool, command in draft.hub.style.items():
             _prove_style(tool, command, python, both, proof)

@@ -34,7 +34,7 @@ def build(draft: Draft, root: Path, branch: str = "") -> bytes:
         raise CheckoutError(f"{root} is at {gitrepo.head(root)[:12] or 'no commit'}, {draft.name} is for {pin[:12]}")
     if branch and gitrepo.run(["rev-parse", "--verify", "--quiet", f"refs/heads/{branch}"], root)[0] == 0:
         raise DraftError(f"{root} already has a branch {branch}; delete it first (git branch -D {branch})")
-    contents = draft.change(root) | draft.tests(root)
+    contents = draft.submission(root)
     with TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         _git(root, "read-tree", pin, **index)

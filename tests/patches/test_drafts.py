@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import forecache_patches as patches
 from forecache_cli.main import app
-from forecache_patches import blobs, edits
+from forecache_patches import blobs, edits, hook
 from forecache_patches.prove import trees
 
 LOOP = "src/toy/loop.py"
@@ -306,6 +306,95 @@ def test_command_line(hub: Hub) -> None:
     assert unknown.exit_code == 1 and "known: toy/loop-sign" in unknown.stderr
 
 
+COMMENTED = b"""    # This file was modified by forecache: what is attached scales i.
+    # None: bit-identical to the original file.
+    scale = None
+"""
+SPEAKING = b"""    # What is attached scales i.
+    # None: unchanged, bit for bit.
+    scale = None
+"""
+
+
+@pytest.fixture(scope="module")
+def with_series(made: Hub) -> tuple[Path, str]:
+    """Where the toy's series is, and its only patch."""
+    upstream, root = patches.load_lock(made.drafts / "upstreams.toml")["toy"], made.folder / "series"
+    edited = made.checkout("edited-hook")
+    (edited / LOOP).write_bytes(OLD.replace(b"    x = 0\n", b"    x = 0\n" + COMMENTED))
+    return root, patches.make(patches.load_series(upstream, root), edited, "hook").name
+
+
+class Hooked:
+    """The draft ``toy/hook``, which is the first patch of the toy's series."""
+
+    def __init__(self, hub: Hub, root: Path, patch: str) -> None:
+        self.hub, self.root, self.patch = hub, root, patch
+        hub.write("toy/hook/PR.md", PR)
+        test = f"assert 'scale = None' in (Path(__file__).parents[1] / '{LOOP}').read_text()\n"
+        hub.write("toy/hook/tests/test_hook.py", f"from pathlib import Path\n\n\ndef test_hook():\n  {test}")
+        self.verify(patch)
+
+    def verify(self, patch: str) -> None:
+        self.hub.write(
+            "toy/hook/verify.toml", f'pin = "{self.hub.pin}"\npatch = "{patch}"\nmust_fail = ["test_hook"]\n'
+        )
+
+    @property
+    def draft(self) -> patches.Draft:
+        return patches.load_draft(self.hub.drafts, "toy/hook", self.root)
+
+
+@pytest.fixture
+def hooked(hub: Hub, with_series: tuple[Path, str]) -> Hooked:
+    return Hooked(hub, *with_series)
+
+
+def test_a_hook_is_the_first_patch_of_a_series_and_speaks_for_the_upstream(hooked: Hooked) -> None:
+    root, draft = hooked.hub.checkout(), hooked.draft
+    assert not (draft.folder / "change").exists()
+    proof = patches.prove(draft, "pin", root)
+    assert proof.failures == []
+    facts = "\n".join(proof.facts)
+    assert f"the code is that of {hooked.patch}, by its blob ids" in facts
+    assert "fails without the change: test_hook (1 of 1 cases)" in facts
+    (hooked.hub.folder / "hook.patch").write_bytes(patches.build(draft, root))
+    git(root, "am", "-q", str(hooked.hub.folder / "hook.patch"))
+    assert (root / LOOP).read_bytes() == OLD.replace(b"    x = 0\n", b"    x = 0\n" + SPEAKING)
+    assert git(root, "diff", "--name-only", "HEAD~1").strip() == LOOP, "tests prove, and are not submitted"
+
+
+def test_the_notice_that_a_licence_asks_for_stays(hooked: Hooked) -> None:
+    upstream = hooked.draft.hub.upstream
+    assert hook.in_upstream(upstream, COMMENTED) == SPEAKING
+    assert hook.in_upstream(replace(upstream, modified_notice=True), COMMENTED) == COMMENTED
+    code = b'note = "forecache: bit-identical to the original file"\n'
+    assert hook.in_upstream(upstream, code) == code
+
+
+def test_a_hook_of_other_code_or_blobs_is_refused(hooked: Hooked, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, draft = hooked.hub.folder / "files", hooked.draft
+    (root / LOOP).parent.mkdir(parents=True)
+    (root / LOOP).write_bytes(OLD)
+    (file,) = draft.hook.files
+    wrong = replace(draft, hook=replace(draft.hook, files=(replace(file, post="0" * 40),)))
+    with pytest.raises(patches.DraftError, match=f"{LOOP} becomes blob {file.post}, {hooked.patch} says 0000"):
+        wrong.change(root)
+    monkeypatch.setattr(hook, "in_upstream", lambda upstream, lines: lines.replace(b"None\n", b"0\n"))
+    with pytest.raises(patches.DraftError, match=r"differs from .* in more than comments"):
+        draft.change(root)
+    for patch, new, message in (
+        ("0002-other.patch", False, f"= '0002-other.patch': .* begins with {hooked.patch}"),
+        ("", False, "toy/hook needs a folder change, or a patch in verify.toml, and has neither"),
+        (hooked.patch, True, "has both"),
+    ):
+        hooked.verify(patch)
+        if new:
+            hooked.hub.write("toy/hook/change/new.py", "")
+        with pytest.raises(patches.DraftError, match=message):
+            hooked.draft  # noqa: B018
+
+
 def test_drafts_of_this_repository_are_complete() -> None:
     folder = Path(__file__).parents[2] / "pr_drafts"
     for name in patches.draft_names(folder):
@@ -313,3 +402,5 @@ def test_drafts_of_this_repository_are_complete() -> None:
         assert draft.edits("change"), name
         for edit in draft.edits("change"):
             assert any(f"{edit.path}/".startswith(f"{each}/") for each in draft.hub.upstream.sparse), (name, edit.path)
+    hooks = {name.partition("/")[0] for name in patches.draft_names(folder) if patches.load_draft(folder, name).hook}
+    assert hooks == {"hunyuan21", "hunyuan2", "trellis", "trellis2", "fastsam3d"}
