@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from . import calibrate, demo, generate, patch, pr, upstream
+from . import calibrate, demo, generate, patch, pr, report, upstream
 from .console import ErrorsAsLines
 
 app = typer.Typer(
@@ -24,3 +24,4 @@ app.add_typer(pr.app, name="pr")
 app.command("calibrate")(calibrate.calibrate)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
+app.command("report")(report.report)

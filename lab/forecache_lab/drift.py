@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from forecache.basis import Rule, make_rule
 from forecache.basis.rule import newest
 from forecache.snapshots import Array
 
-from . import geometry
+from . import geometry, record
 from .geometry import Geometry
 from .subjects import Sample, Subject
 
@@ -69,6 +69,7 @@ class Run:
     total_speedup: float
     latent_drift: float
     geometry: Geometry
+    trace: record.Steps = field(default_factory=list)
 
 
 def latent_drift(sample: Sample, reference: Sample) -> float:
@@ -124,6 +125,7 @@ def measure(
                     reference.total / sample.total,
                     latent_drift(sample, reference),
                     geometry.compare(sample.mesh, reference.mesh),
+                    record.steps(sample.trace),
                 )
             )
             if len(shown.setdefault(method.label, [])) < SHOWN:
@@ -174,23 +176,62 @@ def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
+UNITS = "lengths in longest box sides of the uncached mesh; drift relative; speed-up against the uncached run"
+
+
+def floor_medians(floor: Sequence[Geometry]) -> dict[str, float]:
+    """Medians of the noise floor by column."""
+    return {
+        "Chamfer": float(np.median([g.chamfer for g in floor])),
+        **{f"F@{t}": float(np.median([g.fscore[k] for g in floor])) for k, t in enumerate(geometry.THRESHOLDS)},
+        "volume IoU": float(np.median([g.volume_iou for g in floor])),
+    }
+
+
 def to_json(path: Path, subject: Subject, seeds: Sequence[int], runs: Sequence[Run], floor: Sequence[Geometry]) -> None:
-    """Conditions, summary and every single run."""
+    """Conditions, summary and every single run; traces are in :func:`to_record`."""
     body = {
         "subject": subject.title,
         "conditions": subject.conditions,
         "steps": subject.steps,
         "seeds": list(seeds),
-        "units": "lengths in longest box sides of the uncached mesh; drift relative; speed-up against the uncached run",
-        "noise_floor_median": {
-            "Chamfer": float(np.median([g.chamfer for g in floor])),
-            **{f"F@{t}": float(np.median([g.fscore[k] for g in floor])) for k, t in enumerate(geometry.THRESHOLDS)},
-            "volume IoU": float(np.median([g.volume_iou for g in floor])),
-        },
+        "units": UNITS,
+        "noise_floor_median": floor_medians(floor),
         "rows": summary(runs),
-        "runs": [asdict(run) for run in runs],
+        "runs": [{key: value for key, value in asdict(run).items() if key != "trace"} for run in runs],
     }
     path.write_text(json.dumps(body, indent=1), encoding="utf-8")
+
+
+def to_record(
+    subject: Subject,
+    runs: Sequence[Run],
+    references: Sequence[Sample],
+    floor: Sequence[Geometry],
+    files: Mapping[tuple[str, int], str],
+) -> record.Record:
+    """What the report is made of; ``files``: meshes by method and number of the condition."""
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+
+    def of(method: str, k: int, calls: int, denoise: float, total: float, **more: Any) -> record.Run:
+        return record.Run(
+            method,
+            f"seed {seeds[k]}",
+            {"denoise": calls, "decode": 0},
+            {"denoise": denoise, "decode": total - denoise},
+            mesh=files.get((method, k)),
+            **more,
+        )
+
+    found = [of(record.UNCACHED, k, s.calls, s.denoise, s.total) for k, s in enumerate(references)]
+    for run in runs:
+        values = {name: value(run) for name, value in COLUMNS.items()}
+        trace = {"network": run.trace} if run.trace else {}
+        timed = (run.calls, run.denoise_seconds, run.total_seconds)
+        found.append(of(run.method, seeds.index(run.seed), *timed, values=values, trace=trace))
+    name = f"shape, {subject.steps} steps"
+    table = record.Table(name, "latent drift", found, sorted(HIGHER_IS_BETTER), floor_medians(floor))
+    return record.Record(subject.title, subject.conditions, UNITS, [table])
 
 
 def to_markdown(subject: Subject, runs: Sequence[Run], floor: Sequence[Geometry], uncached: Sequence[Sample]) -> str:

@@ -4,8 +4,8 @@
 
 One table per stage: its own rule, ours on the steps that its schedule computes, the plain generator with a schedule of
 ours and with fewer steps at no more network calls, the wrong sign. Smoke first (off, and a schedule that computes every
-step, are bit-identical); writes ``own_cache.md`` and ``own_cache.json``. Exits 1 if the smoke fails or, where no tokens
-are carved, the wrong sign is not told from the rule.
+step, are bit-identical); writes ``own_cache.md``, ``own_cache.json``, ``run.json`` and ``report.html``. Exits 1 if the
+smoke fails or, where no tokens are carved, the wrong sign is not told from the rule.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from forecache.basis import make_rule
 
+from . import record, report
 from .drift import WrongSign
 from .stages import command_line, summary
 
@@ -30,10 +31,13 @@ STEPS = 25
 
 @dataclass
 class Sample:
-    """One run: what it returned, leaf by leaf, and how often it called the network."""
+    """One run: what it returned, leaf by leaf, how often it called the network, and steps by branch where a cache was
+    attached.
+    """
 
     leaves: Leaves
     calls: int
+    trace: Mapping[str, record.Steps] = field(default_factory=dict)
 
 
 class Accelerated(Protocol):
@@ -77,8 +81,11 @@ def run(subject: Accelerated, table: str, seed: int, method: Method) -> Sample:
     """One run under a method."""
     if method.settings is None:
         return subject.sample(table, seed, method.own, method.steps, method.every)
-    with subject.adapter.enabled(subject.target(table, method.own), **method.settings):
-        return subject.sample(table, seed, method.own, method.steps, method.every)
+    with subject.adapter.enabled(subject.target(table, method.own), **method.settings) as handle:
+        sample = subject.sample(table, seed, method.own, method.steps, method.every)
+    branches = (branch for stage in handle.traces.values() for branch in stage.branches.items())
+    sample.trace = {name: record.steps(trace) for name, trace in branches}
+    return sample
 
 
 def most(calls: int, guess: int, make: Callable[[int], Method], count: Callable[[Method], int]) -> Method:
@@ -180,17 +187,24 @@ def check(rows: Mapping[str, Mapping[str, Sequence[float]]], basis: str, carves:
 
 def measure(
     subject: Accelerated, table: str, basis: str, n: int, progress: Callable[[str], None]
-) -> dict[str, list[dict[str, float]]]:
-    """Scores by method, one a condition."""
-    todo, found = methods(subject, table, basis), {}
+) -> tuple[dict[str, list[dict[str, float]]], record.Table]:
+    """Scores by method, one a condition; the same with the traces, for the report."""
+    todo = methods(subject, table, basis)
+    found: dict[str, list[dict[str, float]]] = {}
     uncached = [run(subject, table, seed, Method("", False)) for seed in range(n)]
     carved = [run(subject, table, k, Method("", True, every=True)) for k in range(n)] if subject.carves[table] else None
+    runs = [record.Run(record.UNCACHED, f"seed {k}", {table: uncached[k].calls}) for k in range(n)]
     for method in todo:
-        found[method.label] = [
-            score(run(subject, table, k, method), uncached[k], None if carved is None else carved[k]) for k in range(n)
-        ]
+        found[method.label] = []
+        for k in range(n):
+            sample = run(subject, table, k, method)
+            values = score(sample, uncached[k], None if carved is None else carved[k])
+            found[method.label].append(values)
+            shown = {name: value for name, value in values.items() if name != "calls"}
+            calls = {table: sample.calls}
+            runs.append(record.Run(method.label, f"seed {k}", calls, values=shown, trace=sample.trace))
         progress(f"{table}: {method.label}")
-    return found
+    return found, record.Table(table, "drift", runs)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -198,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
 
     a, subject = command_line(__doc__, {"fastsam3d": FastSam3D}, argv)
     print(f"{subject.title}\n{subject.conditions}")
-    tables, body, failed = [], {}, []
+    tables, body, failed, kept = [], {}, [], []
     with tqdm(total=sum(6 + carves for carves in subject.carves.values()), file=sys.stdout, mininterval=2) as bar:
 
         def progress(what: str) -> None:
@@ -208,7 +222,8 @@ def main(argv: list[str] | None = None) -> int:
         for table, default in subject.seeds.items():
             smoke(subject, table, a.basis)
             n = a.seeds or default
-            runs = measure(subject, table, a.basis, n, progress)
+            runs, recorded = measure(subject, table, a.basis, n, progress)
+            kept.append(recorded)
             rows = {label: summary(scores) for label, scores in runs.items()}
             tables.append(to_markdown(table, n, rows))
             body[table] = {"rows": rows, "runs": runs}
@@ -221,7 +236,10 @@ def main(argv: list[str] | None = None) -> int:
     text = "\n\n".join([head, *tables])
     (a.out / "own_cache.md").write_text(text + "\n", encoding="utf-8")
     (a.out / "own_cache.json").write_text(json.dumps({"title": head, "tables": body}, indent=1), encoding="utf-8")
-    print(f"\n{text}\n\nwritten to {a.out}: own_cache.md, own_cache.json")
+    units = "Drift relative, of the latents, ||a - b|| / ||b||; the worst pose leaf alike."
+    record.write(a.out, record.Record(subject.title, subject.conditions, units, kept))
+    report.write(a.out)
+    print(f"\n{text}\n\nwritten to {a.out}: own_cache.md, own_cache.json, run.json, report.html")
     for what in failed:
         print(f"FAILED: {what}: this measurement tells nothing")
     return int(bool(failed))

@@ -1,7 +1,8 @@
 """One drift session: ``python -m forecache_lab.session hunyuan21 CHECKOUT --basis dmd --out DIR``.
 
 Smoke (off and full schedule are bit-identical, dt = 0 is saved), then drift; writes ``drift.json``, ``drift.md``,
-``comparison.png`` and ``.glb`` meshes. Exits 1 if the smoke fails or the wrong-sign control is not told from the rule.
+``comparison.png``, ``.glb`` meshes, ``run.json`` and ``report.html``, which is made of the last two. Exits 1 if the
+smoke fails or the wrong-sign control is not told from the rule.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from forecache.basis import make_rule
 
-from . import drift, render
+from . import drift, record, render, report
 from .subjects import Subject
 from .subjects.hunyuan2mini import Hunyuan2Mini
 from .subjects.hunyuan21 import Hunyuan21
@@ -95,17 +96,19 @@ def main(argv: list[str] | None = None) -> int:
     (a.out / "drift.md").write_text(table + "\n", encoding="utf-8")
     drift.to_json(a.out / "drift.json", subject, seeds, runs, floor)
     columns = {"uncached": references[: drift.SHOWN], **shown}
-    (a.out / "meshes").mkdir(exist_ok=True)
-    for label, samples in columns.items():
-        for seed, sample in enumerate(samples):
-            name = label.replace(", ", "-").replace(" ", "_").replace(":", "")
-            sample.mesh.export(a.out / "meshes" / f"{name}-seed{seed}.glb")
+    files = {
+        (label, seed): record.save_mesh(a.out, f"{label}-seed{seed}", sample.mesh)
+        for label, samples in columns.items()
+        for seed, sample in enumerate(samples)
+    }
+    record.write(a.out, drift.to_record(subject, runs, references, floor, files))
+    report.write(a.out)
     picked = [label for label in columns if not label.startswith("Euler")]
     picked.append(f"Euler, {next(run.calls for run in runs if run.basis == 'control')} steps")
     rows_of_meshes = [[columns[label][k].mesh for label in picked] for k in range(len(columns["uncached"]))]
     titles = [label.replace("control: ", "").replace(" with the", ",\n") for label in picked]
     render.sheet(a.out / "comparison.png", rows_of_meshes, titles, [f"seed {k}" for k in range(len(rows_of_meshes))])
-    print(f"\n{table}\n\nwritten to {a.out}: drift.md, drift.json, comparison.png, meshes/*.glb")
+    print(f"\n{table}\n\nwritten to {a.out}: drift.md, drift.json, comparison.png, meshes/*.glb, run.json, report.html")
     return verdict(runs, a.basis)
 
 

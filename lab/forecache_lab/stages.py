@@ -2,8 +2,9 @@
 
 Every stage gets a fixed condition, fixed noise and fixed coordinates. End to end one voxel more or less in the first
 stage would redraw the noise of the second, and the score would show that. Smoke first (off and a full schedule are
-bit-identical), then a table per stage and grid; writes ``stages.md``, ``stages.json`` and, where there are meshes,
-``comparison.png``. Exits 1 if the smoke fails or the wrong-sign control is not told from the rule.
+bit-identical), then a table per stage and grid; writes ``stages.md``, ``stages.json``, ``run.json``, ``report.html``
+and, where there are meshes, ``comparison.png`` and ``.glb`` files. Exits 1 if the smoke fails or the wrong-sign control
+is not told from the rule.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +26,12 @@ from tqdm import tqdm
 from forecache import schedule
 from forecache.basis import Hermite, make_rule
 
-from . import geometry, pose, render
+from . import geometry, pose, record, render, report
 from .combined import combined, fork_interval, fork_schedule
 from .drift import WrongSign
 
 INTERVALS = (2, 3)
+SHOWN = 3  # conditions in the picture and among the meshes
 WARMUP = 4  # as the forks of these generators have it
 PLANS = Path(__file__).with_name("reference") / "plans"
 
@@ -43,6 +45,7 @@ class Output:
         seconds: of the sampler.
         occupancy: voxels that the latent decodes to; ``None``: the stage has none. mesh: its surface.
         leaves: all that the sampler returned, if that is more. pose: what the others decode to.
+        trace: steps by branch, where a cache was attached.
     """
 
     latent: torch.Tensor
@@ -52,6 +55,7 @@ class Output:
     mesh: trimesh.Trimesh | None = None
     leaves: Mapping[str, torch.Tensor] | None = None
     pose: pose.Pose | None = None
+    trace: Mapping[str, record.Steps] = field(default_factory=dict)
 
 
 def structure_latent(pipe: Any, cond: Mapping[str, Any], steps: int) -> torch.Tensor:
@@ -146,8 +150,11 @@ def run(subject: Staged, stage: str, seed: int, steps: int, method: Method | Non
         on = subject.adapter.enabled(subject.pipe, stages={**others, stage: method.settings})
     elif method is not None and method.rule is not None:
         on = combined(subject.sampler(stage), method.rule, steps, method.computed)
-    with on:
-        return subject.sample(stage, seed, steps if method is None or method.steps is None else method.steps)
+    with on as handle:
+        output = subject.sample(stage, seed, steps if method is None or method.steps is None else method.steps)
+    if method is not None and method.settings is not None:
+        output.trace = {name: record.steps(trace) for name, trace in handle.traces[stage].branches.items()}
+    return output
 
 
 def relative(output: Output, reference: Output) -> float:
@@ -163,9 +170,8 @@ def score(output: Output, reference: Output) -> dict[str, float]:
         "latent drift": relative(output, reference),
     }
     if output.occupancy is not None and reference.occupancy is not None:
-        both, either = output.occupancy & reference.occupancy, output.occupancy | reference.occupancy
-        found["occupancy IoU"] = float(both.sum() / either.sum())
-        found["flip rate"] = float((output.occupancy ^ reference.occupancy).float().mean())
+        voxels = geometry.occupancy(output.occupancy.cpu(), reference.occupancy.cpu())
+        found["occupancy IoU"], found["flip rate"] = voxels.iou, voxels.flip_rate
     if output.pose is not None and reference.pose is not None:
         found["rotation, degrees"] = float(pose.rotation_angle(output.pose.rotation, reference.pose.rotation))
         found["scale ratio"] = float(pose.scale_ratio(output.pose.scale, reference.pose.scale))
@@ -176,7 +182,33 @@ def score(output: Output, reference: Output) -> dict[str, float]:
 
 
 HIGHER = ("speed-up", "occupancy IoU")
+UNITS = (
+    "Drift relative, of the latents; speed-up of the sampler against the uncached run; Chamfer in longest box sides of"
+    " the uncached mesh; rotation in degrees, scale a ratio, translation in scene scales; flip rate: share of voxels."
+)
 DRIFTS = ("latent drift", "rotation, degrees", "scale ratio", "translation")
+
+
+def recorded(
+    out: Path,
+    table: str,
+    stage: str,
+    outputs: Mapping[str, Sequence[Output]],
+    scores: Mapping[str, Sequence[Mapping[str, float]]],
+    floor: float | None,
+) -> record.Table:
+    """A table for the report; meshes of the first conditions are written to ``out``."""
+    runs = []
+    for label, each in outputs.items():
+        for seed, output in enumerate(each):
+            values = {} if label == record.UNCACHED else dict(scores[label][seed])
+            values.pop("calls", None)
+            mesh = None
+            if output.mesh is not None and seed < SHOWN:
+                mesh = record.save_mesh(out, f"{table}-{label}-seed{seed}", output.mesh)
+            timed = ({stage: output.calls}, {stage: output.seconds})
+            runs.append(record.Run(label, f"seed {seed}", *timed, values, output.trace, mesh))
+    return record.Table(table, "latent drift", runs, HIGHER, {} if floor is None else {"Chamfer": floor})
 
 
 def summary(scores: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
@@ -293,7 +325,8 @@ def main(argv: list[str] | None = None) -> int:
     a, subject = command_line(__doc__, subjects, argv)
     print(f"{subject.title}\n{subject.conditions}")
     smoke(subject)
-    tables, body, failed = [], {}, []
+    a.out.mkdir(parents=True, exist_ok=True)
+    tables, body, failed, kept = [], {}, [], []
     shown: dict[str, list[trimesh.Trimesh]] = {}
     count = {stage: a.seeds or subject.seeds[stage] for stage in subject.grids}
     total = sum(
@@ -307,26 +340,28 @@ def main(argv: list[str] | None = None) -> int:
             for steps in grids:
                 references = [run(subject, stage, seed, steps, None) for seed in range(n)]
                 bar.update(n)
-                rows, every = {}, {}
+                rows, every, drawn = {}, {}, {record.UNCACHED: references}
                 for method in methods(subject, stage, a.basis, steps):
                     bar.set_description(f"{stage}, {steps} steps, {method.label}", refresh=False)
                     outputs = []
                     for seed in range(n):
                         outputs.append(run(subject, stage, seed, steps, method))
                         bar.update()
+                    drawn[method.label] = outputs
                     every[method.label] = [score(o, r) for o, r in zip(outputs, references, strict=True)]
                     rows[method.label] = summary(every[method.label])
                     if steps == grids[-1] and outputs[0].mesh is not None:
-                        shown[f"{stage}: {method.label}"] = [o.mesh for o in outputs[:3] if o.mesh is not None]
+                        shown[f"{stage}: {method.label}"] = [o.mesh for o in outputs[:SHOWN] if o.mesh is not None]
                 meshes = [r.mesh for r in references if r.mesh is not None]
                 floor = float(np.median([geometry.chamfer(m, m, seed=1000) for m in meshes])) if meshes else None
                 tables.append(to_markdown(stage, steps, n, rows, floor))
                 pairs = [(f"{kind}, interval {k}", k) for k in subject.intervals for kind in (a.basis, "plan")]
                 lines = [f"- {against_combined(rows, label, k)}" for label, k in pairs if label in rows]
                 tables.append("\n".join(lines))
-                body[f"{stage}, {steps} steps"] = {"rows": rows, "runs": every}
+                name = f"{stage}, {steps} steps"
+                body[name] = {"rows": rows, "runs": every}
+                kept.append(recorded(a.out, name, stage, drawn, every, floor))
                 failed += [f"{stage}, {steps} steps: {what}" for what in check(rows, a.basis)]
-    a.out.mkdir(parents=True, exist_ok=True)
     head = (
         f"{subject.title}: {subject.conditions}; n test conditions, median / p95 against the uncached run with "
         "the same noise, condition and coordinates."
@@ -339,7 +374,10 @@ def main(argv: list[str] | None = None) -> int:
         titles = [label.replace("control: ", "").replace(": ", ":\n", 1).replace(", ", ",\n") for label in picked]
         pictures = [list(row) for row in zip(*(shown[label] for label in picked), strict=True)]
         render.sheet(a.out / "comparison.png", pictures, titles, [f"seed {k}" for k in range(len(pictures))])
-    print(f"\n{text}\n\nwritten to {a.out}: stages.md, stages.json" + (", comparison.png" if picked else ""))
+    record.write(a.out, record.Record(subject.title, subject.conditions, UNITS, kept))
+    report.write(a.out)
+    more = ", comparison.png, meshes/*.glb" if picked else ""
+    print(f"\n{text}\n\nwritten to {a.out}: stages.md, stages.json, run.json, report.html{more}")
     for what in failed:
         print(f"FAILED: {what}: this measurement tells nothing")
     return int(bool(failed))

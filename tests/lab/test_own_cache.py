@@ -47,7 +47,10 @@ def subject():
 def test_rows_share_a_budget_and_tell_the_rules_apart(subject, capsys):
     own_cache.smoke(subject, "ss", "linear")
     assert "44 -> 17 calls by its rule, 17 by ours" in capsys.readouterr().out
-    runs = own_cache.measure(subject, "ss", "linear", 2, lambda what: None)
+    runs, table = own_cache.measure(subject, "ss", "linear", 2, lambda what: None)
+    assert {run.method for run in table.runs} == {"uncached", *runs} and table.drift == "drift"
+    traced = next(run for run in table.runs if run.method == "linear, its schedule")
+    assert any(step["kind"] == "forecast" for steps in traced.trace.values() for step in steps)
     rows = {label: own_cache.summary(scores) for label, scores in runs.items()}
     drift = {label: row["drift"][0] for label, row in rows.items()}
     labels = list(rows)
