@@ -47,6 +47,8 @@ class Settings:
             raise ValueError(f"calls must be >= 1, got {self.calls}")
         if self.plan is None:  # a plan knows its own grid and is checked against the run's
             self._forecaster(range(1001), {})
+        elif isinstance(self.plan, (str, Path)):
+            Plan.load(self.plan)  # a file that is missing or is no plan is said here
         if self.adaptive_guidance is not False:
             if self.plan is not None:
                 raise ValueError("adaptive_guidance: not with a plan, which has weights for both branches")

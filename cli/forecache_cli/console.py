@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -14,13 +18,31 @@ from forecache_patches import PatchError
 EXPECTED_ERRORS: tuple[type[Exception], ...] = (PatchError,)
 
 
+@contextmanager
+def termination_unwinds() -> Iterator[None]:
+    """SIGTERM ends the program as Ctrl-C does, by an exception: unfinished files are taken away on its way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
 class ErrorsAsLines(TyperGroup):
     """A group of commands in which an expected error is one line on stderr and exit status 1."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with termination_unwinds():
+                return super().invoke(ctx)
         except EXPECTED_ERRORS as error:
             typer.echo("error: " + " ".join(str(error).split()), err=True)
             raise typer.Exit(1) from None

@@ -195,7 +195,7 @@ class Calibration:
         if name.exists():
             try:
                 theirs = json.loads(name.read_text(encoding="utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"folder: {name} is not readable: {error}") from error
             mine = self._key()
             differ = [k for k in mine if not isinstance(theirs, dict) or theirs.get(k) != mine[k]]
@@ -213,7 +213,12 @@ class Calibration:
     def _load(self, seed: int) -> Condition | None:
         if self.folder is None or not self._file(seed).exists():
             return None
-        return Condition(*load(self._file(seed)))
+        condition = Condition(*load(self._file(seed)))
+        if not np.array_equal(condition.recording.times, self.times) or len(condition.survival) != len(self.probed):
+            raise ValueError(
+                f"folder: {self._file(seed)} is of another grid or other probes; remove it to record the run again"
+            )
+        return condition
 
     # --- plans ------------------------------------------------------------------------------------------------------
     def plan(self, calls: int) -> Plan:

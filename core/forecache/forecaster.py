@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +57,13 @@ class Forecaster:
         guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 but for "auto" (1.75 or 8).
         made_for: what this run is (model hash, guidance, ...), compared with a plan's key.
 
+    One run at a time: a sampler in another thread needs a forecaster of its own.
+
     Raises:
         ValueError: an argument out of its range or in conflict with another; a plan made for something else.
+        TypeError: an argument of another kind. OSError: a plan's file that cannot be read.
+        RuntimeError: by every method, where another of the same object is at work, in another thread or around this one
+            (a ``compute`` that asks the cache it is asked by).
     """
 
     def __init__(
@@ -82,6 +90,10 @@ class Forecaster:
     ) -> None:
         if (times is None) == (steps is None):
             raise ValueError("give either times (N + 1 grid times) or steps (N), not both and not neither")
+        counts = {"steps": steps, "interval": interval, "warmup": warmup, "end": end, "calls": calls}
+        for name, number in {**counts, "history": history, "batch_dim": batch_dim}.items():
+            if number is not None or name == "history":
+                schedule.whole(name, number)
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
         self.times = tuple(float(t) for t in (times if times is not None else range((steps or 0) + 1)))
@@ -92,6 +104,8 @@ class Forecaster:
             raise ValueError(f"history must be 1..{MAX_HISTORY}, got {history}")
         if isinstance(plan, (str, Path)):
             plan = Plan.load(plan)
+        if plan is not None and not isinstance(plan, Plan):
+            raise TypeError(f"plan must be a Plan or the path of its file, got {plan!r}")
         self._notes: list[str] = []
         if plan is not None and not strict and (differences := plan.differences(self.times, dict(made_for or {}))):
             if any(value is not None for value in (interval, calls, computed)):
@@ -124,7 +138,7 @@ class Forecaster:
                 f"auto with {len(self.computed)} of {len(self.effective)} calls: with so few, the sampler with "
                 f"{len(self.computed)} steps of its own often does as well; try fewer steps, or a plan"
             )
-        self.edges = frozenset(int(i) for i in edges)
+        self.edges = frozenset(schedule.whole("edges", i) for i in edges)
         if self.edges:
             self.computed = schedule.with_edges(self.computed, self.effective, sorted(self.edges), calls is not None)
         self._planned = plan is not None
@@ -143,6 +157,7 @@ class Forecaster:
         self._shapes: dict[str, torch.Size] = {}
         self._guided = False
         self._last: int | None = None
+        self._at_work = threading.Lock()
         self.trace = self._fresh_trace()
 
     def _warn(self, note: str) -> None:
@@ -167,11 +182,26 @@ class Forecaster:
         """
         if not self.needs_compute(i):
             return self.forecast(i, state)
-        return self.observe(i, compute(), state)
+        with self._alone(f"step {i}"):
+            value = compute()
+        return self.observe(i, value, state)
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """One caller at a time: two runs that share a history would be forecast from one another's values."""
+        if not self._at_work.acquire(blocking=False):
+            raise RuntimeError(
+                f"{what} while this Forecaster is at work in another call, of another thread or of the compute() that "
+                "is running; a Forecaster serves one run at a time: give each thread and each nested run its own"
+            )
+        try:
+            yield
+        finally:
+            self._at_work.release()
 
     def needs_compute(self, i: int) -> bool:
         """Whether step ``i`` calls the network. The first step asked for always does: there is nothing to reuse."""
-        self._check(i)
+        i = self._check(i)
         return not self._streams or (i in self._wanted and not self._still(i))
 
     def observe(self, i: int, value: Any, state: Any = None) -> Any:
@@ -179,12 +209,17 @@ class Forecaster:
 
         Raises:
             ValueError: steps out of order; another structure, shape, dtype or device than before; NaN or infinity; a
-                plan that needs the state and did not get it. Nothing of the run's state changes then.
+                plan that needs the state and did not get it, or one of another form. Nothing of the run's state changes
+                then.
+
+        Whatever fails later, while the value is stored (out of memory, an interrupt), is handed on and ends the
+        history: the leaves may not have come equally far, and the next step computes.
         """
-        self._check(i)
-        corrected = self._planner.corrects(i)
-        if corrected:
-            self._planner.check_state(i, state)
+        i = self._check(i)
+        with self._alone(f"observe of step {i}"):
+            return self._observe(i, value, state)
+
+    def _observe(self, i: int, value: Any, state: Any) -> Any:
         leaves, structure = tree.flatten(value)
         fresh = not self._streams or i in self.edges
         guided = isinstance(value, Guided)
@@ -201,24 +236,31 @@ class Forecaster:
             raise ValueError("value: the branches of Guided must have one structure")
         shapes = {name: leaf.shape for name, leaf in leaves.items()}
         leaves = self.groups.pack(leaves)
+        corrected = self._planner.corrects(i)
+        if corrected:
+            self._planner.check_state(i, state, leaves)
         known = {} if fresh else self._streams
         streams = {name: known.get(name) or self._stream(name) for name in leaves}
         rows = {name: streams[name].snapshots.products(leaf, name) for name, leaf in leaves.items()}
         audits = {name: streams[name].audit(i, self.times[i], rows[name]) for name in leaves}
-        for name, leaf in leaves.items():  # whatever may raise was done above, for every leaf, before any is stored
-            streams[name].push(i, self.times[i], leaf, rows[name])
         error = {name: float(audit.error.max()) for name, audit in audits.items() if audit is not None}
         skill = {name: float(audit.skill.max()) for name, audit in audits.items() if audit is not None}
-        self._streams, self._structure, self._last = streams, structure, i
-        self._kind, self._guided, self._shapes = kind, guided, shapes
         entry = Step(i, self.times[i], "computed", forward_error=error, skill=skill)
+        try:
+            for name, leaf in leaves.items():  # what refuses a value was done above, for every leaf
+                streams[name].push(i, self.times[i], leaf, rows[name])
+            self._streams, self._structure, self._last = streams, structure, i
+            self._kind, self._guided, self._shapes = kind, guided, shapes
+            if corrected:
+                values, how = self._planner.correct(i, streams, state)
+                entry.rules.update({name: each.rule for name, each in how.items()})
+                entry.fallbacks.update({name: list(each.fallbacks) for name, each in how.items() if each.fallbacks})
+                value = value if entry.fallbacks else self._rebuilt(values)
+        except BaseException:
+            self._free()
+            raise
         self.trace.steps.append(entry)
-        if not corrected:
-            return value
-        values, how = self._planner.correct(i, streams, state)
-        entry.rules.update({name: each.rule for name, each in how.items()})
-        entry.fallbacks.update({name: list(each.fallbacks) for name, each in how.items() if each.fallbacks})
-        return value if entry.fallbacks else self._rebuilt(values)
+        return value
 
     def _rebuilt(self, streams: dict[str, torch.Tensor]) -> Any:
         assert self._structure is not None
@@ -229,9 +271,13 @@ class Forecaster:
 
         Raises:
             RuntimeError: nothing was computed yet. ValueError: steps out of order; a plan that needs the state and did
-                not get it.
+                not get it, or one of another form. Nothing of the run's state changes then.
         """
-        self._check(i)
+        i = self._check(i)
+        with self._alone(f"forecast of step {i}"):
+            return self._forecast(i, state)
+
+    def _forecast(self, i: int, state: Any) -> Any:
         if not self._streams:
             raise RuntimeError(f"forecast of step {i} before any snapshot: observe() a computed value first")
         if self._still(i):
@@ -246,19 +292,24 @@ class Forecaster:
                 if reasons:
                     fallbacks[name] = reasons
             if all(rule == Planned.name for rule in rules.values()):
-                self._planner.check_state(i, state)
+                self._planner.check_state(i, state, leaves)
                 self._planner.add_columns(i, self._streams, leaves, state)
             entry = Step(i, self.times[i], "forecast", rules=rules, fallbacks=fallbacks)
+        value = self._rebuilt(leaves)
         self._last = i
         self.trace.steps.append(entry)
-        return self._rebuilt(leaves)
+        return value
 
     def _still(self, i: int) -> bool:
         """Nothing moves in step ``i``, or nothing has moved since the newest snapshot: it is the value of the step."""
         newest = next(iter(self._streams.values())).snapshots.times[-1]
         return i not in self._moving or self.times[i] == newest
 
-    def _check(self, i: int) -> None:
+    def _check(self, i: int) -> int:
+        try:
+            i = operator.index(i)  # also a tensor of one integer, which is equal to a step and hashes like none
+        except (TypeError, ValueError):
+            raise TypeError(f"step must be a whole number, got {i!r}") from None
         if not 0 <= i < len(self.times) - 1:
             raise ValueError(f"step must be 0..{len(self.times) - 2}, got {i}")
         jump = 0 if self._last is None else i - self._last - 1
@@ -268,6 +319,7 @@ class Forecaster:
             else:
                 hint = "a plan is asked at every step" if jump > 0 else "reset() starts a run"
             raise ValueError(f"steps out of order: step {i} after step {self._last}; {hint}")
+        return i
 
     # --- the run ----------------------------------------------------------------------------------------------------
     def reset(self) -> None:
@@ -282,6 +334,10 @@ class Forecaster:
 
     def close(self) -> None:
         """Free every snapshot. The trace stays."""
+        with self._alone("close() or reset()"):
+            self._free()
+
+    def _free(self) -> None:
         self._streams, self._structure, self._kind, self._last = {}, None, None, None
 
     def __enter__(self) -> Forecaster:

@@ -86,10 +86,17 @@ class AdaptiveGuidance:
 
     def observe(self, i: int, cond: Any, uncond: Any) -> None:
         """Both branches of step ``i``: score the forecast of ``d``, then keep it."""
+        if not 0 <= i < len(self.times) - 1:
+            raise ValueError(f"step must be 0..{len(self.times) - 2}, got {i}")
         conds, structure = tree.flatten(cond)
         unconds, other = tree.flatten(uncond)
         if not tree.same(structure, other):
             raise ValueError(f"branches differ in structure: cond {structure[1]}, uncond {other[1]}")
+        for name, c in conds.items():
+            if c.shape != unconds[name].shape:
+                raise ValueError(f"branches differ in shape: {name} {tuple(c.shape)} and {tuple(unconds[name].shape)}")
+        if self._streams and self._streams.keys() != conds.keys():
+            raise ValueError(f"cond changed its leaves: {list(self._streams)} before, {list(conds)} now; call reset()")
         streams = self._streams or {name: Stream(self.rule, self.history, self.batch_dim, None) for name in conds}
         differences = {name: c - unconds[name] for name, c in conds.items()}
         rows = {name: streams[name].snapshots.products(d, name) for name, d in differences.items()}
@@ -107,8 +114,12 @@ class AdaptiveGuidance:
             else:
                 worst = float("inf")
             lowest = min(lowest, float((cu / np.sqrt(np.maximum(cc * uu, 1e-300))).min()))
-        for name, d in differences.items():
-            streams[name].push(i, self.times[i], d, rows[name])
+        try:
+            for name, d in differences.items():
+                streams[name].push(i, self.times[i], d, rows[name])
+        except BaseException:  # the leaves may not have come equally far: both branches are called again
+            self._streams, self._seen, self._agrees = {}, [], False
+            raise
         self._streams = streams
         self._agrees = worst <= self.tolerance if self.cosine is None else lowest >= self.cosine
         self._seen.append(i)

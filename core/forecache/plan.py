@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +79,8 @@ class Plan:
             raise ValueError(f"plan: times must be at least two finite numbers, got {list(self.times)}")
         if not self.computed or list(self.computed) != sorted(set(self.computed)):
             raise ValueError(f"plan: computed must be strictly increasing steps, got {list(self.computed)}")
+        if any((b - a) * (self.times[-1] - self.times[0]) < 0 for a, b in pairwise(self.times)):
+            raise ValueError(f"plan: times must rise or fall, got {list(self.times)}")
         if self.computed[0] < 0 or self.computed[-1] >= steps:
             raise ValueError(f"plan: computed must lie in 0..{steps - 1}, got {list(self.computed)}")
         if not set(self.edges) <= set(self.computed):
@@ -146,23 +150,29 @@ class Plan:
             ValueError: not a plan, another version, or contents that a plan cannot have. OSError: unreadable.
         """
         try:
-            body = json.loads(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_bytes()
+        except OSError as error:  # the same kind, with the argument that named the file
+            raise type(error)(error.errno, f"plan={str(path)!r} cannot be read: {error.strerror}", str(path)) from None
+        try:
+            body = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
             version = body.pop("forecache_plan")
             if version != VERSION:
                 raise ValueError(f"version {version!r}, this release reads {VERSION}: calibrate again")
             return cls(
-                times=tuple(map(float, body["times"])),
-                computed=tuple(map(int, body["computed"])),
+                times=_numbers("times", body["times"]),
+                computed=_whole("computed", body["computed"]),
                 weights=_by_step(body["weights"]),
                 groups={
                     name: GroupWeights(tuple(map(str, group["leaves"])), _by_step(group["weights"]))
                     for name, group in body["groups"].items()
                 },
-                edges=tuple(map(int, body["edges"])),
+                edges=_whole("edges", body["edges"]),
                 made_for=dict(body["made_for"]),
                 statistics=dict(body["statistics"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except KeyError as error:
+            raise ValueError(f"plan: {path} is not a plan: it has no {error}") from error
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"plan: {path} is not a plan: {error}") from error
 
 
@@ -171,16 +181,49 @@ def _steps(weights: Mapping[int, Weights]) -> dict[str, dict[str, Any]]:
 
 
 def _by_step(body: Mapping[str, Any]) -> dict[int, Weights]:
+    odd = [k for k in body if not k.isdecimal() or str(int(k)) != k]
+    if odd:
+        raise ValueError(f"weights must be named by steps, got {odd}")
     return {int(k): _weights(**w) for k, w in body.items()}
 
 
-def _weights(velocity: list[float], state: float = 0.0, difference: list[float] | None = None) -> Weights:
-    return Weights(tuple(map(float, velocity)), float(state), tuple(map(float, difference or ())))
+def _weights(velocity: list[float], state: float = 0.0, difference: Sequence[float] = ()) -> Weights:
+    return Weights(_numbers("velocity", velocity), _numbers("state", [state])[0], _numbers("difference", difference))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the file; a key that stands there twice would be read as the last one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"keys {twice} stand there twice")
+    return found
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    """A list of numbers of the file; a text or true would pass for one."""
+    if not isinstance(values, (list, tuple)) or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"{name} must be a list of numbers, got {values!r:.80}")
+    return tuple(map(float, values))
+
+
+def _whole(name: str, values: Any) -> tuple[int, ...]:
+    """A list of steps of the file: 2.5 is no step."""
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError(f"{name} must be a list of whole numbers, got {values!r:.80}")
+    return tuple(values)
 
 
 def _plain(value: Any) -> Any:
-    """As JSON hands it back: a tuple in a key is the list that the file holds."""
-    return json.loads(json.dumps(value))
+    """As JSON hands it back: a tuple in a key is the list that the file holds.
+
+    Raises:
+        TypeError: JSON cannot hold it.
+    """
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"made_for must hold what JSON can, got {value!r:.80}: {error}") from None
 
 
 def fingerprint(network: torch.nn.Module, values: int = 64) -> str:

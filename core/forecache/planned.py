@@ -86,14 +86,22 @@ class Planner:
         skipped = {i: w for i, w in self.weights[group].items() if i not in self.computed}
         return Planned(skipped, self.times, otherwise)  # also for a correction alone: it needs the plan's snapshots
 
-    def check_state(self, i: int, state: Any) -> None:
-        """Refuse a missing state where the plan has a column for it.
+    def check_state(self, i: int, state: Any, values: Mapping[str, torch.Tensor]) -> None:
+        """Refuse a state that is missing, or has not the form of ``values`` (of one branch, by stream), where the plan
+        has a column for it.
 
         Raises:
             ValueError: names the step.
         """
-        if state is None and any(w.state for w in self.at(i).values()):
+        if not any(w.state for w in self.at(i).values()):
+            return
+        if state is None:
             raise ValueError(f"state must be given at step {i}: this plan has a column for it (step(..., state=x))")
+        given = [(tuple(x.shape), x.device) for x in self.groups.pack(tree.flatten(state)[0]).values()]
+        wanted = [(tuple(v.shape), v.device) for name, v in values.items() if not name.startswith("uncond")]
+        if given != wanted:
+            shown = ("; ".join(f"{shape} {device}" for shape, device in each) for each in (wanted, given))
+            raise ValueError(f"state of step {i} must have the form of the velocity, {', got '.join(shown)}")
 
     def correct(
         self, i: int, streams: Mapping[str, Stream], state: Any

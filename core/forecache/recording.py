@@ -144,6 +144,25 @@ def load(path: Path) -> tuple[Recording, Array, list[torch.Tensor]]:
             {i: Velocity(v, body["difference"].get(i)) for i, v in body["cond"].items()},
             None, body["start"], body["parts"] or WHOLE, body["final"], body["gram"].numpy(),
         )  # fmt: skip
-        return recording, body["survival"].numpy(), body["target"]
+        survival, target = body["survival"].numpy(), list(body["target"])
+        _check(recording, survival, target)
+        return recording, survival, target
     except Exception as error:  # torch.load raises half a dozen kinds for a damaged file
         raise ValueError(f"folder: {path} is not a recording: {error}; remove it to record the run again") from error
+
+
+def _check(recording: Recording, survival: Array, target: list[torch.Tensor]) -> None:
+    """Refuse contents that no run has, which would end in an error, or in a plan, that does not name the file."""
+    n, velocities = len(recording.times) - 1, recording.velocities
+    if not velocities or not all(0 <= i < n for i in velocities):
+        raise ValueError(f"velocities must be of steps 0..{n - 1}, got {sorted(velocities)}")
+    start = [] if recording.start is None else [recording.start]
+    vectors = [vector for v in velocities.values() for vector in (v.cond, v.difference) if vector is not None]
+    if {tuple(each.shape) for each in (*vectors, *start, *target)} != {(vectors[0].numel(),)}:
+        raise ValueError("velocities, start and target must be vectors of one length")
+    if recording.gram.shape != (n, n) or len(target) != n + 1 or survival.ndim != 1:
+        raise ValueError(f"gram must be {n} x {n} and target {n + 1} states, got {recording.gram.shape}, {len(target)}")
+    if not np.isfinite(recording.gram).all() or not np.isfinite(survival).all():
+        raise ValueError("gram and survival must be finite")
+    if recording.final.keys() != recording.parts.keys():
+        raise ValueError(f"final must have the groups {sorted(recording.parts)}, got {sorted(recording.final)}")

@@ -7,8 +7,10 @@ effective step is always computed: nothing after it can repair it, and on shifte
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 
 def effective_steps(times: Sequence[float]) -> tuple[int, ...]:
@@ -26,6 +28,18 @@ def effective_steps(times: Sequence[float]) -> tuple[int, ...]:
     if min(moves) < 0 < max(moves):
         raise ValueError(f"times must rise or fall, got {values}")
     return tuple(i for i, move in enumerate(moves) if move != 0)
+
+
+def whole(name: str, value: Any) -> int:
+    """``value`` as an int.
+
+    Raises:
+        TypeError: it is none; the message names the argument.
+    """
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError):  # a tensor of several numbers is a ValueError
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
 
 
 def fixed_interval(effective: Sequence[int], interval: int, warmup: int = 2, end: int | None = None) -> tuple[int, ...]:
@@ -84,8 +98,8 @@ def cosine(effective: Sequence[int], calls: int, power: float = 1.15, mix: float
     """
     if mix is None:
         mix = 0.65 * min(max((len(effective) - 12) / 24, 0.0), 1.0)
-    if power < 1 or not 0 <= mix <= 1:
-        raise ValueError(f"cosine needs power >= 1 and mix in 0..1, got {power} and {mix}")
+    if not 1 <= power < math.inf or not 0 <= mix <= 1:
+        raise ValueError(f"cosine needs a finite power >= 1 and mix in 0..1, got {power} and {mix}")
     spread, last = even(effective, calls), len(effective) - 1
     where: list[int] = []
     for k in range(len(spread)):
@@ -125,8 +139,8 @@ def ramp(effective: Sequence[int], warmup: int = 5, start: float = 2.0, growth: 
     Raises:
         ValueError: ``warmup < 1``, ``start < 1`` or ``growth < 0``.
     """
-    if warmup < 1 or start < 1 or growth < 0:
-        raise ValueError(f"ramp needs warmup >= 1, start >= 1, growth >= 0, got {warmup}, {start}, {growth}")
+    if warmup < 1 or not 1 <= start < math.inf or not 0 <= growth < math.inf:
+        raise ValueError(f"ramp needs warmup >= 1, finite start >= 1 and growth >= 0, got {warmup}, {start}, {growth}")
     computed: list[int] = []
     gap, skipped = start, 0
     for k, i in enumerate(effective):
@@ -180,7 +194,7 @@ def check(computed: Sequence[int], effective: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: not sorted, not among the effective steps, or without the first one.
     """
-    steps = tuple(int(i) for i in computed)
+    steps = tuple(whole("computed", i) for i in computed)
     if list(steps) != sorted(set(steps)):
         raise ValueError(f"schedule must be strictly increasing steps, got {list(computed)}")
     if not steps or not effective or steps[0] != effective[0]:

@@ -16,6 +16,7 @@ Array = npt.NDArray[np.float64]
 
 CHUNK = 1 << 15  # the float64 copy of so many values of the window stays in a CPU's cache
 MAX_HISTORY = 8
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def products(window: torch.Tensor, value: torch.Tensor) -> Array:
@@ -64,7 +65,8 @@ class Snapshots:
 
     Raises:
         ValueError: ``capacity`` outside 1..8; a value whose shape, dtype or device is not the first one's, that is
-            not a floating-point tensor, or that is not finite; a time that does not move on in the run's direction.
+            not a dense floating-point tensor of 16 bits or more, or that is not finite; a time that does not move on in
+            the run's direction.
         RuntimeError: :meth:`combine` on an empty window.
     """
 
@@ -107,9 +109,13 @@ class Snapshots:
     def accept(self, value: torch.Tensor, name: str = "value") -> None:
         """Refuse a value that :meth:`push` would refuse for its form, changing nothing."""
         if self._like is None:
-            if not value.is_floating_point() or value.numel() == 0:
+            if value.layout is not torch.strided or value.is_nested or value.is_meta:  # before its shape is asked for
+                kind = "nested" if value.is_nested else f"{value.layout}, device {value.device}"
+                raise ValueError(f"{name} must be a dense tensor that holds numbers, got one that is {kind}")
+            if value.dtype not in DTYPES or value.numel() == 0:
                 raise ValueError(
-                    f"{name} must be a non-empty floating-point tensor, got {value.dtype} {tuple(value.shape)}"
+                    f"{name} must be a non-empty floating-point tensor of 16 bits or more, got {value.dtype} "
+                    f"{tuple(value.shape)}"
                 )
             if value.ndim > 1 and self.batch_dim is not None and not -value.ndim <= self.batch_dim < value.ndim:
                 raise ValueError(f"batch_dim must be an axis of shape {tuple(value.shape)}, got {self.batch_dim}")
@@ -141,21 +147,20 @@ class Snapshots:
         row = self.products(value) if row is None else row
         if self._buffer is None:
             with torch.inference_mode(False):  # a buffer made in inference mode could not be written outside it
-                self._buffer = rows.new_zeros(rows.shape[0], self.capacity, rows.shape[1])
-                self._windows = self._buffer.mT.unbind()
-            self.gram = np.zeros((rows.shape[0], 0, 0))
+                buffer = rows.new_zeros(rows.shape[0], self.capacity, rows.shape[1])
+                self._windows = buffer.mT.unbind()
+            self._buffer, self.gram = buffer, np.zeros((rows.shape[0], 0, 0))
             self._like = (value.shape, value.dtype, value.device)
             self._exact = torch.promote_types(value.dtype, torch.float32)  # of weights and sums
-        gram, drop = self.gram, len(self) == self.capacity
-        if drop:
-            gram, row = gram[:, 1:, 1:], row[:, 1:]
+        slot = len(self)
+        if slot == self.capacity:  # the oldest goes first: should the copy fail, a shorter window is left, no mixed one
+            self.gram, row = self.gram[:, 1:, 1:], row[:, 1:]
             slot = self._slots.pop(0)
             self.times.pop(0)
-        else:
-            slot = len(self)
         self._buffer[:, slot] = rows
-        self.gram = np.concatenate([np.concatenate([gram, row[:, :-1, None]], 2), row[:, None, :]], 1)
-        self.largest = float(np.sqrt(np.diagonal(self.gram, axis1=1, axis2=2).max()))
+        gram = np.concatenate([np.concatenate([self.gram, row[:, :-1, None]], 2), row[:, None, :]], 1)
+        self.largest = float(np.sqrt(np.diagonal(gram, axis1=1, axis2=2).max()))
+        self.gram = gram
         self._slots.append(slot)
         self.times.append(float(time))
 

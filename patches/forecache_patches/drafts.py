@@ -19,7 +19,6 @@ submitted, and load the hooked files by their paths.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +27,8 @@ from .blobs import read_hooked
 from .edits import Edit, edit_file, parse_edits
 from .errors import DraftError
 from .hook import check_hook, hook_edits, load_hook
-from .lock import SERIES_ROOT, Table, Upstream, find, load_lock
+from .lock import SERIES_ROOT, Table, Upstream, find, load_lock, parse_toml
 from .patchfile import Patch
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 LOCK_NAME = "upstreams.toml"
 SECTIONS = ("Motivation", "What changes", "Numbers", "Risks", "How reviewed", "Not measured")
@@ -208,10 +202,7 @@ def draft_names(folder: Path, hub: str = "") -> list[str]:
 
 
 def _toml(name: str, file: Path) -> Table:
-    try:
-        return Table(name, tomllib.loads(file.read_text(encoding="utf-8")), DraftError)
-    except tomllib.TOMLDecodeError as error:
-        raise DraftError(f"{name} is not TOML: {error}") from None
+    return Table(name, parse_toml(name, file.read_bytes(), DraftError), DraftError)
 
 
 def _strings(table: Table, key: str, required: bool = False) -> tuple[str, ...]:

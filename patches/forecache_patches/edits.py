@@ -19,7 +19,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,15 +27,10 @@ from .blobs import blob_id
 from .check import OWN_LINE
 from .errors import DraftError
 from .insertion import split_lines
-from .lock import Table, is_inside
+from .lock import Table, is_inside, parse_toml
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-_RANGE = re.compile(r"([1-9]\d*)(?:-([1-9]\d*))?")
-_HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@[^\n]*\n")
+_RANGE = re.compile(r"([1-9]\d{0,8})(?:-([1-9]\d{0,8}))?", re.ASCII)  # Python converts no endless row of digits
+_HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+\d+(?:,(\d{1,9}))? @@[^\n]*\n")
 
 
 @dataclass(frozen=True)
@@ -67,10 +61,7 @@ def parse_edits(name: str, text: str) -> tuple[Edit, ...]:
     Raises:
         DraftError: not TOML, or a key that is missing, unknown or holds a value that is not allowed.
     """
-    try:
-        document = Table(name, tomllib.loads(text), DraftError)
-    except tomllib.TOMLDecodeError as error:
-        raise DraftError(f"{name} is not TOML: {error}") from None
+    document = Table(name, parse_toml(name, text.encode("utf-8", "surrogatepass"), DraftError), DraftError)
     entries = document.rest.pop("edit", None)
     document.finish("edit")
     if not isinstance(entries, list) or not entries:
@@ -120,7 +111,7 @@ def format_edits(edits: Sequence[Edit]) -> str:
     """The text of an ``edits.toml``; :func:`parse_edits` reads it back.
 
     Raises:
-        DraftError: lines that are not UTF-8, or hold three apostrophes in a row.
+        DraftError: lines, a path or a reason that the file cannot hold.
     """
     parts = []
     for edit in edits:
@@ -133,7 +124,15 @@ def format_edits(edits: Sequence[Edit]) -> str:
         text = f"'''\n{text}'''" if text else '""'
         head = f'[[edit]]\npath = "{edit.path}"\ninsert = {text}\n[edit.at]\n'
         parts.append(head + "".join(f"{blob} = {_format(place)}\n" for blob, place in edit.places.items()))
-    return "\n".join(parts)
+    content = "\n".join(parts)
+    try:
+        same = parse_edits("edits", content) == tuple(edits)
+    except DraftError:
+        same = False
+    if not same:  # for instance a form feed in a line, a quotation mark in a path
+        names = ", ".join(dict.fromkeys(edit.path for edit in edits))
+        raise DraftError(f"{names}: a path, a line to insert or a reason holds a character that cannot be stored")
+    return content
 
 
 def _format(place: Place) -> str:

@@ -91,10 +91,23 @@ def load_lock(path: Path = LOCK_FILE) -> dict[str, Upstream]:
         LockError: not TOML, or a key that is missing, unknown or holds a value that is not allowed.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise LockError(f"{path.name} is not TOML: {error}") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise LockError(f"cannot read the lock {path}: {error.strerror or error}") from None
+    tables = parse_toml(path.name, content, LockError)
     return {name: _upstream(name, Table(name, table)) for name, table in tables.items()}
+
+
+def parse_toml(name: str, content: bytes, error: type[PatchError]) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        PatchError: of the class ``error``: not UTF-8, not TOML, or numbers or nesting beyond what Python reads.
+    """
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as reason:  # TOML's own error is a ValueError too
+        raise error(f"{name} is not TOML: {reason}") from None
 
 
 def find(lock: Lock, name: str) -> Upstream:

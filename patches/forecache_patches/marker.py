@@ -58,7 +58,7 @@ def read_marker(root: Path) -> Marker | None:
         marker = Marker(**fields)
         if not all(isinstance(getattr(marker, key), str) for key in ("upstream", "commit", "source", "origin")):
             raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise CheckoutError(f"{file} is not a marker file of this tool; remove it or make a fresh checkout") from None
     return marker
 

@@ -24,7 +24,7 @@ from .errors import SeriesError
 from .insertion import Insertion, split_lines
 from .lock import is_inside
 
-_HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@([^\n]*)\n?")
+_HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@([^\n]*)\n?")
 _ID = re.compile(r"[0-9a-f]{40}")
 
 

@@ -68,14 +68,24 @@ def load_series(upstream: Upstream, root: Path = SERIES_ROOT) -> Series:
     """
     folder = upstream.series_folder(root)
     names = _names(folder)
-    patches = tuple(parse_patch(name, (folder / name).read_bytes()) for name in names)
+    patches = tuple(parse_patch(name, _read(folder / name)) for name in names)
     _check_chain(upstream, patches)
     return Series(upstream, folder, patches)
 
 
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise SeriesError(f"cannot read {file}: {error.strerror or error}") from None
+
+
 def _names(folder: Path) -> list[str]:
     listing = folder / SERIES_FILE
-    lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    try:
+        lines = _read(listing).decode("utf-8").splitlines() if listing.is_file() else []
+    except UnicodeDecodeError:
+        raise SeriesError(f"{folder.name}/{SERIES_FILE} is not UTF-8") from None
     names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     present = {file.name for file in folder.glob("*.patch")}
     if len(set(names)) != len(names) or set(names) != present:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import stat
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from .errors import CheckoutError
-from .lock import Upstream, Wheel
+from .lock import Upstream, Wheel, is_inside
 
 Download = Callable[[Wheel, Path], Path]
+
+LIMIT = 256 << 20  #: bytes that the members to be extracted may have in all: they are source files
+# what zipfile raises for a damaged, encrypted or unknown member
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError, RuntimeError,
+    ValueError, OverflowError,
+)  # fmt: skip
 
 
 def download(wheel: Wheel, folder: Path) -> Path:
@@ -53,27 +63,34 @@ def check_hash(file: Path, wheel: Wheel) -> None:
 def extract(file: Path, upstream: Upstream, wheel: Wheel, root: Path) -> None:
     """Write the sparse paths and licence files that lie below the prefix into ``root``, with the modes of the lock.
 
-    Every member of the archive is examined before the first file is written.
+    Every member of the archive is examined, and those to be extracted are read, before the first file is written.
 
     Raises:
-        CheckoutError: not a wheel; a member is absolute, holds ``..`` or is a link; nothing lies below the prefix.
+        CheckoutError: not a wheel, or a damaged one; a member is absolute, holds ``..`` or is a link; two members for
+            one file; more than :data:`LIMIT` bytes; nothing lies below the prefix; a file that cannot be written.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            for path, member in _plan(archive, upstream, wheel):
-                target = root / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(archive.read(member))
-                blob = upstream.blobs.get(path)
-                if blob is not None and blob.mode == "100755":
-                    target.chmod(target.stat().st_mode | 0o111)
-    except zipfile.BadZipFile as error:
-        raise CheckoutError(f"{file.name} is not a wheel: {error}") from None
+            contents = {path: archive.read(member) for path, member in _plan(archive, upstream, wheel)}
+    except DAMAGED as error:
+        raise CheckoutError(f"{file.name} is not a wheel, or a damaged one: {error}; nothing was extracted") from None
+    except OSError as error:
+        raise CheckoutError(f"cannot read {file}: {error.strerror or error}") from None
+    try:
+        for path, content in contents.items():
+            target = root / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+            blob = upstream.blobs.get(path)
+            if blob is not None and blob.mode == "100755":
+                target.chmod(target.stat().st_mode | 0o111)
+    except OSError as error:  # also a member that lies below another one
+        raise CheckoutError(f"cannot write {error.filename or root}: {error.strerror or error}") from None
 
 
 def _plan(archive: zipfile.ZipFile, upstream: Upstream, wheel: Wheel) -> list[tuple[str, zipfile.ZipInfo]]:
     """Pairs (path in the checkout, member), after every member has been found harmless."""
-    plan = []
+    plan: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
         # The name as stored: zipfile cuts at NUL and, on Windows, turns backslashes round, for `filename`.
         name = member.orig_filename
@@ -83,11 +100,19 @@ def _plan(archive: zipfile.ZipFile, upstream: Upstream, wheel: Wheel) -> list[tu
         if stat.S_ISLNK(member.external_attr >> 16):
             raise CheckoutError(f"{_name(archive)} holds a link, {name!r}; nothing was extracted")
         path = _path(name, upstream, wheel)
-        if path is not None and not member.is_dir():
-            plan.append((path, member))
-    if all(member.orig_filename in wheel.licence_files for _, member in plan):
+        if path is None or name.endswith("/"):
+            continue
+        if path in plan or not is_inside(path):
+            raise CheckoutError(f"{_name(archive)} holds two members for one file, {name!r}; nothing was extracted")
+        plan[path] = member
+    if all(member.orig_filename in wheel.licence_files for member in plan.values()):
         raise CheckoutError(f"{_name(archive)} holds nothing below {wheel.prefix}")
-    return plan
+    size = sum(member.file_size for member in plan.values())  # zipfile reads no more than that of a member
+    if size > LIMIT:
+        raise CheckoutError(
+            f"{_name(archive)} would extract to {size} bytes, of {LIMIT} allowed; nothing was extracted"
+        )
+    return list(plan.items())
 
 
 def _path(name: str, upstream: Upstream, wheel: Wheel) -> str | None:

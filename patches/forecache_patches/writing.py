@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import mkstemp
+from typing import Any
 
 from .errors import PatchError
 
@@ -14,11 +17,42 @@ from .errors import PatchError
 def write_all(root: Path, contents: Mapping[str, bytes]) -> None:
     """Replace ``root/path`` by its new content, for every path, keeping the file modes.
 
-    Each file is written beside the old one and renamed over it. If a rename fails, those already done are undone.
+    Each file is written beside the old one and renamed over it. If a rename fails, those already done are undone. A
+    signal that would end the process waits until all is done: between two renames it would leave a mixture.
 
     Raises:
         PatchError: a file cannot be written; all files hold what they held before.
     """
+    with signals_wait():
+        _write_all(root, contents)
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Hold SIGINT, SIGTERM and SIGHUP back until the end of the block; in the main thread, which alone may do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def hold(number: int, frame: Any) -> None:
+        came.append(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # None: a handler that was not set from Python, which could not be set again
+    held = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not None}
+    try:
+        for number in held:
+            signal.signal(number, hold)
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _write_all(root: Path, contents: Mapping[str, bytes]) -> None:
     ready: list[tuple[Path, Path]] = []
     undo: list[tuple[Path, Path]] = []
     try:

@@ -228,6 +228,8 @@ def uneven_fit(gram: Array, tau: tuple[float, ...], recency: float, ridge: float
     om = recency**-back
     anchored = np.eye(n)[:-1] - newest(n)
     d = anchored @ gram @ anchored.T
+    if not np.isfinite(d).all():  # before the search: no cost would be the least
+        raise Unfit("the Gram matrix is not finite")
     best, enough = np.inf, EXACT * float(om @ np.diag(d))
     for terms in (1, 2):
         rates = _rates(terms)

@@ -27,6 +27,20 @@ class Served:
         return norm(self.weights)
 
 
+def vector(rule: Rule, n: int, given: Array) -> Array:
+    """``given``, if it is one real number per snapshot: a single number would be spread over all of them.
+
+    Raises:
+        ValueError: it is not.
+    """
+    array = np.asarray(given)
+    if array.shape != (n,) or array.dtype.kind not in "fiu":
+        raise ValueError(
+            f"basis {rule.name!r}: weights() must return {n} real numbers, got {array.dtype} {array.shape}"
+        )
+    return array
+
+
 def norm(w: Array) -> float:
     """``||w||_1`` in plain floats: for so few numbers that is faster than an array's sum."""
     return float(sum(map(abs, w.tolist())))
@@ -58,8 +72,8 @@ def serve(
         clock, goal = steps if steps is not None and current.clock == "index" else (times, target)
         try:
             w = np.zeros(len(times))
-            w[-n:] = current.weights(clock[-n:], goal, gram[-n:, -n:])
-        except (Unfit, np.linalg.LinAlgError) as error:
+            w[-n:] = vector(current, n, current.weights(clock[-n:], goal, gram[-n:, -n:]))
+        except (Unfit, np.linalg.LinAlgError, ArithmeticError) as error:
             fallbacks.append(f"{current.name}: {error}")
             current = current.lower()
             continue

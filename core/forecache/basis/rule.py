@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -62,7 +63,7 @@ class Polynomial(Rule):
     uses_gram = False
 
     def __post_init__(self) -> None:
-        if not self.least <= self.order < MAX_HISTORY:
+        if not isinstance(self.order, Integral) or not self.least <= self.order < MAX_HISTORY:
             raise ValueError(f"order must be {self.least}..{MAX_HISTORY - 1}, got {self.order}")
 
     @property

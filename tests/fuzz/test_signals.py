@@ -1,0 +1,112 @@
+"""A signal during ``patch apply`` or ``calibrate`` leaves the old state or the new one, and no unfinished file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from forecache import Plan
+from forecache_cli.main import app
+from forecache_patches import writing
+
+OLD, NEW = b"old\n", b"new\n"
+NAMES = [f"{k}.py" for k in range(6)]
+WRITE = """
+import sys, time
+from pathlib import Path
+from forecache_patches import writing
+replace = Path.replace
+def slow(self, target):  # time for a signal between two files
+    time.sleep(0.01)
+    return replace(self, target)
+Path.replace = slow
+if sys.argv[2] == "bare":
+    import contextlib
+    writing.signals_wait = contextlib.nullcontext
+print("ready", flush=True)
+writing.write_all(Path(sys.argv[1]), {f"{k}.py": b"new\\n" for k in range(6)})
+"""
+FLOW = """
+import time, torch
+GRID = [k / 6 for k in range(7)]
+def run(seed, cache):
+    time.sleep(0.01)
+    x = torch.randn(1, 4, generator=torch.Generator().manual_seed(seed))
+    for i in range(6):
+        x = x + (GRID[i + 1] - GRID[i]) * cache.step(i, lambda: torch.sin(3 * x) - x * GRID[i], state=x)
+    return x
+def toy():
+    print("ready", flush=True)
+    return {"run": run, "times": GRID, "probes": 0}
+"""
+
+
+def broken_off(command: list[str], number: int, after: float) -> int:
+    """Exit status of ``command``, sent ``number`` so long after it said that it is ready."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(after)
+    process.send_signal(number)
+    process.stdout.read()
+    return process.wait(60)
+
+
+def files(folder: Path) -> None:
+    for name in NAMES:
+        (folder / name).write_bytes(OLD)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_files_are_all_old_or_all_new(tmp_path: Path, number: int) -> None:
+    for k in range(8):
+        files(tmp_path)
+        status = broken_off(["-c", WRITE, str(tmp_path), "guarded"], number, 0.008 * k)
+        assert {file.name for file in tmp_path.iterdir()} == set(NAMES), "no unfinished file"
+        assert len({(tmp_path / name).read_bytes() for name in NAMES}) == 1  # guard: writing.signals_wait
+        assert status != 0 or (tmp_path / NAMES[0]).read_bytes() == NEW  # the signal was held back, not swallowed
+
+
+def test_without_that_guard_a_signal_leaves_a_mixture(tmp_path: Path) -> None:
+    files(tmp_path)
+    broken_off(["-c", WRITE, str(tmp_path), "bare"], signal.SIGTERM, 0.03)
+    assert {file.name for file in tmp_path.iterdir()} != set(NAMES) or len(
+        {(tmp_path / n).read_bytes() for n in NAMES}
+    ) > 1
+
+
+def test_handlers_are_put_back_and_the_signal_arrives() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    done = []
+    with pytest.raises(KeyboardInterrupt), writing.signals_wait():
+        signal.raise_signal(signal.SIGINT)
+        done.append(True)
+    assert done and before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_a_calibration_that_is_broken_off_goes_on_to_the_same_plan(tmp_path: Path) -> None:
+    (tmp_path / "flow.py").write_text(FLOW)
+
+    def command(out: str) -> list[str]:
+        options = ["--calls", "3", "--seeds", "6", "--test", "50:52", "--out", str(tmp_path / out)]
+        return ["-m", "forecache_cli", "calibrate", f"{tmp_path / 'flow.py'}:toy", *options]
+
+    assert CliRunner().invoke(app, command("whole")[2:]).exit_code == 0
+    expected = (tmp_path / "whole" / "plan-3.json").read_bytes()
+    for number, after in ((signal.SIGTERM, 0.03), (signal.SIGINT, 0.06)):
+        status = broken_off(command("cut"), number, after)
+        left = list((tmp_path / "cut").rglob("*.partial")) if (tmp_path / "cut").exists() else []
+        assert not left, "no unfinished file"  # guard: console.termination_unwinds
+        plan = tmp_path / "cut" / "plan-3.json"
+        assert status != 0 or plan.exists()
+        assert not plan.exists() or Plan.load(plan)
+    assert CliRunner().invoke(app, command("cut")[2:]).exit_code == 0
+    assert (tmp_path / "cut" / "plan-3.json").read_bytes() == expected
