@@ -160,7 +160,7 @@ def lint(session: nox.Session) -> None:
     session.install("-c", "constraints.txt", "ruff", "mypy")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
-    for package in (
+    packages = (
         "forecache",
         "forecache_patches",
         "forecache_adapters",
@@ -168,8 +168,8 @@ def lint(session: nox.Session) -> None:
         "forecache_launch",
         "forecache_cli",
         "benchmarks.dit_imagenet",
-    ):
-        session.run("mypy", "-p", package)
+    )
+    session.run("mypy", *(word for package in packages for word in ("-p", package)))
 
 
 @nox.session
