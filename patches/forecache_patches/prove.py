@@ -144,7 +144,7 @@ def prove(draft: Draft, base: str, pinned: Path | None = None, fetch: Fetch = wh
         for tool, command in draft.hub.style.items():
             _prove_style(tool, command, python, both, proof)
         before, after = (_run(draft.hub, root, [*draft.own_tests, *tests]) for root in _both(both))
-        _prove_own(draft.own_tests, _of(before, draft.own_tests), _of(after, draft.own_tests), proof)
+        _prove_own(draft.own_tests, _but(before, tests), _but(after, tests), proof)
         _prove_ours(draft.must_fail, _of(before, tests), _of(after, tests), proof)
     return proof
 
@@ -275,8 +275,12 @@ def _names(tests: Sequence[tuple[str, str]]) -> str:
 
 
 def _of(outcomes: Outcomes, paths: Sequence[str]) -> Outcomes:
-    files = {path.partition("::")[0] for path in paths}
-    return {test: outcome for test, outcome in outcomes.items() if test[0] in files}
+    return {test: outcome for test, outcome in outcomes.items() if test[0] in paths}
+
+
+def _but(outcomes: Outcomes, paths: Sequence[str]) -> Outcomes:
+    """All others: a test that a class inherits is reported under the file that it is written in."""
+    return {test: outcome for test, outcome in outcomes.items() if test[0] not in paths}
 
 
 def _run(hub: Hub, root: Path, paths: Sequence[str]) -> Outcomes:
