@@ -23,7 +23,7 @@ RULES: tuple[Rule, ...] = (
     Chebyshev(),
     Auto(),
 )
-NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev")
+NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", "exponential")
 
 
 @st.composite

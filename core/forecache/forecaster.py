@@ -35,7 +35,7 @@ class Forecaster:
             x = scheduler.step(v, grid[i], x)
 
     Args:
-        basis: "auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", or an object with
+        basis: "auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", "exponential", or an object with
             ``weights(times, target, gram)``. "auto" (:class:`forecache.basis.Auto`): Lagrange in true
             time, cautious or bold as the run's own snapshots allow, on a schedule that is dense at both ends.
         times: the N + 1 times (t or sigma) that the sampler visits, in order. steps: short for ``range(N + 1)``.

@@ -12,7 +12,7 @@ from cache_dit import CalibratorConfig
 from cache_dit.caching.cache_contexts.calibrators.base import CalibratorBase
 
 from forecache import Trace
-from forecache.basis import Exponential, Rule, make_rule
+from forecache.basis import Rule, make_rule
 from forecache.snapshots import MAX_HISTORY
 from forecache.streams import Stream
 from forecache.trace import Step
@@ -23,7 +23,7 @@ class Config(CalibratorConfig):  # type: ignore[misc]  # untyped upstream
     """cache-dit's ``CalibratorConfig`` for a rule of this package; :func:`enable` makes it and puts it to work.
 
     Attributes:
-        basis: "exponential" (:class:`forecache.basis.Exponential`), a name or object of :class:`forecache.Forecaster`.
+        basis: a name or object of :class:`forecache.Forecaster`.
         history: snapshots kept per stream, at most 8.
         order, sigma: of the rules that have them.
         times: the sampler's own time at each of its steps, for rules whose clock it is; default: the step index, which
@@ -56,10 +56,6 @@ class Config(CalibratorConfig):  # type: ignore[misc]  # untyped upstream
 
     def rule(self) -> Rule:
         """The rule of :attr:`basis`."""
-        if self.basis == "exponential":
-            if self.order is not None or self.sigma is not None:
-                raise ValueError("order and sigma: basis 'exponential' has neither")
-            return Exponential()
         times = self.times or (0.0, 1000.0)
         return make_rule(self.basis, (times[0], times[-1]), self.order, self.sigma)
 

@@ -19,7 +19,7 @@ from .reuse import Reuse
 from .rule import GUARD, Rule, Unfit
 from .taylor import Taylor
 
-NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev")
+NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", "exponential")
 
 
 def make_rule(
@@ -46,6 +46,7 @@ def make_rule(
         "hermite": Hermite,
         "dmd": lambda **fallback: DMD(fallback=Hermite(**fallback)) if fallback else DMD(),
         "chebyshev": lambda: Chebyshev(span=span),
+        "exponential": Exponential,
     }
     given: dict[str, Any] = {}
     takes_order, takes_sigma = ("linear", "taylor", "hermite", "dmd"), ("hermite", "dmd")
