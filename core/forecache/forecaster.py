@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 
 from . import schedule, tree
 from .basis import make_rule
+from .basis.guard import told
 from .groups import Group, Groups
 from .plan import Plan
 from .planned import Planned, Planner
@@ -287,8 +287,7 @@ class Forecaster:
             leaves, rules, fallbacks = {}, {}, {}
             for name, stream in self._streams.items():
                 leaves[name], served = stream.forecast(i, self.times[i])
-                rules[name] = "/".join(dict.fromkeys(s.rule for s in served))
-                reasons = list(dict.fromkeys(reason for s in served for reason in s.fallbacks))
+                rules[name], reasons = told(served)
                 if reasons:
                     fallbacks[name] = reasons
             if all(rule == Planned.name for rule in rules.values()):
@@ -306,10 +305,7 @@ class Forecaster:
         return i not in self._moving or self.times[i] == newest
 
     def _check(self, i: int) -> int:
-        try:
-            i = operator.index(i)  # also a tensor of one integer, which is equal to a step and hashes like none
-        except (TypeError, ValueError):
-            raise TypeError(f"step must be a whole number, got {i!r}") from None
+        i = schedule.whole("step", i)  # also a tensor of one integer, which is equal to a step and hashes like none
         if not 0 <= i < len(self.times) - 1:
             raise ValueError(f"step must be 0..{len(self.times) - 2}, got {i}")
         jump = 0 if self._last is None else i - self._last - 1

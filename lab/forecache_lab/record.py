@@ -14,7 +14,7 @@ from typing import Any
 
 import trimesh
 
-from forecache import Trace
+from forecache import Trace, files
 
 FILE, FORMAT = "run.json", 1
 UNCACHED = "uncached"
@@ -94,6 +94,4 @@ def save_mesh(folder: Path, name: str, mesh: trimesh.Trimesh) -> str:
 def write(folder: Path, record: Record) -> None:
     """Write ``run.json``; an interrupted write leaves the one before."""
     body = json.dumps({"format": FORMAT, **asdict(record)}, indent=None, separators=(",", ":"))
-    partial = folder / (FILE + ".partial")
-    partial.write_text(body, encoding="utf-8")
-    partial.replace(folder / FILE)
+    files.replace(folder / FILE, lambda partial: partial.write_text(body, encoding="utf-8"))

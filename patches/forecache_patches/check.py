@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,12 +80,17 @@ def _lines(file: FilePatch) -> list[bytes]:
 
 def _upstream_lines(series: Series, path: str, original: bytes) -> list[str]:
     """Inserted lines that repeat a line of the upstream: a patch should hold our lines only."""
-    known = {line.strip() for line in split_lines(original)}
+    theirs = split_lines(original)
     return [
-        f"{patch.name}: {line.strip().decode('utf-8', 'replace')!r} is also a line of {path}"
+        f"{patch.name}: {line.decode('utf-8', 'replace')!r} is also a line of {path}"
         for patch in series.patches
         for file in patch.files
         if file.path == path
-        for line in _lines(file)
-        if len(line.strip()) >= OWN_LINE and line.strip() in known
+        for line in repeated(_lines(file), theirs)
     ]
+
+
+def repeated(ours: Iterable[bytes], theirs: Iterable[bytes]) -> list[bytes]:
+    """Longer lines of ours that are lines of theirs too, white space aside."""
+    known = {line.strip() for line in theirs}
+    return [own for line in ours if len(own := line.strip()) >= OWN_LINE and own in known]

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from . import gitrepo
 from .blobs import blob_id
-from .check import OWN_LINE
+from .check import repeated
 from .errors import DraftError
 from .insertion import split_lines
 from .lock import Table, is_inside, parse_toml
@@ -181,9 +181,7 @@ def make_edits(path: str, old: bytes, new: bytes, others: Sequence[bytes] = ()) 
             other white space, which would store it.
     """
     for after, count, lines in _hunks(path, old, new):
-        gone = {line.strip() for line in split_lines(old)[after : after + count]}
-        again = [line.strip() for line in split_lines(lines) if len(line.strip()) >= OWN_LINE and line.strip() in gone]
-        if again:
+        if again := repeated(split_lines(lines), split_lines(old)[after : after + count]):
             raise DraftError(f"{path}: {again[0].decode()!r} goes and comes with other white space; leave it as it is")
     made = tuple(
         Edit(path, {blob_id(old): _place_at(split_lines(old), after, count)}, lines)

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import gitrepo, wheel
-from .check import OWN_LINE
+from .check import repeated
 from .checkout import checkout
 from .drafts import Draft, Hub
 from .errors import CheckoutError, DraftError, PatchError
@@ -198,9 +198,8 @@ def _shared_lines(draft: Draft, both: Trees) -> list[tuple[str, str]]:
     """Longer lines of ours that the edited file has already: a draft should hold our lines only."""
     shared = []
     for edit in draft.edits("change"):
-        known = {line.strip() for line in split_lines((both.without / edit.path).read_bytes())}
-        ours = {line.strip() for line in split_lines(edit.lines)}
-        shared += [(edit.path, line.decode()) for line in ours & known if len(line) >= OWN_LINE]
+        theirs = split_lines((both.without / edit.path).read_bytes())
+        shared += [(edit.path, line.decode()) for line in dict.fromkeys(repeated(split_lines(edit.lines), theirs))]
     return shared
 
 

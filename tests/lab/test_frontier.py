@@ -11,7 +11,7 @@ import torch
 
 from forecache import Forecaster, Guided, schedule
 from forecache.basis import Linear, Reuse
-from forecache_lab import limits, refresh
+from forecache_lab import limits, refresh, resampling
 from forecache_lab.frontier import __main__ as command
 from forecache_lab.frontier import flows, measure, methods, network, report, sampling, solvers
 from forecache_lab.frontier.caches import EasyCache, HiCachePP, Spectrum, ramp, spectrum_weights
@@ -250,10 +250,10 @@ def test_a_budget_without_a_schedule_gets_the_next_larger_one():
 # --- measuring --------------------------------------------------------------------------------------------------------
 def test_bootstrap():
     values = np.random.default_rng(1).normal(5, 1, 101)
-    low, high = measure.bootstrap(values)
+    low, high = resampling.bootstrap(values)
     assert low < np.median(values) < high and 0.2 < high - low < 0.8
-    assert measure.bootstrap([3.0] * 7) == (3, 3)
-    assert measure.bootstrap(values) == (low, high), "repeatable"
+    assert resampling.bootstrap([3.0] * 7) == (3, 3)
+    assert resampling.bootstrap(values) == (low, high), "repeatable"
 
 
 def test_calibration_and_test_conditions_are_disjoint():

@@ -13,6 +13,7 @@ from cache_dit.caching.cache_contexts.calibrators.base import CalibratorBase
 
 from forecache import Trace
 from forecache.basis import Rule, make_rule
+from forecache.basis.guard import told
 from forecache.snapshots import MAX_HISTORY
 from forecache.streams import Stream
 from forecache.trace import Step
@@ -146,10 +147,9 @@ class Forecasts(CalibratorBase):  # type: ignore[misc]  # untyped upstream
         if name not in self.streams:
             return None
         value, served = self.streams[name].forecast(self.step, self.time)
-        rules = {name: "/".join(dict.fromkeys(each.rule for each in served))}
-        reasons = list(dict.fromkeys(reason for each in served for reason in each.fallbacks))
+        rules, reasons = told(served)
         fallbacks = {name: reasons} if reasons else {}
-        self.trace.steps.append(Step(self.step, self.time, "forecast", rules=rules, fallbacks=fallbacks))
+        self.trace.steps.append(Step(self.step, self.time, "forecast", rules={name: rules}, fallbacks=fallbacks))
         return value
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,12 @@ class Served:
     def size(self) -> float:
         """``||w||_1``."""
         return norm(self.weights)
+
+
+def told(served: Sequence[Served]) -> tuple[str, list[str]]:
+    """For the trace: the rules that served a stream's items, and why better ones were passed over, each once."""
+    rules = "/".join(dict.fromkeys(each.rule for each in served))
+    return rules, list(dict.fromkeys(reason for each in served for reason in each.fallbacks))
 
 
 def vector(rule: Rule, n: int, given: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,6 @@ from .problems import Problem, Seeds
 from .sampling import Result, sample, solution
 
 Values = npt.NDArray[np.float64]
-RESAMPLES = 10_000
 DECODED = frozenset({  # rows whose meshes are compared, which takes longer than sampling them
     "uncached Euler", "Euler-K", "AB2-K", "UniPC-K", "best fixed-interval rule", "HiCache++ DMD (hicache-pp)", "auto",
     "plan", "plan, target reference",
@@ -49,14 +48,6 @@ def distance(latents: torch.Tensor, reference: torch.Tensor) -> Values:
     """``||x - x_ref|| / ||x_ref||`` per condition."""
     off, size = ((each).double().flatten(1).norm(dim=1) for each in (latents - reference, reference))
     return np.asarray((off / size).numpy())
-
-
-def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the median over conditions."""
-    v = np.asarray(values, dtype=np.float64)
-    pick = np.random.default_rng(seed).integers(len(v), size=(resamples, len(v)))
-    low, high = np.percentile(np.median(v[pick], axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 class Bench:

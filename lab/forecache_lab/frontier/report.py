@@ -12,7 +12,8 @@ import matplotlib as mpl
 import numpy as np
 
 from .. import geometry
-from .measure import Row, bootstrap
+from ..resampling import bootstrap
+from .measure import Row
 from .problems import Problem
 
 mpl.use("Agg")

@@ -13,6 +13,8 @@ import trimesh
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from forecache import files
+
 from ..record import UNCACHED, Record, Run, Table
 from . import meshes, plots, statistics
 from .load import ReportError, load
@@ -202,10 +204,8 @@ def write(folder: Path, out: Path | None = None, progress: Callable[[str], None]
     text = render(folder, progress).encode()
     if len(text) > LARGEST:
         raise ReportError(f"the page would have {len(text):,} bytes, more than {LARGEST:,}: report fewer runs at once")
-    partial = out.with_name(out.name + ".partial")
     try:
-        partial.write_bytes(text)
-        partial.replace(out)
+        files.replace(out, lambda partial: partial.write_bytes(text))
     except OSError as error:
         raise ReportError(f"cannot write {out}: {error.strerror or error}") from None
     return out

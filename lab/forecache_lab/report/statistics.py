@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..record import UNCACHED, Run, Table
+from ..resampling import bootstrap
 
 RESAMPLES, SEED, FEWEST = 2000, 0, 3
 
@@ -33,8 +34,7 @@ def summarise(values: Sequence[float], higher: bool = False) -> Summary:
     array = np.asarray(values, dtype=np.float64)
     low = high = None
     if len(array) >= FEWEST:
-        draws = np.random.default_rng(SEED).integers(len(array), size=(RESAMPLES, len(array)))
-        low, high = (float(q) for q in np.percentile(np.median(array[draws], 1), (2.5, 97.5)))
+        low, high = bootstrap(values, RESAMPLES, SEED)
     return Summary(float(np.median(array)), float(np.percentile(array, 5 if higher else 95)), low, high, len(array))
 
 
