@@ -41,9 +41,20 @@ class Stream:
         self._times, self._steps = np.zeros(0), np.zeros(0)  # of the window, as time and as step index
 
     def _served(self, index: int, time: float) -> list[Served]:
-        """Weights per item; one entry serves all items if the rule does not look at the Gram matrix."""
-        grams = self.snapshots.gram if self.rule.uses_gram else self.snapshots.gram[:1]
-        return [serve(self.rule, self._times, time, gram, self.guard, (self._steps, float(index))) for gram in grams]
+        """Weights per item; one entry serves all items if the rule does not look at the Gram matrix.
+
+        Where it only chooses by it, items with the same choice are served together.
+        """
+        served: list[Served] = []
+        shared: dict[int, Served] = {}  # by the choice, an object of the rule that makes it
+        for gram in self.snapshots.gram if self.rule.uses_gram else self.snapshots.gram[:1]:
+            rule = self.rule.chosen(self._times, gram)
+            if (each := shared.get(id(rule))) is None:
+                each = serve(rule, self._times, time, gram, self.guard, (self._steps, float(index)))
+                if not rule.uses_gram:
+                    shared[id(rule)] = each
+            served.append(each)
+        return served
 
     def push(self, index: int, time: float, value: torch.Tensor, row: Array) -> None:
         """Take a computed value as the newest snapshot; ``row`` is ``snapshots.products(value)``."""
