@@ -18,7 +18,7 @@ pytest.importorskip("transformers", reason="needs the extra `diffusers`: its pip
 
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading  # noqa: E402
 
-from forecache import Forecaster, calibrate  # noqa: E402
+from forecache import Forecaster, Plan, calibrate  # noqa: E402
 from forecache.basis import Linear  # noqa: E402
 from forecache.snapshots import Snapshots  # noqa: E402
 from forecache_adapters import diffusers as adapter  # noqa: E402
@@ -452,7 +452,7 @@ def test_offloading_goes_on_and_a_forecast_step_fetches_nothing(how, cache_first
     assert torch.equal(tiny.run(pipe), expected) and fetched["times"] == cached
     if how == "sequential":
         with pytest.raises(ValueError, match="sequential offloading keeps the weights of transformer"):
-            adapter.key(pipe, None)
+            adapter.key(pipe)
     adapter.disable(pipe)
     fetched.clear()
     assert torch.equal(tiny.run(pipe), reference)
@@ -494,9 +494,9 @@ def test_compiled_graphs_are_those_without_the_cache(whole):
 
     torch._dynamo.reset()
     if whole:
-        made_for = adapter.key(pipe, None)
+        made_for = adapter.key(pipe)
         pipe.transformer = torch.compile(pipe.transformer, backend=backend, fullgraph=True)
-        assert adapter.key(pipe, None) == made_for
+        assert adapter.key(pipe) == made_for
         with pytest.raises(TypeError, match="one graph"):
             adapter.enable(pipe, level=levels.pop())
     else:
@@ -667,7 +667,7 @@ def test_a_plan_serves_a_pipeline():
         with adapter.enabled(pipe, cache=cache):
             return tiny.run(pipe, (seed,))
 
-    plan = calibrate(run, times=times, calls=CALLS, seeds=range(2), made_for=adapter.key(pipe, pipe.guidance_scale))
+    plan = calibrate(run, times=times, calls=CALLS, seeds=range(2), made_for=adapter.key(pipe))
     reference = tiny.run(pipe, (9,))
     with adapter.enabled(pipe, plan=plan) as handle:
         planned = tiny.run(pipe, (9,))
@@ -679,6 +679,22 @@ def test_a_plan_serves_a_pipeline():
         pytest.raises(ValueError, match="one branch"),
     ):
         PIPELINES["flux"].run(pipe_of("flux"))
+
+
+def test_a_plan_knows_every_strength_of_guidance():
+    """Qwen-Image guides by ``true_cfg_scale``; its ``guidance_scale`` is for distilled networks."""
+    tiny, pipe = PIPELINES["qwen-image"], pipe_of("qwen-image")
+    tiny.run(pipe)
+    times = tuple(float(sigma) for sigma in pipe.scheduler.sigmas)
+    plan = Plan(times, tuple(range(0, STEPS, 2)), made_for=adapter.key(pipe, true_cfg_scale=3.0))
+    with adapter.enabled(pipe, plan=plan) as handle:
+        tiny.run(pipe)
+    assert handle.trace.calls["cond"] == STEPS // 2
+    with adapter.enabled(pipe, plan=plan), pytest.raises(ValueError, match=r"true_cfg_scale: plan 3\.0, run 2\.0"):
+        tiny.run(pipe, true_cfg_scale=2.0)
+    assert adapter.key(pipe)["true_cfg_scale"] == 4.0  # the call's default
+    with pytest.raises(ValueError, match=r"strengths must be among guidance_scale, true_cfg_scale, got guidance$"):
+        adapter.key(pipe, guidance=3.0)
 
 
 def test_what_is_refused():
