@@ -181,10 +181,16 @@ def sum_to_one(w: Array, gram: Array) -> Array:
     scaled. eps is the squared innovation of the newest snapshot, in mean diagonals: with clean snapshots the correction
     lies in the null space and leaves the forecast as it is, with noisy ones it stays small.
     """
-    n = len(w)
+    return np.asarray(w + (1 - w.sum()) * missing(gram))
+
+
+@remembered
+def missing(gram: Array) -> Array:
+    """``(G + eps I)^-1 1``, scaled to sum to 1: see :func:`sum_to_one`."""
+    n = len(gram)
     eps = max(innovation(gram, 1e-6) ** 2, 1e-11) * float(np.trace(gram)) / n
     z = np.linalg.solve(gram + eps * np.eye(n), np.ones(n))
-    return np.asarray(w + z * ((1 - w.sum()) / z.sum()))
+    return np.asarray(z / z.sum())
 
 
 @remembered
