@@ -596,7 +596,13 @@ def test_two_transformers_have_a_run_each():
     assert 0 < relative(latents, reference) < 0.1
     kinds = {name: [step.kind for step in trace.branches["cond"].steps] for name, trace in handle.traces.items()}
     assert set(kinds) == {"transformer", "transformer_2"} and sum(map(len, kinds.values())) == STEPS
-    assert all(each[0] == "computed" and "forecast" in each for each in kinds.values())
+    assert all(each[0] == each[-1] == "computed" and "forecast" in each for each in kinds.values())
+    with adapter.enabled(pipe, basis="linear", calls=6) as handle:  # the run is long enough, its parts are not
+        tiny.run(pipe)
+    shares = {name: (trace.calls["cond"], len(trace.branches["cond"].steps)) for name, trace in handle.traces.items()}
+    assert sum(calls for calls, _ in shares.values()) == 6 and sum(steps for _, steps in shares.values()) == STEPS
+    assert all(abs(calls - 6 * steps / STEPS) <= 0.5 for calls, steps in shares.values())
+    assert len({steps for _, steps in shares.values()}) == 2, "control: equal parts would hide a budget of 3 each"
 
 
 class Positional(torch.nn.Module):

@@ -107,7 +107,7 @@ class OnPipeline(Handle):
         running = innermost()
         name = f"{NAME}-{next(_calls)}"  # calls nested in a callback may share the transformer
         hooks = {
-            key: (each, self.hook(key, each, pipe, Scheduled(lambda: pipe.scheduler), strengths))
+            key: (each, self.hook(key, each, pipe, scheduled(pipe, key), strengths))
             for key, each in transformers(pipe).items()
         }
         self.traces.clear()
@@ -121,6 +121,16 @@ class OnPipeline(Handle):
             for each, hook in hooks.values():
                 remove(each, name)
                 hook.close()
+
+
+def scheduled(pipe: Any, name: str) -> Scheduled:
+    """The steps of a pipeline's transformer: of two (Wan 2.2), the first has those at ``boundary_ratio`` and above."""
+
+    def boundary() -> float | None:
+        ratio = pipe.config.get("boundary_ratio") if name == "transformer" else None
+        return None if ratio is None else float(ratio * pipe.scheduler.config.num_train_timesteps)
+
+    return Scheduled(lambda: pipe.scheduler, boundary)
 
 
 def guidance(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:

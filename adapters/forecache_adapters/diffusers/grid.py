@@ -12,6 +12,7 @@ class Steps(Protocol):
     """Tells the steps of a loop apart."""
 
     times: list[float]
+    whole: list[float]  #: times of the run, of which another transformer may have a part
 
     def locate(self, timestep: Callable[[], float]) -> tuple[bool, int]:
         """For the call that is about to be made: whether it is the first of a run, and its step in ``times``.
@@ -57,12 +58,14 @@ class Scheduled:
 
     Args:
         scheduler: returns the one in use, which may be another at the next run.
+        until: returns the last timestep of this transformer, where another takes over (Wan 2.2); ``None``: all.
     """
 
-    def __init__(self, scheduler: Callable[[], Any]) -> None:
-        self.scheduler = scheduler
+    def __init__(self, scheduler: Callable[[], Any], until: Callable[[], float | None] = lambda: None) -> None:
+        self.scheduler, self.until = scheduler, until
         self.timesteps: Any = None
         self.times: list[float] = []
+        self.whole: list[float] = []
         self.begin = 0
 
     def locate(self, timestep: Callable[[], float]) -> tuple[bool, int]:
@@ -75,7 +78,10 @@ class Scheduled:
         fresh = scheduler.timesteps is not self.timesteps
         step = self._step(scheduler, timestep)
         if fresh:
-            self.times, self.begin = grid(scheduler)[step:], step
+            times, until = grid(scheduler), self.until()
+            mine = len(times) - 1 if until is None else sum(float(t) >= until for t in scheduler.timesteps)
+            first = int(scheduler.begin_index or 0) if hasattr(scheduler, "step_index") else step
+            self.times, self.whole, self.begin = times[step : mine + 1], times[first:], step
             self.timesteps = scheduler.timesteps
         return fresh, step - self.begin
 
@@ -96,7 +102,7 @@ class Counted:
     """
 
     def __init__(self, steps: int) -> None:
-        self.times = [float(i) for i in range(steps + 1)]
+        self.times = self.whole = [float(i) for i in range(steps + 1)]
         self.seen: list[float] = []
 
     def locate(self, timestep: Callable[[], float]) -> tuple[bool, int]:
