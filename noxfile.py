@@ -168,8 +168,17 @@ def lint(session: nox.Session) -> None:
         "forecache_launch",
         "forecache_cli",
         "benchmarks.dit_imagenet",
+        "docs.examples",
+        "forecache_docs",
     )
     session.run("mypy", *(word for package in packages for word in ("-p", package)))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, warnings as errors: out/docs/index.html. -- ARGUMENTS go to sphinx-build."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", str(Path("out", "docs")), *session.posargs)
 
 
 @nox.session

@@ -31,4 +31,9 @@ autodoc_default_options = {"members": True}
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 python_maximum_signature_line_length = 90
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!forecache).*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!forecache).*"),  # other packages: a build needs no network
+    # types of private attributes and aliases, which signatures name
+    ("py:class", r"forecache(\.plan\.GroupWeights|\.basis\.hermite\.Number|_patches\.edits\.Edit)"),
+    ("py:class", r"forecache_adapters\.(hunyuan|flow_euler|ode_solver|diffusers)\..*"),
+]
