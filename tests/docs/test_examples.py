@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import first_steps
 import numpy as np
 import pytest
-import superresolution
 import torch
-from calibrate_plan import problem
-from forty_line_adapter import disable, enable
-from small_generator import SmallGenerator
-from twenty_line_basis import Wave
 from typer.testing import CliRunner
 
+import first_steps
 import forecache_cli.main as cli
+import superresolution
+from calibrate_plan import problem
 from forecache import Forecaster, Plan
 from forecache.basis import Linear, Rule
 from forecache_adapters.settings import Settings
+from forty_line_adapter import disable, enable
+from small_generator import SmallGenerator
+from twenty_line_basis import Wave
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 

@@ -24,13 +24,14 @@ class Api(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The nodes of its docstrings."""
         module = self.arguments[0]
-        found = importlib.import_module(module)
+        public = importlib.import_module(module)
         known: dict[int, str] = self.env.current_document.setdefault("forecache_api", {})
         lines = [f".. automodule:: {module}", "   :no-members:", ""]
-        for name in found.__all__:
-            value, title = getattr(found, name), f"{module}.{name}"
+        for name in public.__all__:
+            value, title = getattr(public, name), f"{module}.{name}"
             if inspect.isclass(value) and (elsewhere := known.setdefault(id(value), title)) != title:
                 lines += ["", f"``{name}`` is :class:`{elsewhere}`.", ""]
             else:
                 lines += [f".. {directive(value)}:: {title}"]
-        return self.parse_text_to_nodes("\n".join(["```{eval-rst}", *lines, "```"]))
+        found: list[nodes.Node] = self.parse_text_to_nodes("\n".join(["```{eval-rst}", *lines, "```"]))
+        return found

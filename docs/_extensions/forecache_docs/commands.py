@@ -24,7 +24,6 @@ class Command:
     arguments: tuple[Row, ...]
     options: tuple[Row, ...]
     flags: frozenset[str]  #: every spelling of every option
-    taken: int | None  #: how many arguments at most; ``None``: any number
 
 
 def commands() -> dict[tuple[str, ...], Command]:
@@ -51,7 +50,6 @@ def _walk(command: Any, words: tuple[str, ...]) -> Iterator[Command]:
         tuple(_row(each, context) for each in arguments),
         tuple(_row(each, context) for each in options),
         frozenset(flag for each in options for flag in (*each.opts, *each.secondary_opts)) | {"--help"},
-        None if any(each.nargs < 0 for each in arguments) else sum(each.nargs for each in arguments),
     )
 
 
@@ -81,4 +79,5 @@ class Commands(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The sections' nodes."""
         text = "\n".join(line for command in commands().values() for line in section(command))
-        return self.parse_text_to_nodes(text, allow_section_headings=True)
+        found: list[nodes.Node] = self.parse_text_to_nodes(text, allow_section_headings=True)
+        return found
