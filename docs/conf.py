@@ -21,6 +21,8 @@ exclude_patterns = ["_build"]
 smartquotes = False
 html_theme = "furo"
 html_title = "forecache"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_copy_source = html_show_sourcelink = False
 myst_heading_anchors = 4
 

@@ -1,4 +1,4 @@
-"""The lines that a sampler needs, around a flow whose velocity is known in closed form: no network, no weights."""
+"""The lines that a sampler needs, around a flow with a known velocity: no network, no weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from forecache import Forecaster
 
-SPREAD = torch.linspace(0.05, 2, 64)  # standard deviation of the data in each of 64 dimensions
+SPREAD = torch.linspace(0.05, 2, 64)  # of the data, in each of 64 dimensions
 GRID = torch.linspace(1, 0, 51).tolist()  # the 51 times that a sampler of 50 steps visits
 
 
@@ -22,7 +22,8 @@ def sample(noise: Tensor, cache: Forecaster) -> Tensor:
     """Euler's method."""
     x = noise
     for i in range(len(GRID) - 1):
-        v = cache.step(i, partial(model, x, GRID[i]))  # calls the model, or forecasts what it would say
+        # calls the model, or forecasts what it would say
+        v = cache.step(i, partial(model, x, GRID[i]))
         x = x + (GRID[i + 1] - GRID[i]) * v
     return x
 
@@ -30,7 +31,7 @@ def sample(noise: Tensor, cache: Forecaster) -> Tensor:
 def main() -> dict[str, tuple[int, float]]:
     """Calls and drift, ``||x - x_uncached|| / ||x_uncached||``, of some rules."""
     noise = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
-    reference = sample(noise, Forecaster(times=GRID, interval=1))  # interval 1: every step is computed
+    reference = sample(noise, Forecaster(times=GRID, interval=1))  # every step computed
     rows: dict[str, tuple[int, float]] = {}
     for basis in ("reuse", "taylor", "hermite", "dmd", "auto"):
         cache = Forecaster(basis, times=GRID, interval=5, warmup=4)

@@ -1,4 +1,4 @@
-"""A generator adapter in 40 lines: ``enable(pipe, ...)`` and ``disable(pipe)`` for a ``SmallGenerator``."""
+"""A generator adapter in 40 lines: ``enable`` and ``disable`` for a ``SmallGenerator``."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from forecache_adapters.settings import Settings
 
 
 class Handle:
-    """Takes the place of two methods of one pipeline; ``traces`` are those of its newest run, by branch of guidance."""
+    """Takes the place of two methods of a pipeline; ``traces``: of its newest run, by branch."""
 
     def __init__(self, pipe: Any, settings: Settings) -> None:
         self.pipe, self.settings, self.plain = pipe, settings, type(pipe)
@@ -18,20 +18,23 @@ class Handle:
 
     def generate(self, x: Tensor, cond: Tensor, steps: int = 24, **options: Any) -> Tensor:
         self.times: list[float] = self.pipe.times(steps)
-        made_for = {"generator": "small", "weights": fingerprint(self.pipe.network)}  # a plan for another is refused
+        # a plan for another model is refused
+        made_for = {"generator": "small", "weights": fingerprint(self.pipe.network)}
         for branch in ("cond", "uncond"):  # a history each: the two velocities are never mixed
             self.caches[branch], self.traces[branch] = self.settings.begin(self.times, made_for)
         try:
-            return self.plain.generate(self.pipe, x, cond, steps, **options)  # type: ignore[no-any-return]
+            sample: Tensor = self.plain.generate(self.pipe, x, cond, steps, **options)
+            return sample
         finally:
             self.caches = {}
 
     def velocity(self, x: Tensor, t: float, cond: Tensor | None) -> Tensor:
         cache = self.caches.get("uncond" if cond is None else "cond")
-        if cache is None:  # a call outside of a run, or a run of so few steps that the cache stays off
-            return self.plain.velocity(self.pipe, x, t, cond)  # type: ignore[no-any-return]
-        i = self.times.index(t)
-        return cache.step(i, lambda: self.plain.velocity(self.pipe, x, t, cond))  # type: ignore[no-any-return]
+        if cache is None:  # outside of a run, or in one of so few steps that the cache stays off
+            v: Tensor = self.plain.velocity(self.pipe, x, t, cond)
+        else:
+            v = cache.step(self.times.index(t), lambda: self.plain.velocity(self.pipe, x, t, cond))
+        return v
 
 
 def enable(pipe: Any, **settings: Any) -> Handle:

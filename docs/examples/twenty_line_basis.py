@@ -1,4 +1,4 @@
-"""A forecast rule in 20 lines: exact on a constant and one wave of a known period, at any spacing of the snapshots."""
+"""A forecast rule in 20 lines: exact on a constant and a wave of known period, at any spacing."""
 
 import numpy as np
 
@@ -14,10 +14,11 @@ class Wave(Rule):
 
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         phase = self.rate * np.append(times, target)
-        terms = np.stack([np.ones_like(phase), np.cos(phase), np.sin(phase)])  # values of 1, cos, sin at every time
+        terms = np.stack([np.ones_like(phase), np.cos(phase), np.sin(phase)])
         if len(times) < self.floor or np.linalg.cond(terms[:, :-1]) > 1e6:
             raise Unfit(f"{len(times)} snapshots that do not tell the three terms apart")
-        return np.linalg.solve(terms[:, :-1], terms[:, -1])  # sum_j w_j term(t_j) = term(target), of all three
+        # of each of the three: sum_j w_j term(t_j) = term(target)
+        return np.linalg.solve(terms[:, :-1], terms[:, -1])
 
     def lower(self) -> Rule:
-        return Linear(1)  # asked where weights() raised Unfit, or where ||w||_1 is above the guard
+        return Linear(1)  # asked after Unfit, or where ||w||_1 is above the guard

@@ -46,7 +46,7 @@ def _walk(command: Any, words: tuple[str, ...]) -> Iterator[Command]:
     yield Command(
         words,
         " ".join((command.help or "").split()),
-        f"{name} {' '.join(command.collect_usage_pieces(context))}",
+        re.sub(r"[{}]", "", f"{name} {' '.join(command.collect_usage_pieces(context))}"),
         tuple(_row(each, context) for each in arguments),
         tuple(_row(each, context) for each in options),
         frozenset(flag for each in options for flag in (*each.opts, *each.secondary_opts)) | {"--help"},
@@ -62,11 +62,11 @@ def section(command: Command) -> list[str]:
     """Markdown about one command."""
     lines = [f"## forecache {' '.join(command.words)}", "", _plain(command.help), "", f"    {command.usage}", ""]
     rows = [f"| `{_cell(name)}` | {_cell(_plain(about))} |" for name, about in (*command.arguments, *command.options)]
-    return [*lines, "| | |", "|---|---|", *rows, ""] if rows else lines
+    return [*lines, "| argument or option | meaning |", "|---|---|", *rows, ""] if rows else lines
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"([\\<>*_\[\]`])", r"\\\1", text)
+    return re.sub(r"([\\<>*_\[\]])", r"\\\1", text)
 
 
 def _cell(text: str) -> str:
