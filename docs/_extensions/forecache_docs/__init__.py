@@ -14,4 +14,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("api", api.Api)
     app.add_directive("commands", commands.Commands)
     app.connect("source-read", elsewhere.read)
+    app.connect("autodoc-process-signature", api.readable)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

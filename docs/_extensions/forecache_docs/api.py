@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from typing import Any
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -14,6 +15,13 @@ def directive(value: object) -> str:
     if inspect.isclass(value):
         return "autoexception" if issubclass(value, BaseException) else "autoclass"
     return "autofunction" if callable(value) else "autodata"
+
+
+def readable(
+    app: object, kind: str, name: str, value: object, options: object, arguments: str | None, result: str
+) -> Any:
+    """Called by Sphinx: ``<factory>``, a default that a dataclass makes, is no expression and breaks a signature."""
+    return None if arguments is None else (arguments.replace("<factory>", "..."), result)
 
 
 class Api(SphinxDirective):
