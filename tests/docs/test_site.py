@@ -79,6 +79,13 @@ def test_pages_that_lie_elsewhere_are_linked_to(site):
     assert 'href="project/submissions.html"' in (site / "patch.html").read_text(encoding="utf-8")
 
 
+def test_a_file_that_is_no_page_is_handed_over():
+    page = elsewhere.mend("[a](../tests/x.md#y) [b](results.md#y) [c](../README.md#y)", ROOT / "docs" / "p.md", "p")
+    assert page == "[a](path:../tests/x.md) [b](results.md#y) [c](project/readme.md#y)"
+    stub = elsewhere.mend("[a](docs/results.md)", ROOT / "README.md", "project/readme")
+    assert stub == "[a](../results.md)"
+
+
 def test_examples_stand_in_the_pages_as_they_are(site):
     for page, name in (
         ("basis", "twenty_line_basis"),

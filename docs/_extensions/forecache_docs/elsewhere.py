@@ -33,7 +33,10 @@ def mend(text: str, file: Path, page: str) -> str:
         inside = target.relative_to(ROOT).as_posix() if target.is_relative_to(ROOT) else ""
         if inside in PAGES:
             target = ROOT / "docs" / f"{PAGES[inside]}.md"
-        return f"{match[1]}{os.path.relpath(target, folder)}{hash_}{anchor}{match[3]}"
+        relative = os.path.relpath(target, folder)
+        if not target.is_relative_to(ROOT / "docs"):  # no page: MyST would look for one if it ends in .md
+            return f"{match[1]}path:{relative}{match[3]}"
+        return f"{match[1]}{relative}{hash_}{anchor}{match[3]}"
 
     return LINK.sub(link, text)
 
