@@ -13,6 +13,7 @@ import pytest
 
 from forecache_docs import elsewhere
 from forecache_docs.commands import commands
+from lab_browser import chromium, requested
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = (
@@ -118,3 +119,17 @@ def test_a_broken_link_or_reference_ends_the_build(tmp_path):
     (source / "index.md").write_text(text, encoding="utf-8")
     result = build(source, tmp_path / "out")
     assert result.returncode != 0 and "nothing.md" in result.stderr and "forecache.Nothing" in result.stderr
+
+
+def test_narrow_screens_need_no_sideways_scroll(site, tmp_path):
+    with chromium(tmp_path, 390, 844) as page:
+        metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        for name in ("index", "results", "sampler", "reference/cli"):
+            page.get((site / f"{name}.html").as_uri())
+            assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), name
+            assert page.execute_script("return [...document.images].every((image) => image.naturalWidth > 0)"), name
+        wide = "return document.querySelector('.table-wrapper table').scrollWidth > 390"
+        page.get((site / "results.html").as_uri())
+        assert page.execute_script(wide), "a table wider than the screen scrolls by itself"
+        assert requested(page) == [] and not [e for e in page.get_log("browser") if e["level"] == "SEVERE"]
