@@ -53,6 +53,7 @@ WRONG = {
     "[x](#no-such-heading)": "no such heading",
     "see `core/forecache/nothing.py`": "does not exist",
     "see docs/nothing.md.": "does not exist",
+    "see docs/README-NOTHING.md": "does not exist",
     "```python\nfor x in\n```": "invalid syntax",
     "```python\nfrom forecache import Nothing\n```": "has no Nothing",
     "```python\nfrom forecache_adapters import nothing\n```": "has no nothing",
@@ -70,6 +71,7 @@ def test_a_wrong_page_is_seen(text):
 
 
 RIGHT = (
+    "writes `benchmarks/results/DEVICE-DATE.json` and docs/NAME.md",
     "    forecache patch apply hunyuan21 DIR   # --no-such in a comment",
     "    forecache upstream checkout NAME DIR --source=git && nox -s demo",
     "`forecache COMMAND --help`, `nox -l`, `nox -s NAME -- --source git`, `pip install nox`",
