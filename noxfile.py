@@ -167,6 +167,8 @@ def lint(session: nox.Session) -> None:
         "forecache_lab",
         "forecache_launch",
         "forecache_cli",
+        "docs.examples",
+        "forecache_docs",
         "benchmarks.dit_imagenet",
     )
     session.run("mypy", *(word for package in packages for word in ("-p", package)))
@@ -184,6 +186,13 @@ def demo(session: nox.Session) -> None:
     """A flow with a known velocity, no upstream and no weights: a table and out/demo/demo.png in seconds."""
     install(session, "report")
     session.run("forecache", "demo", "--out", str(Path("out", "demo")))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, warnings as errors: out/docs/index.html. -- ARGUMENTS go to sphinx-build."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", str(Path("out", "docs")), *session.posargs)
 
 
 @nox.session

@@ -22,7 +22,8 @@ class StageTrace:
     """What happened in one run of a stage.
 
     Attributes:
-        calls: network calls by branch. branches: their traces; with a plan there is one, ``"plan"``.
+        calls: network calls by branch.
+        branches: their traces; with a plan there is one, ``"plan"``.
         notes: why the cache stayed off, if it did.
         saved: unconditional calls that adaptive guidance left out at computed steps.
     """

@@ -32,13 +32,17 @@ class AdaptiveGuidance:
             u = guidance.uncond(i, c)
 
     Args:
-        times: the N + 1 grid times. scale: ``s`` in ``v = c + s (c - u)``.
-        tolerance: of the error test. cosine: threshold of the published test, replaces the error test.
+        times: the N + 1 grid times.
+        scale: ``s`` in ``v = c + s (c - u)``.
+        tolerance: of the error test.
+        cosine: threshold of the published test, replaces the error test.
         batch_dim: axis of independent items; all must pass.
-        rule: forecasts ``d``; by default a straight line through the last two. history: snapshots of ``d`` kept.
+        rule: forecasts ``d``; by default a straight line through the last two.
+        history: snapshots of ``d`` kept.
 
     Raises:
-        ValueError: an argument out of range. RuntimeError: :meth:`uncond` before two full steps.
+        ValueError: an argument out of range.
+        RuntimeError: :meth:`uncond` before two full steps.
     """
 
     def __init__(
