@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -25,9 +25,12 @@ def readable(
 
 
 class Api(SphinxDirective):
-    """Takes the name of a module. Sphinx's own ``:members:`` would say ``forecache.forecaster.Forecaster``."""
+    """Takes the name of a module, and which names come ``first``. Sphinx's own ``:members:`` would say
+    ``forecache.forecaster.Forecaster``.
+    """
 
     required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = {"first": str.split}
 
     def run(self) -> list[nodes.Node]:
         """The nodes of its docstrings."""
@@ -35,7 +38,8 @@ class Api(SphinxDirective):
         public = importlib.import_module(module)
         known: dict[int, str] = self.env.current_document.setdefault("forecache_api", {})
         lines = [f".. automodule:: {module}", "   :no-members:", ""]
-        for name in public.__all__:
+        first = self.options.get("first", [])
+        for name in [*first, *(name for name in public.__all__ if name not in first)]:
             value, title = getattr(public, name), f"{module}.{name}"
             if inspect.isclass(value) and (elsewhere := known.setdefault(id(value), title)) != title:
                 lines += ["", f"``{name}`` is :class:`{elsewhere}`.", ""]
