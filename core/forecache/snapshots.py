@@ -51,6 +51,13 @@ def gram_matrix(rows: torch.Tensor) -> Array:
     return np.stack([products(rows[None], each[None])[0, :-1] for each in rows])
 
 
+def sent(numbers: Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """``numbers`` on ``device``. To a GPU from pinned memory: a copy from any other waits until its queue is empty."""
+    if device.type != "cuda":
+        return torch.tensor(numbers, dtype=dtype, device=device)
+    return torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=True).to(device, non_blocking=True)
+
+
 def chunk(device: torch.device) -> int:
     """Values of a snapshot that are converted at a time, into one work buffer."""
     return CHUNK if device.type == "cpu" else CHUNK * 16
@@ -177,7 +184,7 @@ class Snapshots:
         if self._buffer is None or self._like is None:
             raise RuntimeError("combine: no snapshot yet; observe a computed value first")
         shape, dtype, device = self._like
-        each = torch.tensor(self._ring(weights), dtype=self._exact, device=device)
+        each = sent(self._ring(weights), self._exact, device)
         out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
         for row, window, w in zip(out.unbind(), self._windows, each.unbind(), strict=True):
             if dtype == self._exact:
