@@ -1,0 +1,115 @@
+"""``python -m benchmarks.gpu --device cuda --out benchmarks/results``; ``--show FILE`` checks and prints one.
+
+Needs torch, numpy and this package, from an installation or on the path (``PYTHONPATH=core``); nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import results, safety
+from .cases import CASES, Place
+from .clocks import Clock
+from .measure import RULES, measured
+
+CHECKOUTS = {"hunyuan21": "Hunyuan3D-2.1", "trellis": "TRELLIS"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Cost of forecasting beside a network.")
+    made.add_argument("--device", default="auto", help="cuda, cuda:1, cpu; auto (default): cuda if there is one")
+    made.add_argument("--size", choices=("full", "tiny"), help="default: full on a CUDA device, tiny elsewhere")
+    made.add_argument("--case", action="append", choices=tuple(CASES), help="once for each (default: all)")
+    made.add_argument("--rule", action="append", choices=RULES, help="once for each (default: all)")
+    made.add_argument("--repeats", type=int, default=5, help="paired rounds, and timed runs, of each rule (5)")
+    made.add_argument("--out", type=Path, metavar="DIR", help="write DEVICE-DATE.json and .md there")
+    made.add_argument("--show", type=Path, nargs="+", metavar="FILE", help="check files of results and print them")
+    for name, title in CHECKOUTS.items():
+        made.add_argument(
+            f"--{name}", type=Path, metavar="DIR", default=os.environ.get(f"FORECACHE_{name.upper()}"),
+            help=f"checkout of {title}, whose own class then runs (default: $FORECACHE_{name.upper()})",
+        )  # fmt: skip
+    return made
+
+
+def chosen(name: str) -> torch.device:
+    """The device of a name, made the current one.
+
+    Raises:
+        ValueError: a CUDA device where there is none.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device(("cuda" if cuda else "cpu") if name == "auto" else name)
+    if device.type not in ("cuda", "cpu"):
+        raise ValueError(f"device must be cuda or cpu, got {name!r}")
+    if device.type == "cuda":
+        if not cuda:
+            raise ValueError(f"device {name}: no CUDA device (torch {torch.__version__})")
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    return device
+
+
+def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
+    """Measure what the options ask for.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+    if options.repeats < 1:
+        raise ValueError(f"repeats must be >= 1, got {options.repeats}")
+    device = chosen(options.device)
+    size = options.size or ("full" if device.type == "cuda" else "tiny")
+    checkouts = {name: Path(folder) for name in CHECKOUTS if (folder := getattr(options, name))}
+    place, clock, rules = Place(device, size, checkouts), Clock(device), tuple(options.rule or RULES)
+    checks = safety.checks(device)
+    cases, left_out = [], {}
+    for name in options.case or CASES:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            with torch.inference_mode(), contextlib.redirect_stdout(sys.stderr):  # upstreams print while they load
+                cases.append(measured(CASES[name](place), rules, clock, options.repeats))
+        except torch.cuda.OutOfMemoryError as error:
+            left_out[name] = f"out of memory: {str(error).splitlines()[0]}"
+        gc.collect()  # a network's modules refer to one another
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    settings = {"size": size, "rules": list(rules), "repeats": options.repeats}
+    return results.body(device, command, settings, cases, left_out, checks)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print, or check and print."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(given)
+    warnings.simplefilter("ignore", FutureWarning)
+    try:
+        if options.show:
+            print("\n".join(results.page(results.read(path)) for path in options.show))
+            return 0
+        body = run(options, shlex.join(["python", "-m", "benchmarks.gpu", *given]))
+        if wrong := results.problems(body):
+            raise ValueError(f"results: {'; '.join(wrong)}")
+        print(results.page(results.rounded(body)))
+        if options.out:
+            print(f"written to {results.write(body, options.out)}")
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
