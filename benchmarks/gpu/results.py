@@ -256,7 +256,7 @@ def page(body: Mapping[str, Any]) -> str:
             goal = f"Target, at most {100 * OVERHEAD:g} % of a call and at least {100 * SAVED:g} % saved"
             parts.append(f"{goal}: {'met by ' + ', '.join(met) if met else 'missed by every rule'}.")
     for name, reason in body["left_out"].items():
-        parts.append(f"{name} was left out: {reason}.")
+        parts.append(f"{name} was left out: {reason.rstrip('.')}.")
     if body["checks"]:
         parts.append(f"Checks:\n\n```json\n{json.dumps(body['checks'], indent=1)}\n```")
     return "\n\n".join(parts) + "\n"

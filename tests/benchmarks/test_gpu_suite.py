@@ -7,9 +7,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,6 +152,78 @@ def test_waits_are_counted_by_torchs_warning(monkeypatch: pytest.MonkeyPatch) ->
         clock.waits(lambda: 1 / 0)
     assert modes == ["warn", 0] * 2
     assert not clock.sees_waits()  # blind here: nothing warns
+
+
+class Event:
+    """Of a device that is as fast as the host."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: Event) -> float:
+        return (end.at - self.at) * 1e3
+
+    def query(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Functions of ``torch.cuda`` that the suite calls, in order of their calls; torch must know each by its name."""
+    called: list[str] = []
+
+    def stands_in(name: str, result: Any = None) -> None:
+        monkeypatch.setattr(torch.cuda, name, lambda *given, **named: (called.append(name), result)[1])
+
+    for name, result in {
+        "synchronize": None, "_sleep": None, "reset_peak_memory_stats": None, "max_memory_allocated": 7,
+        "get_sync_debug_mode": 0, "set_sync_debug_mode": None, "current_stream": SimpleNamespace(wait_stream=id),
+        "Stream": SimpleNamespace(wait_stream=id), "stream": nullcontext(), "graph": nullcontext(),
+        "get_device_properties": SimpleNamespace(name="a GPU", total_memory=9, major=9, minor=0),
+    }.items():  # fmt: skip
+        stands_in(name, result)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    return called
+
+
+def test_what_only_a_cuda_device_is_asked_for(
+    simulated: tuple[Simulated, cases.Problem], pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = clocks.Clock(CPU)
+    clock.cuda = True
+    monkeypatch.setattr(clocks.Clock, "sees_waits", lambda self: True)
+    with warnings.catch_warnings(record=True):
+        each = measure.measured(simulated[1], ("auto",), clock, 1)["rules"]["auto"]
+    assert each["memory"] == {"uncached": 7, "cached": 7, "snapshots": each["memory"]["snapshots"]}
+    assert each["waits"] == {"record": 0, "skip": 0} and each["returns_early"]
+    assert each["overhead"]["device"] < each["overhead"]["wall"] * 2
+    assert pretended.count("reset_peak_memory_stats") == pretended.count("max_memory_allocated") == 2
+    assert pretended.count("set_sync_debug_mode") == 2 * simulated[1].steps
+    asleep = pretended.index("_sleep")  # queued on an empty queue, and waited for in the end
+    assert pretended[asleep - 1] == pretended[asleep + 1] == "synchronize"
+    about = results.environment(torch.device("cuda", 0))
+    assert (about["device"], about["memory"], about["capability"]) == ("a GPU", 9, "9.0")
+
+
+def test_a_graph_is_captured_after_a_warm_up_and_replayed_on_its_own_inputs(
+    pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[torch.Tensor, ...]] = []
+    out = torch.zeros(1, 3)
+
+    def f(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        given.append((x, t))
+        return out.copy_(x + t)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: f(*given[0])))
+    x = torch.ones(1, 3)
+    call = safety.graphed(f, x)
+    assert len(given) == 4 and len({each[0].data_ptr() for each in given}) == 1
+    assert pretended[-1] == "graph" and pretended.index("stream") < pretended.index("graph")
+    assert call(x * 2, torch.full((1,), 3.0)).tolist() == [[5.0] * 3] and torch.equal(x, torch.ones(1, 3))
 
 
 def test_times_of_the_cpu_are_of_the_wall() -> None:
@@ -417,6 +492,21 @@ def test_the_files_that_are_kept_hold_together_and_claim_no_device_that_was_not_
         assert page == results.page(body)
         if body["environment"]["type"] == "cpu":
             assert body["settings"]["size"] == "tiny" and results.TINY[1:] in page
+
+
+def test_a_case_without_room_is_left_out_and_the_others_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def large(place: cases.Place) -> cases.Problem:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+
+    monkeypatch.setitem(cases.CASES, "flux", large)
+    monkeypatch.setattr(safety, "checks", lambda device: {})
+    options = ["--device=cpu", "--rule=plan", "--repeats=1", "--case=flux", "--case=trellis-structure"]
+    assert main(options) == 0
+    page = capsys.readouterr().out
+    assert "flux was left out: out of memory: CUDA out of memory. Tried to allocate 20.00 GiB.\n" in page
+    assert "## trellis-structure" in page
 
 
 def test_what_cannot_run_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
