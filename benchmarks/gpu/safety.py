@@ -17,6 +17,7 @@ from .networks import Plain, Size, drawn
 
 Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 SMALL = Size(tokens=256, channels=16, width=256, depth=4, heads=4, words=32, word_width=64)
+TINY = Size(tokens=16, channels=4, width=32, depth=1, heads=2, words=3, word_width=8)
 STEPS, CALLS = 24, 9
 
 
@@ -157,15 +158,15 @@ def checks(device: torch.device) -> dict[str, Any]:
     A ``torch.compile`` that cannot compile here (no compiler, no Triton) is an error in what is returned.
     """
     found: dict[str, Any] = {"rounding": exactness(device)}
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with torch.no_grad():
-        f, x = function(device, dtype)
         if device.type == "cuda":
+            f, x = function(device, torch.bfloat16)
             found["graph"] = reused(graphed(f, x), x)
             try:
                 found["compile"] = reused(compiled(f, x), x)
             except Exception as error:  # of many kinds, none of them ours
                 found["compile"] = {"error": repr(error)[:300], "ok": False}
         else:
+            f, x = function(device, torch.float32, TINY)
             found["static buffer"] = reused(static(f, x), x)
     return found
