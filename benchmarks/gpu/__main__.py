@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import json
 import os
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from .cases import CASES, Place
 from .clocks import Clock
 from .measure import RULES, measured
 
+FAILED = "it failed"
 CHECKOUTS = {"hunyuan21": "Hunyuan3D-2.1", "trellis": "TRELLIS"}
 
 
@@ -63,7 +66,7 @@ def chosen(name: str) -> torch.device:
 
 
 def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Measure what the options ask for.
+    """Measure what the options ask for; a case that fails is left out with its reason, and the others go on.
 
     Raises:
         ValueError: an option out of its range.
@@ -83,6 +86,9 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
                 cases.append(measured(CASES[name](place), rules, clock, options.repeats))
         except torch.cuda.OutOfMemoryError as error:
             left_out[name] = f"out of memory: {str(error).splitlines()[0]}"
+        except Exception as error:
+            traceback.print_exc()
+            left_out[name] = f"{FAILED}, {repr(error)[:300]}"
         gc.collect()  # a network's modules refer to one another
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -101,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         body = run(options, shlex.join(["python", "-m", "benchmarks.gpu", *given]))
         if wrong := results.problems(body):
+            print(json.dumps(body))  # minutes of measurement, even so
             raise ValueError(f"results: {'; '.join(wrong)}")
         print(results.page(results.rounded(body)))
         if options.out:
@@ -108,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return int(any(reason.startswith(FAILED) for reason in body["left_out"].values()))
 
 
 if __name__ == "__main__":

@@ -147,7 +147,9 @@ def pairs(problem: Problem, rules: Sequence[str], clock: Clock, repeats: int) ->
     for k in range(repeats + 1):
         alone, each_call = calls(problem, clock)
         for rule in shuffled.sample(list(rules), len(rules)):
-            spent = clock.timed(lambda rule=rule: sample(problem, forecaster(problem, rule)))[1]  # type: ignore[misc]
+            cache = forecaster(problem, rule)
+            spent = clock.timed(lambda cache=cache: sample(problem, cache))[1]  # type: ignore[misc]
+            cache.close()
             if k:
                 found[rule].append(Pair(alone, spent.wall, float(np.mean(each_call))))
     return found

@@ -490,11 +490,14 @@ def test_the_files_that_are_kept_hold_together_and_claim_no_device_that_was_not_
             assert body["settings"]["size"] == "tiny" and results.TINY[1:] in page
 
 
-def test_a_case_without_room_is_left_out_and_the_others_run(
+def test_a_case_without_room_or_that_fails_is_left_out_and_the_others_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def large(place: cases.Place) -> cases.Problem:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+
+    def broken(place: cases.Place) -> cases.Problem:
+        raise RuntimeError("no kernel image")
 
     monkeypatch.setitem(cases.CASES, "flux", large)
     monkeypatch.setattr(safety, "checks", lambda device: {})
@@ -503,6 +506,10 @@ def test_a_case_without_room_is_left_out_and_the_others_run(
     page = capsys.readouterr().out
     assert "flux was left out: out of memory: CUDA out of memory. Tried to allocate 20.00 GiB.\n" in page
     assert "## hunyuan3d-2.1" in page
+    monkeypatch.setitem(cases.CASES, "flux", broken)
+    assert main(options) == 1
+    page = capsys.readouterr().out
+    assert "flux was left out: it failed, RuntimeError('no kernel image').\n" in page and "## hunyuan3d-2.1" in page
 
 
 def test_what_cannot_run_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
