@@ -14,7 +14,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,10 @@ def chosen(name: str) -> torch.device:
     return device
 
 
-def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Measure what the options ask for; a case that fails is left out with its reason, and the others go on.
+def run(options: argparse.Namespace, command: str) -> Iterator[dict[str, Any]]:
+    """Measure what the options ask for; what a file holds, after each case.
+
+    A case that fails is left out with its reason, and the others go on.
 
     Raises:
         ValueError: an option out of its range.
@@ -77,13 +79,15 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     size = options.size or ("full" if device.type == "cuda" else "tiny")
     checkouts = {name: Path(folder) for name in CHECKOUTS if (folder := getattr(options, name))}
     place, clock, rules = Place(device, size, checkouts), Clock(device), tuple(options.rule or RULES)
-    checks = safety.checks(device)
-    cases, left_out = [], {}
-    for name in options.case or CASES:
+    settings = {"size": size, "rules": list(rules), "repeats": options.repeats}
+    checks, cases = safety.checks(device), []
+    left_out = dict.fromkeys(options.case or CASES, "not reached")
+    for name in tuple(left_out):
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
             with torch.inference_mode(), contextlib.redirect_stdout(sys.stderr):  # upstreams print while they load
                 cases.append(measured(CASES[name](place), rules, clock, options.repeats))
+            del left_out[name]
         except torch.cuda.OutOfMemoryError as error:
             left_out[name] = f"out of memory: {str(error).splitlines()[0]}"
         except Exception as error:
@@ -92,8 +96,7 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
         gc.collect()  # a network's modules refer to one another
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    settings = {"size": size, "rules": list(rules), "repeats": options.repeats}
-    return results.body(device, command, settings, cases, left_out, checks)
+        yield results.body(device, command, settings, cases, left_out, checks)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,13 +108,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.show:
             print("\n".join(results.page(results.read(path)) for path in options.show))
             return 0
-        body = run(options, shlex.join(["python", "-m", "benchmarks.gpu", *given]))
-        if wrong := results.problems(body):
-            print(json.dumps(body))  # minutes of measurement, even so
-            raise ValueError(f"results: {'; '.join(wrong)}")
+        body, path = None, None
+        for body in run(options, shlex.join(["python", "-m", "benchmarks.gpu", *given])):
+            if wrong := results.problems(body):
+                print(json.dumps(body))  # minutes of measurement, even so
+                raise ValueError(f"results: {'; '.join(wrong)}")
+            if options.out:  # after each case: a run that is broken off leaves what it has
+                path = path or results.place(body, options.out)
+                results.write(body, path)
+        assert body is not None
         print(results.page(results.rounded(body)))
-        if options.out:
-            print(f"written to {results.write(body, options.out)}")
+        if path:
+            print(f"written to {path}")
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -73,14 +73,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def write(body: Mapping[str, Any], folder: Path) -> Path:
-    """``DEVICE[-tiny]-DATE.json`` and its table beside it; a run on the same day gets a number.
-
-    Raises:
-        ValueError: a body that :func:`problems` finds fault with.
-    """
-    if wrong := problems(body):
-        raise ValueError(f"results: {'; '.join(wrong)}")
+def place(body: Mapping[str, Any], folder: Path) -> Path:
+    """``DEVICE[-tiny]-DATE.json`` in ``folder``, which is made; a second run of a day gets a number."""
     about, size = body["environment"], body["settings"]["size"]
     slug = re.sub(r"[^a-z0-9]+", "-", str(about["device"]).lower()).strip("-")
     name = "-".join([slug, *(["tiny"] if size == "tiny" else []), body["made"][:10]])
@@ -89,9 +83,19 @@ def write(body: Mapping[str, Any], folder: Path) -> Path:
     while path.exists():
         number += 1
         path = folder / f"{name}-{number}.json"
+    return path
+
+
+def write(body: Mapping[str, Any], path: Path) -> None:
+    """The file, and its table beside it.
+
+    Raises:
+        ValueError: a body that :func:`problems` finds fault with.
+    """
+    if wrong := problems(body):
+        raise ValueError(f"results: {'; '.join(wrong)}")
     path.write_text(json.dumps(rounded(body), indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(page(rounded(body)), encoding="utf-8")
-    return path
 
 
 def read(path: Path) -> dict[str, Any]:

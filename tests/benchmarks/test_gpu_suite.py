@@ -397,8 +397,11 @@ def test_a_file_says_what_it_is(written: Path, capsys: pytest.CaptureFixture[str
     assert results.TINY[1:] in page and "stand-in" in page and "Target" not in page
     assert main(["--show", str(written)]) == 0
     assert capsys.readouterr().out.strip() == page.strip()
-    again = [results.write(body, tmp_path).name for _ in range(2)]
-    assert again == [written.name, written.name.replace(".json", "-2.json")]
+    for name in (written.name, written.name.replace(".json", "-2.json")):
+        path = results.place(body, tmp_path)
+        assert path.name == name
+        results.write(body, path)
+        assert results.read(path) == body
 
 
 def on_cuda(body: dict[str, Any], share: float, saved: float) -> dict[str, Any]:
@@ -476,7 +479,8 @@ def test_a_file_that_does_not_hold_together_is_refused(
     with pytest.raises(ValueError, match=r"bad\.json"):
         results.read(bad)
     with pytest.raises(ValueError, match="results: "):
-        results.write(body, tmp_path)
+        results.write(body, tmp_path / "never.json")
+    assert not (tmp_path / "never.json").exists()
 
 
 def test_the_files_that_are_kept_hold_together_and_claim_no_device_that_was_not_there() -> None:
@@ -491,7 +495,7 @@ def test_the_files_that_are_kept_hold_together_and_claim_no_device_that_was_not_
 
 
 def test_a_case_without_room_or_that_fails_is_left_out_and_the_others_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def large(place: cases.Place) -> cases.Problem:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
@@ -501,12 +505,19 @@ def test_a_case_without_room_or_that_fails_is_left_out_and_the_others_run(
 
     monkeypatch.setitem(cases.CASES, "flux", large)
     monkeypatch.setattr(safety, "checks", lambda device: {})
-    options = ["--device=cpu", "--rule=plan", "--repeats=1", "--case=flux", "--case=hunyuan3d-2.1"]
+    options = ["--device=cpu", "--rule=plan", "--repeats=1", "--case=flux", "--case=hunyuan3d-2.1", f"--out={tmp_path}"]
     assert main(options) == 0
     page = capsys.readouterr().out
     assert "flux was left out: out of memory: CUDA out of memory. Tried to allocate 20.00 GiB.\n" in page
     assert "## hunyuan3d-2.1" in page
     monkeypatch.setitem(cases.CASES, "flux", broken)
+
+    def interrupted(place: cases.Place) -> cases.Problem:
+        (path,) = tmp_path.glob("*-2.json")  # of this run, after its first case
+        assert set(results.read(path)["left_out"]) == {"flux", "hunyuan3d-2.1"}
+        return cases.hunyuan21(place)
+
+    monkeypatch.setitem(cases.CASES, "hunyuan3d-2.1", interrupted)
     assert main(options) == 1
     page = capsys.readouterr().out
     assert "flux was left out: it failed, RuntimeError('no kernel image').\n" in page and "## hunyuan3d-2.1" in page
