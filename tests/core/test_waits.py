@@ -1,4 +1,4 @@
-"""On a GPU the host waits for the device once a computed step and stream, and on skipped steps not at all."""
+"""On a GPU the host waits for the device once a computed step, and on skipped steps not at all."""
 
 from __future__ import annotations
 
@@ -51,14 +51,22 @@ def test_every_rule_reads_a_row_when_it_computes_and_nothing_when_it_skips(name:
         assert torch.equal(value.hidden, plain.step(i, lambda: smooth(i, dtype)))  # noqa: B023
 
 
-def test_branches_leaves_and_groups_read_a_row_each() -> None:
+def test_branches_leaves_and_groups_are_read_at_once() -> None:
     def value(i: int) -> Guided:
         leaves = {"shape": put(smooth(i)), "scale": put(smooth(i)[:, :3]), "turn": put(smooth(i)[:, 3:7])}
         return Guided(leaves, {name: put(2 * leaf.hidden) for name, leaf in leaves.items()})
 
     cache = Forecaster("dmd", times=TIMES, computed=COMPUTED, groups={"pose": ("scale", "turn")})
     computed, skipped, _ = run(cache, value)
-    assert computed == [2 * 2] * len(COMPUTED) and skipped == [0] * len(SKIPPED)
+    assert computed == [1] * len(COMPUTED) and skipped == [0] * len(SKIPPED)
+
+
+def test_leaves_on_two_devices_are_read_apart() -> None:
+    cache = Forecaster("dmd", times=TIMES, computed=COMPUTED)
+    computed, skipped, served = run(cache, lambda i: (put(smooth(i)), 3 * smooth(i)))
+    assert computed == [1] * len(COMPUTED) and skipped == [0] * len(SKIPPED)
+    for there, here in served:
+        assert torch.allclose(3 * there.hidden, here, rtol=1e-5)
 
 
 def test_a_plan_reads_nothing_when_it_skips() -> None:
@@ -66,7 +74,7 @@ def test_a_plan_reads_nothing_when_it_skips() -> None:
     plan = Plan(TIMES, COMPUTED, weights)
     cache = Forecaster(times=TIMES, plan=plan)
     computed, skipped, _ = run(cache, lambda i: Guided(put(smooth(i)), put(2 * smooth(i))), put(smooth(3)))
-    assert computed == [2] * len(COMPUTED) and skipped == [0] * len(SKIPPED)
+    assert computed == [1] * len(COMPUTED) and skipped == [0] * len(SKIPPED)
     assert all("plan" in str(step.rules) for step in cache.trace.steps if step.kind == "forecast")
 
 
