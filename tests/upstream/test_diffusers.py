@@ -673,7 +673,7 @@ def test_a_grid_on_a_gpu_is_read_once_a_run(counts):
 
     class Scheduler:
         timesteps = put(torch.linspace(900, 100, STEPS))
-        config, order = {}, 1
+        config, order, begin_index = {}, 1, None
 
     steps, waited = Scheduled(lambda: Scheduler), []
     with device_standin.device() as counter:

@@ -87,7 +87,7 @@ class Scheduled:
         step = self._step(scheduler, timestep)
         if fresh:
             times, until = grid(scheduler), self.until()
-            mine = len(times) - 1 if until is None else sum(float(t) >= until for t in scheduler.timesteps)
+            mine = len(times) - 1 if until is None else sum(t >= until for t in numbers(scheduler.timesteps))
             first = int(scheduler.begin_index or 0) if hasattr(scheduler, "step_index") else step
             self.times, self.whole, self.begin = times[step : mine + 1], times[first:], step
             self.timesteps = scheduler.timesteps
