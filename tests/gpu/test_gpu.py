@@ -1,7 +1,7 @@
 """On a CUDA device: what skipped steps cost and save, that they wait for nothing, graphs, compilation, precision.
 
-``pytest -m gpu`` (docs/gpu.md). Without such a device every test here is skipped; its logic is tested on the CPU in
-``tests/benchmarks/test_gpu_suite.py`` and ``tests/core/test_waits.py``.
+``pytest -m gpu`` (docs/gpu.md); no other command runs them. Without such a device every test here is skipped; its logic
+is tested on the CPU in ``tests/benchmarks/test_gpu_suite.py`` and ``tests/core/test_waits.py``.
 """
 
 from __future__ import annotations
