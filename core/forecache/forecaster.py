@@ -18,7 +18,7 @@ from .groups import Group, Groups
 from .plan import Plan
 from .planned import Planned, Planner
 from .snapshots import MAX_HISTORY
-from .streams import Guided, Stream
+from .streams import Guided, Stream, products
 from .trace import Step, Trace
 
 FEW = 5  # calls up to which plain Euler with as many steps may do as well as "auto" (docs/frontier.md)
@@ -244,7 +244,7 @@ class Forecaster:
             self._planner.check_state(i, state, leaves)
         known = {} if fresh else self._streams
         streams = {name: known.get(name) or self._stream(name) for name in leaves}
-        rows = {name: streams[name].snapshots.products(leaf, name) for name, leaf in leaves.items()}
+        rows = products(streams, leaves)
         audits = {name: streams[name].audit(i, self.times[i], rows[name]) for name in leaves}
         error = {name: float(audit.error.max()) for name, audit in audits.items() if audit is not None}
         skill = {name: float(audit.skill.max()) for name, audit in audits.items() if audit is not None}

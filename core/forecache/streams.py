@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 
 from .basis import Rule
 from .basis.guard import Served, serve
-from .snapshots import Array, Snapshots, residual
+from .snapshots import Array, Snapshots, read, residual
 
 TINY = 1e-100  # denominator of a zero value: the ratio is huge and finite
 ROUNDOFF = 1e-7  # of the norm: residuals below it are noise of the Gram matrix, and reuse is exact
@@ -29,6 +30,15 @@ class Audit:
 
     error: Array
     skill: Array  #: the error divided by that of reuse; below 1 the rule earns its place
+
+
+def products(streams: Mapping[str, Stream], values: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """:meth:`Snapshots.products` of the value of each stream. The host waits for the device once, not for each."""
+    known = read([streams[name].snapshots.queued(value, name) for name, value in values.items()])
+    return {
+        name: streams[name].snapshots.products(value, name, row)
+        for (name, value), row in zip(values.items(), known, strict=True)
+    }
 
 
 class Stream:

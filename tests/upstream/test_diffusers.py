@@ -18,10 +18,13 @@ pytest.importorskip("transformers", reason="needs the extra `diffusers`: its pip
 
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading  # noqa: E402
 
+import device_standin  # noqa: E402
+from device_standin import put, waits  # noqa: E402
 from forecache import Forecaster, Plan, calibrate  # noqa: E402
 from forecache.basis import Linear  # noqa: E402
 from forecache.snapshots import Snapshots  # noqa: E402
 from forecache_adapters import diffusers as adapter  # noqa: E402
+from forecache_adapters.diffusers.grid import Scheduled  # noqa: E402
 from forecache_adapters.diffusers.head import Head  # noqa: E402
 from forecache_adapters.diffusers.run import Run  # noqa: E402
 from forecache_lab.drift import WrongSign  # noqa: E402
@@ -662,6 +665,27 @@ def test_a_run_that_begins_late_has_the_rest_of_the_grid(transformer):
     assert handle.trace.calls == {"cond": CALLS, "uncond": CALLS}
     assert [step.index for step in handle.trace.branches["cond"].steps] == list(range(12))
     assert handle.trace.branches["cond"].steps[0].time == pytest.approx(float(scheduler.sigmas[12]))
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_grid_on_a_gpu_is_read_once_a_run(counts):
+    """Timesteps that a pipeline puts on the device; one more read a call where the scheduler does not count them."""
+
+    class Scheduler:
+        timesteps = put(torch.linspace(900, 100, STEPS))
+        config, order, begin_index = {}, 1, None
+
+    steps, waited = Scheduled(lambda: Scheduler), []
+    with device_standin.device() as counter:
+        for i, t in enumerate(Scheduler.timesteps.unbind()):
+            if counts:
+                Scheduler.step_index = i
+            with waits(counter, waited):
+                assert steps.locate(lambda t=t: float(t)) == (i == 0, i)
+    assert waited == ([1] + [0] * (STEPS - 1) if counts else [3] + [1] * (STEPS - 1))
+    with device_standin.device() as counter:  # the control: number by number
+        assert [float(t) for t in Scheduler.timesteps] == steps.times[:-1]
+        assert counter.reads == STEPS
 
 
 def test_a_plan_serves_a_pipeline():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
+
 TIMESTEP = ("timestep", "timesteps", "t")  # names of a transformer's timestep argument
 
 
@@ -44,11 +46,16 @@ def grid(scheduler: Any) -> list[float]:
     if order != 1:
         raise ValueError(f"scheduler: {name} calls the network {order} times a step")
     if is_flow(scheduler):
-        return [float(sigma) for sigma in scheduler.sigmas]
-    times = [float(t) for t in scheduler.timesteps]
+        return numbers(scheduler.sigmas)
+    times = numbers(scheduler.timesteps)
     if len(set(times)) < len(times):
         raise ValueError(f"scheduler: {name} repeats timesteps, its steps cannot be told apart: {times}")
     return [*times, 2 * times[-1] - times[-2] if len(times) > 1 else times[0] - 1]
+
+
+def numbers(values: Any) -> list[float]:
+    """Of a tensor on any device, read at once: each number by itself would wait for a GPU."""
+    return [float(value) for value in torch.as_tensor(values).cpu().tolist()]
 
 
 class Scheduled:
@@ -64,6 +71,7 @@ class Scheduled:
     def __init__(self, scheduler: Callable[[], Any], until: Callable[[], float | None] = lambda: None) -> None:
         self.scheduler, self.until = scheduler, until
         self.timesteps: Any = None
+        self.known: list[float] = []  # those timesteps, where the scheduler does not count
         self.times: list[float] = []
         self.whole: list[float] = []
         self.begin = 0
@@ -79,7 +87,7 @@ class Scheduled:
         step = self._step(scheduler, timestep)
         if fresh:
             times, until = grid(scheduler), self.until()
-            mine = len(times) - 1 if until is None else sum(float(t) >= until for t in scheduler.timesteps)
+            mine = len(times) - 1 if until is None else sum(t >= until for t in numbers(scheduler.timesteps))
             first = int(scheduler.begin_index or 0) if hasattr(scheduler, "step_index") else step
             self.times, self.whole, self.begin = times[step : mine + 1], times[first:], step
             self.timesteps = scheduler.timesteps
@@ -89,10 +97,12 @@ class Scheduled:
         if hasattr(scheduler, "step_index"):
             counted = scheduler.step_index
             return int((scheduler.begin_index or 0) if counted is None else counted)
-        known, wanted = [float(t) for t in scheduler.timesteps], timestep()
-        if wanted not in known:
+        if scheduler.timesteps is not self.timesteps:
+            self.known = numbers(scheduler.timesteps)
+        wanted = timestep()
+        if wanted not in self.known:
             raise ValueError(f"scheduler: {type(scheduler).__name__} has no timestep {wanted} of the transformer's")
-        return known.index(wanted)
+        return self.known.index(wanted)
 
 
 class Counted:
