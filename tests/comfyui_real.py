@@ -28,11 +28,12 @@ class Absent(types.ModuleType):
         return Absent(f"{self.__name__}.{name}")
 
 
+_missing = {top for top in ("torchvision", "torchaudio", "kornia") if importlib.util.find_spec(top) is None}
 for _name in UNUSED:
-    if importlib.util.find_spec(_name.split(".")[0]) is None or _name in sys.modules:
+    if _name.split(".")[0] in _missing:
         _module = Absent(_name)
         _module.__spec__, _module.__path__ = importlib.machinery.ModuleSpec(_name, None), []
-        sys.modules.setdefault(_name, _module)
+        sys.modules[_name] = _module
 
 sys.path.insert(0, os.environ["FORECACHE_COMFYUI"])
 import comfy.cli_args  # noqa: E402
@@ -45,7 +46,15 @@ import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.supported_models_base  # noqa: E402
 
-comfy.model_management.get_free_memory = lambda *_, **__: 1e12 if together[0]() else 0.0
+
+def free_memory(device: Any = None, torch_free_too: bool = False) -> Any:
+    """In the place of ComfyUI's, which asks how much of a batch fits; a network's attention asks for both numbers."""
+    if torch_free_too:
+        return 1e12, 1e12
+    return 1e12 if together[0]() else 0.0
+
+
+comfy.model_management.get_free_memory = free_memory
 
 
 class Config(comfy.supported_models_base.BASE):  # type: ignore[misc]
@@ -64,6 +73,30 @@ def model(kind: str = "FLOW", **options: Any) -> tuple[Any, Network]:
     base = comfy.model_base.BaseModel(Config(), comfy.model_base.ModelType[kind], device=cpu)
     base.diffusion_model = network
     return comfy.model_patcher.ModelPatcher(base, cpu, cpu), network
+
+
+def network(name: str, dtype: Any = torch.float32, cast: Any = None) -> Any:
+    """A patcher around a small one of ComfyUI's own networks, Hunyuan3D-2 or 2.1, every weight drawn.
+
+    ``dtype``: of the stored weights; ``cast``: what they are computed in, if it is another.
+    """
+    import comfy.supported_models as known
+
+    kind, sizes = {
+        "hunyuan3d2": (known.Hunyuan3Dv2, {"in_channels": 8, "context_in_dim": 16, "hidden_size": 32, "num_heads": 4,
+                                           "depth": 1, "depth_single_blocks": 1}),
+        "hunyuan3d2_1": (known.Hunyuan3Dv2_1, {"in_channels": 8, "hidden_size": 32, "context_dim": 16, "depth": 3,
+                                               "num_heads": 4, "num_moe_layers": 1, "num_experts": 2,
+                                               "guidance_cond_proj_dim": 32}),
+    }[name]  # fmt: skip
+    config = kind({**kind.unet_config, **sizes, "dtype": dtype})
+    config.set_inference_dtype(dtype, cast)
+    base = config.get_model({}, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for each in base.diffusion_model.parameters():
+        scale = 0.5 / max(each.shape[-1], 1) ** 0.5 if each.ndim > 1 else 0.2
+        each.data = (torch.randn(each.shape, generator=generator) * scale + (each.ndim == 1)).to(each.dtype)
+    return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
 
 
 def sample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib
 import json
@@ -18,7 +19,7 @@ from forecache import Plan, calibrate
 from forecache.basis import Linear
 from forecache.snapshots import Snapshots
 from forecache_adapters.branches import Apart
-from forecache_adapters.comfyui import NODE_CLASS_MAPPINGS, entries, key, patch, run, trace_of
+from forecache_adapters.comfyui import NODE_CLASS_MAPPINGS, entries, key, patch, run, samplers, trace_of
 from forecache_lab.drift import WrongSign
 
 NO_CHECKOUT = "needs ComfyUI's code: FORECACHE_COMFYUI names a checkout, as `nox -s comfyui` makes one"
@@ -507,3 +508,75 @@ def test_the_workflow_of_the_documentation():
         next(iter(checked(broken).values()))["inputs"][name] = value
         with pytest.raises(AssertionError):
             checked(broken)
+
+
+# --- what only ComfyUI itself can show --------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def real():
+    if "FORECACHE_COMFYUI" not in os.environ:
+        pytest.skip(NO_CHECKOUT)
+    torch.set_num_threads(1)
+    return importlib.import_module("comfyui_real")
+
+
+def test_every_sampler_is_in_its_list(real):
+    """One call a step, or several; and what is in the lists under another name is in no menu."""
+    model, network = real.model(bend=0.5)
+    found = {}
+    for name in real.comfy.samplers.SAMPLER_NAMES:
+        network.calls.clear()
+        go(real, model, sampler=name, steps=5, cfg=1.0)
+        key = samplers.name_of(real.comfy.samplers.sampler_object(name))
+        found[key] = len({sigma for sigma, _ in network.calls}) == len(network.calls) == 5 and name != "dpm_fast"
+    assert {name for name, one in found.items() if one} == samplers.ONE
+    assert {name for name, one in found.items() if not one} == samplers.SEVERAL
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral", "dpmpp_2m_sde"])
+def test_its_samplers_are_served(real, sampler):
+    model, network = real.model(bend=0.5)
+    reference = go(real, model, sampler=sampler)
+    network.calls.clear()
+    assert torch.equal(go(real, patch(model, interval=1), sampler=sampler), reference)
+    network.calls.clear()
+    out = {name: go(real, patch(model, basis=rule, calls=11), sampler=sampler) for name, rule in RULES.items()}
+    assert len(network.calls) == 22
+    assert drift(out["linear"], reference) < drift(out["wrong"], reference)
+
+
+RULES = {"linear": Linear(1), "wrong": WrongSign(Linear(1))}
+
+
+@pytest.mark.parametrize(
+    ("name", "types"),
+    [("hunyuan3d2", ()), ("hunyuan3d2", (torch.float8_e4m3fn, torch.bfloat16)), ("hunyuan3d2_1", ())],
+)
+def test_its_own_networks(real, name, types):
+    model, calls = real.network(name, *types), []
+    model.model.diffusion_model.register_forward_hook(lambda *_: calls.append(1))
+    noise, context = torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(1)), torch.ones(1, 5, 16)
+    entries = {"positive": [(context, {})], "negative": [(0 * context, {})], "noise": noise}
+    reference = go(real, model, **entries)
+    assert torch.equal(go(real, patch(model, interval=1), **entries), reference)
+    calls.clear()
+    out = {name: go(real, patch(model, basis=rule, calls=11), **entries) for name, rule in RULES.items()}
+    assert len(calls) == 22
+    assert drift(out["linear"], reference) < drift(out["wrong"], reference)
+
+
+def test_it_accepts_the_workflow_of_the_documentation(real):
+    """ComfyUI's own check of a prompt: nothing is missing but the weights and the picture."""
+    for needed in ("av", "aiohttp", "spandrel"):
+        pytest.importorskip(needed, reason=f"ComfyUI's server and nodes import {needed}; `nox -s comfyui` installs it")
+    nodes, execution = importlib.import_module("nodes"), importlib.import_module("execution")
+    for name in ("hunyuan3d", "model_advanced", "video_model"):
+        extra = importlib.import_module(f"comfy_extras.nodes_{name}")
+        known = getattr(extra, "NODE_CLASS_MAPPINGS", None)
+        if known is None:
+            listed = asyncio.run(extra.comfy_entrypoint()).get_node_list()
+            known = {each.GET_SCHEMA().node_id: each for each in asyncio.run(listed)}
+        nodes.NODE_CLASS_MAPPINGS.update(known)
+    nodes.NODE_CLASS_MAPPINGS.update(NODE_CLASS_MAPPINGS)
+    _, error, _, errors = asyncio.run(execution.validate_prompt("id", WORKFLOW, None))
+    found = {(each["type"], each["extra_info"]["input_name"]) for node in errors.values() for each in node["errors"]}
+    assert found == {("value_not_in_list", "ckpt_name"), ("custom_validation_failed", "image")}, error
