@@ -19,7 +19,7 @@ from forecache import Plan, calibrate
 from forecache.basis import Linear
 from forecache.snapshots import Snapshots
 from forecache_adapters.branches import Apart
-from forecache_adapters.comfyui import NODE_CLASS_MAPPINGS, entries, key, patch, run, samplers, trace_of
+from forecache_adapters.comfyui import NODE_CLASS_MAPPINGS, entries, key, patch, pipelines, run, samplers, trace_of
 from forecache_lab.drift import WrongSign
 
 NO_CHECKOUT = "needs ComfyUI's code: FORECACHE_COMFYUI names a checkout, as `nox -s comfyui` makes one"
@@ -508,6 +508,104 @@ def test_the_workflow_of_the_documentation():
         next(iter(checked(broken).values()))["inputs"][name] = value
         with pytest.raises(AssertionError):
             checked(broken)
+
+
+# --- 3D pipelines of wrappers -----------------------------------------------------------------------------------------
+class Scheduler:
+    """Counts its steps, as Hunyuan3D's does; the last has dt = 0."""
+
+    order = 1
+
+    def set_timesteps(self, steps):
+        self.sigmas, self.step_index = [*torch.linspace(0, 1, steps).tolist(), 1.0], None
+
+    def step(self, v, x):
+        i = self.step_index or 0
+        self.step_index = i + 1
+        return x + (self.sigmas[i + 1] - self.sigmas[i]) * v
+
+
+class Hunyuan3DDiTFlowMatchingPipeline:
+    """A wrapper's: both branches in one batch, and a network that comes with the call and goes with it."""
+
+    def __init__(self):
+        self.model, self.scheduler, self.calls = None, Scheduler(), []
+
+    def load(self):
+        def network(x, t):
+            self.calls.append(t)
+            if t > self.stop:
+                raise InterruptedError
+            return torch.tensor([1.0, -2.0]).reshape(2, 1).repeat_interleave(len(x) // 2, 0) * (1 + 2 * t)
+
+        return network
+
+    def __call__(self, steps=20, g=3.0, stop=2.0):
+        self.stop = stop
+        if self.model is None:
+            self.model = self.load()
+        self.scheduler = Scheduler()
+        self.scheduler.set_timesteps(steps)
+        x = torch.ones(2, 4)
+        for t in self.scheduler.sigmas[:-1]:
+            cond, uncond = self.model(torch.cat([x, x]), t).chunk(2)
+            x = self.scheduler.step(uncond + g * (cond - uncond), x)
+        self.model = None
+        return x
+
+
+def holders(pipe):
+    return [pipe, {"pipeline": pipe, "mode": "image"}, (pipe, "vae"), ["vae", pipe], SimpleNamespace(model=pipe)]
+
+
+def test_a_wrappers_pipeline_is_found_copied_and_served(snapshots):
+    pipe = Hunyuan3DDiTFlowMatchingPipeline()
+    reference = pipe()
+    for holder in holders(pipe):
+        pipe.calls.clear()
+        found = pipelines.forecasting(holder, **LINEAR)
+        assert type(found) in (type(holder), Hunyuan3DDiTFlowMatchingPipeline) or holder is pipe
+        served = pipelines.pipeline_of(found)
+        assert drift(served(), reference) < 1e-5 and len(pipe.calls) == 11 and snapshots() == 0
+        assert pipelines.pipeline_of(holder) is pipe and vars(pipe).keys() == vars(served).keys() - {"forecache"}
+        assert pipelines.traces_of(found)["shape"].computed == 11
+    again = pipelines.pipeline_of(pipelines.forecasting(served, basis="linear", calls=6))  # a second node replaces it
+    pipe.calls.clear()
+    again()
+    assert len(pipe.calls) == 6 and type(again).__mro__[1] is Hunyuan3DDiTFlowMatchingPipeline
+    wrong = pipelines.forecasting(pipe, basis=WrongSign(Linear(1)), interval=2)
+    assert drift(wrong(), reference) > 0.01  # the control
+    with pytest.warns(UserWarning, match="off: 7 steps"):
+        assert torch.equal(served(steps=8), pipe(steps=8))
+
+
+def test_a_wrappers_run_that_breaks_off(snapshots):
+    pipe = Hunyuan3DDiTFlowMatchingPipeline()
+    served = pipelines.forecasting(pipe, **LINEAR)
+    with pytest.raises(InterruptedError):
+        served(stop=0.5)
+    gc.collect()
+    assert snapshots() == 0
+    assert drift(served(), pipe()) < 1e-5
+    served.scheduler, Scheduler.order = None, 2
+    try:
+        with pytest.raises(ValueError, match="2 times a step"):
+            served()
+    finally:
+        Scheduler.order = 1
+
+
+def test_what_is_no_pipeline_is_named():
+    with pytest.raises(TypeError, match=r"dict \(pipe: NoneType\) is and holds no pipeline"):
+        pipelines.forecasting({"pipe": None})
+    with pytest.raises(ValueError, match="stages: the shape pipeline has one"):
+        pipelines.forecasting(Hunyuan3DDiTFlowMatchingPipeline(), stages={"slat": {}})
+    with pytest.raises(ValueError, match="stages must be JSON"):
+        node = NODE_CLASS_MAPPINGS["ForecacheForecastPipeline"]
+        node().apply(Hunyuan3DDiTFlowMatchingPipeline(), **{**defaults(node), "stages": "slat: 3"})
+    unpatched = SimpleNamespace(slat_sampler=Scheduler(), sparse_structure_sampler=Scheduler(), models={})
+    with pytest.raises(RuntimeError, match=f"patch apply trellis CHECKOUT.*CHECKOUT is {Path(__file__).parent}"):
+        pipelines.forecasting(unpatched)
 
 
 # --- what only ComfyUI itself can show --------------------------------------------------------------------------------

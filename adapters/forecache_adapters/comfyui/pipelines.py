@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from . import unpatched
+
 HOLDERS = ("pipeline", "pipe", "model")  # names under which wrappers keep the pipeline
 
 
@@ -70,7 +72,7 @@ def forecasting(thing: Any, **settings: Any) -> Any:
 
     Raises:
         TypeError: no pipeline; settings that the generator does not have.
-        RuntimeError: its class is not patched; the message says how to.
+        RuntimeError: TRELLIS or TRELLIS.2 whose code is not patched; the message says how to.
         ValueError: a setting out of its range.
     """
     path, pipeline = where(thing), copied(pipeline_of(thing))
@@ -79,7 +81,7 @@ def forecasting(thing: Any, **settings: Any) -> Any:
         raise ValueError("stages: the shape pipeline has one; give its settings directly")
     settings = {key: value for key, value in settings.items() if not (key == "stages" and value is None)}
     try:
-        import_module(f"forecache_adapters.{name}").enable(pipeline, **settings)
+        adapter_of(pipeline).enable(pipeline, **settings)
     except RuntimeError as error:
         raise RuntimeError(f"{error}; CHECKOUT is {checkout_of(pipeline)}") from error
     return _replaced(thing, path, pipeline)
@@ -91,8 +93,15 @@ def copied(pipeline: Any) -> Any:
     for name, value in list(vars(new).items()):
         if name.endswith("_sampler") and value is not None:
             setattr(new, name, copy.copy(value))
-    import_module(f"forecache_adapters.{generator_of(new)}").disable(new)
+    adapter_of(new).disable(new)
     return new
+
+
+def adapter_of(pipeline: Any) -> Any:
+    """The module with ``enable`` and ``disable``: the generator's, where its code is patched or has to be."""
+    name = str(generator_of(pipeline))
+    patched = hasattr(type(pipeline), "forecache")
+    return unpatched if name.startswith("hunyuan") and not patched else import_module(f"forecache_adapters.{name}")
 
 
 def checkout_of(pipeline: Any) -> Path:
