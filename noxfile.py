@@ -39,6 +39,11 @@ HUBS = {
     "generators": (("hunyuan21", "hunyuan2", "trellis", "trellis2", "fastsam3d"), ()),
 }
 
+# The ComfyUI that the nodes' tests run on, 0.3.64, and what it imports of packages that the tests do not need anyway;
+# torchvision, which the tests' own stand in for, would replace torch.
+COMFYUI = ("https://github.com/comfyanonymous/ComfyUI", "a125cd84b054a57729b5eecab930ca9408719832")
+COMFYUI_NEEDS = ("torchsde", "einops", "sentencepiece", "aiohttp", "pyyaml", "psutil", "av", "pydantic")
+
 
 def install(session: nox.Session, extras: str) -> None:
     """This checkout with ``extras``, at the versions of constraints.txt."""
@@ -144,6 +149,23 @@ def tests(session: nox.Session) -> None:
     install(session, "test")
     # a file's tests stay together: they share a checkout and a pipeline
     session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def comfyui(session: nox.Session) -> None:
+    """The nodes' tests on ComfyUI itself, at its pin: -- [CHECKOUT of it that is there already]"""
+    install(session, "test")
+    session.install("-c", "constraints.txt", *COMFYUI_NEEDS)
+    session.install("--no-deps", "spandrel")  # which asks for torchvision
+    url, commit = COMFYUI
+    checkout = Path(*session.posargs) if session.posargs else Path(session.cache_dir, "comfyui", commit)
+    if not (checkout / "comfy").is_dir():
+        git = ("git", "-C", str(checkout))
+        session.run("git", "init", "--quiet", str(checkout), external=True)
+        session.run(*git, "fetch", "--quiet", "--depth", "1", url, commit, external=True)
+        session.run(*git, "checkout", "--quiet", commit, external=True)
+    environment = {"OMP_NUM_THREADS": "1", "FORECACHE_COMFYUI": str(checkout.resolve())}
+    session.run("pytest", str(Path("tests", "upstream", "test_comfyui.py")), env=environment)
 
 
 @nox.session

@@ -7,6 +7,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -480,7 +481,8 @@ def test_a_plans_file_that_changes_runs_the_node_again(tmp_path):
     assert node.IS_CHANGED(plan=str(file)) not in (before, "")
 
 
-WORKFLOW = json.loads((Path(__file__).parents[2] / "docs" / "comfyui_workflow.json").read_text())
+DOCS = Path(__file__).parents[2] / "docs"
+WORKFLOW = json.loads((DOCS / "comfyui_workflow.json").read_text())
 
 
 def checked(workflow):
@@ -499,6 +501,17 @@ def checked(workflow):
             else:
                 assert type(value) is {"INT": int, "BOOLEAN": bool, "STRING": str}[kind]
     return ours
+
+
+INSTALLED = re.compile(r"^ *(from forecache_adapters\.comfyui import .*)$", re.MULTILINE)
+
+
+def test_the_line_of_the_documentation():
+    (line,) = INSTALLED.findall((DOCS / "comfyui.md").read_text())
+    folder = {}
+    exec(line, folder)
+    assert folder["NODE_CLASS_MAPPINGS"] is NODE_CLASS_MAPPINGS
+    assert set(folder["NODE_DISPLAY_NAME_MAPPINGS"]) == set(NODE_CLASS_MAPPINGS)
 
 
 def test_the_workflow_of_the_documentation():
@@ -662,7 +675,7 @@ def test_its_own_networks(real, name, types):
     assert drift(out["linear"], reference) < drift(out["wrong"], reference)
 
 
-def test_it_accepts_the_workflow_of_the_documentation(real):
+def test_it_loads_the_folder_of_the_documentation_and_accepts_the_workflow(real, tmp_path):
     """ComfyUI's own check of a prompt: nothing is missing but the weights and the picture."""
     for needed in ("av", "aiohttp", "spandrel"):
         pytest.importorskip(needed, reason=f"ComfyUI's server and nodes import {needed}; `nox -s comfyui` installs it")
@@ -674,7 +687,11 @@ def test_it_accepts_the_workflow_of_the_documentation(real):
             listed = asyncio.run(extra.comfy_entrypoint()).get_node_list()
             known = {each.GET_SCHEMA().node_id: each for each in asyncio.run(listed)}
         nodes.NODE_CLASS_MAPPINGS.update(known)
-    nodes.NODE_CLASS_MAPPINGS.update(NODE_CLASS_MAPPINGS)
+    assert not set(NODE_CLASS_MAPPINGS) & set(nodes.NODE_CLASS_MAPPINGS)
+    (tmp_path / "forecache").mkdir()
+    (tmp_path / "forecache" / "__init__.py").write_text(INSTALLED.findall((DOCS / "comfyui.md").read_text())[0])
+    assert asyncio.run(nodes.load_custom_node(str(tmp_path / "forecache")))
+    assert set(NODE_CLASS_MAPPINGS) <= set(nodes.NODE_CLASS_MAPPINGS)
     _, error, _, errors = asyncio.run(execution.validate_prompt("id", WORKFLOW, None))
     found = {(each["type"], each["extra_info"]["input_name"]) for node in errors.values() for each in node["errors"]}
     assert found == {("value_not_in_list", "ckpt_name"), ("custom_validation_failed", "image")}, error
