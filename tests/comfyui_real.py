@@ -39,6 +39,7 @@ sys.path.insert(0, os.environ["FORECACHE_COMFYUI"])
 import comfy.cli_args  # noqa: E402
 
 comfy.cli_args.args.cpu = True
+import comfy.controlnet  # noqa: E402
 import comfy.latent_formats  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.model_patcher  # noqa: E402
@@ -65,6 +66,18 @@ class Config(comfy.supported_models_base.BASE):  # type: ignore[misc]
         self.sampling_settings: dict[str, Any] = {"shift": 3.0}
         self.latent_format = comfy.latent_formats.SD15()
         self.manual_cast_dtype, self.memory_usage_factor = None, 1.0
+
+
+class Control(comfy.controlnet.ControlBase):  # type: ignore[misc]
+    """A ControlNet whose range is all that there is of it."""
+
+    def get_control(self, x: Any, t: Any, *_: Any) -> Any:
+        return {} if self.timestep_range[1] <= t[0] <= self.timestep_range[0] else None
+
+
+def control(start: float, end: float) -> Control:
+    """One at work from a share of the run to another."""
+    return Control().set_cond_hint(torch.zeros(1), timestep_percent_range=(start, end))  # type: ignore[no-any-return]
 
 
 def model(kind: str = "FLOW", **options: Any) -> tuple[Any, Network]:

@@ -49,15 +49,14 @@ class Model:
     def __init__(self, kind: str, network: Network) -> None:
         self.kind, self.diffusion_model = kind, network
 
-    def apply_model(self, x: Any, t: Any, c_concat: Any = None, c_crossattn: Any = None, **kwargs: Any) -> Any:
-        options = kwargs.pop("transformer_options")
-        run = around("apply_model", self._apply, self, options)
-        return run(x, t, c_concat, c_crossattn, None, options, **kwargs)
+    def apply_model(self, x: Any, t: Any, c_crossattn: Any, control: Any, transformer_options: Any) -> Any:
+        run = around("apply_model", self._apply, self, transformer_options)
+        return run(x, t, None, c_crossattn, control, transformer_options)
 
     def _apply(self, x: Any, t: Any, c_concat: Any, context: Any, control: Any, options: Any, **kwargs: Any) -> Any:
         sigma = t.reshape(-1, *[1] * (x.ndim - 1))
         scale = 1 if self.kind == "FLOW" else (sigma**2 + 1) ** 0.5
-        out = self.diffusion_model(x / scale, t, context=context, transformer_options=options, **kwargs).float()
+        out = self.diffusion_model(x / scale, t, context, control, options, **kwargs).float()
         return x / scale**2 - out * sigma / scale if self.kind == "V_PREDICTION" else x - out * sigma
 
 
@@ -108,6 +107,21 @@ def resolved(positive: list[Any], negative: list[Any], sigmas: Any) -> list[list
     return conds
 
 
+class Control:
+    """A ControlNet from one share of a run to another."""
+
+    previous_controlnet = None
+
+    def __init__(self, start: float, end: float) -> None:
+        self.timestep_range = 1 - start, 1 - end
+
+    def get_control(self, x: Any, t: Any, *_: Any) -> Any:
+        return {} if self.timestep_range[1] <= t[0] <= self.timestep_range[0] else None
+
+
+control = Control
+
+
 def calc_cond_batch(model: Model, conds: list[Any], x: Any, timestep: Any, model_options: Any) -> list[Any]:
     run = around("calc_cond_batch", _calc_cond_batch, None, model_options["transformer_options"])
     return run(model, conds, x, timestep, model_options)
@@ -122,7 +136,8 @@ def _calc_cond_batch(model: Model, conds: list[Any], x: Any, timestep: Any, mode
                 h, w, top, side = each.get("area", (*x.shape[-2:], 0, 0))
                 left.append((k, each, (..., slice(top, top + h), slice(side, side + w))))
     while left:
-        fit = [each for each in left if x[each[2]].shape == x[left[0][2]].shape][::-1]
+        control, where = left[0][1].get("control"), left[0][2]
+        fit = [each for each in left if each[1].get("control") is control and x[each[2]].shape == x[where].shape][::-1]
         batch = fit if together[0]() else fit[:1]
         left = [each for each in left if not any(each is other for other in batch)]
         options = copied(model_options["transformer_options"])
@@ -131,9 +146,9 @@ def _calc_cond_batch(model: Model, conds: list[Any], x: Any, timestep: Any, mode
         options["sigmas"] = timestep
         inputs = torch.cat([x[where] for _, _, where in batch])
         context = torch.cat([each["context"].expand(len(x), -1, -1) for _, each, _ in batch])
-        out = model.apply_model(
-            inputs, torch.cat([timestep] * len(batch)), c_crossattn=context, transformer_options=options
-        )
+        times = torch.cat([timestep] * len(batch))
+        hint = None if control is None else control.get_control(inputs, times, {}, len(batch), options)
+        out = model.apply_model(inputs, times, c_crossattn=context, control=hint, transformer_options=options)
         for (k, _, where), each in zip(batch, out.chunk(len(batch)), strict=True):
             sums[k][where] += each
             weights[k][where] += 1

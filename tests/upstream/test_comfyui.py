@@ -131,8 +131,8 @@ def test_control_histories_that_change_owners(comfy, monkeypatch):
     model, _ = comfy.model()
     turns, labelled = iter(range(1000)), entries.labelled
 
-    def swapped(call, conds):
-        out = labelled(call, conds)
+    def swapped(*args):
+        out = labelled(*args)
         if next(turns) % 2:
             (one,), (other,) = out
             one["uuid"], other["uuid"] = other["uuid"], one["uuid"]
@@ -143,10 +143,10 @@ def test_control_histories_that_change_owners(comfy, monkeypatch):
 
 
 def test_one_uuid_in_both_conditions():
-    conds = entries.labelled(0, [[{"uuid": 1}, {"uuid": 1}], [{"uuid": 1}], None])
+    conds = entries.labelled(0, [[{"uuid": 1}, {"uuid": 1}], [{"uuid": 1}], None], 1.0)
     labels = [each["uuid"] for cond in conds[:2] for each in cond]
     assert len(set(labels)) == 3 and conds[2] is None
-    assert entries.labelled(1, [[{"uuid": 1}]])[0][0]["uuid"] not in labels  # another question within the step
+    assert entries.labelled(1, [[{"uuid": 1}]], 1.0)[0][0]["uuid"] not in labels  # another question within the step
 
 
 def test_entries_that_come_late_and_leave(comfy):
@@ -162,6 +162,20 @@ def test_entries_that_come_late_and_leave(comfy):
     steps = trace_of(served).branches["cond #2"].steps
     assert [each.kind for each in steps[:2]] == ["computed", "computed"] and 0 < steps[0].index < steps[-1].index < 19
     assert any(each.kind == "forecast" for each in steps)
+
+
+def test_a_controlnet_begins_and_ends_a_history(comfy, monkeypatch):
+    """Where its range ends, the output jumps."""
+    model, network = comfy.model()
+    controlled = [entry(1.0, -2.0, 0.5, 3.0, control=comfy.control(0.3, 0.7))]
+    reference = go(comfy, model, positive=controlled)
+    factors = [control is not None for control in network.controls]
+    assert True in factors and False in factors
+    served = patch(model, **LINEAR)
+    assert drift(go(comfy, served, positive=controlled), reference) < 1e-5
+    assert set(trace_of(served).branches) == {"cond", "cond #2", "cond #3", "uncond"}
+    monkeypatch.setattr(entries, "at_work", lambda control, sigma: ())
+    assert drift(go(comfy, patch(model, **LINEAR), positive=controlled), reference) > 1e-3  # the control
 
 
 def test_an_entry_that_was_away_begins_anew():
@@ -576,13 +590,13 @@ def test_a_wrappers_pipeline_is_found_copied_and_served(snapshots):
     reference = pipe()
     for holder in holders(pipe):
         pipe.calls.clear()
-        found = pipelines.forecasting(holder, **LINEAR)
-        assert type(found) in (type(holder), Hunyuan3DDiTFlowMatchingPipeline) or holder is pipe
-        served = pipelines.pipeline_of(found)
+        made = pipelines.forecasting(holder, **LINEAR)
+        assert isinstance(made, type(holder))
+        served = pipelines.found(made)[1]
         assert drift(served(), reference) < 1e-5 and len(pipe.calls) == 11 and snapshots() == 0
-        assert pipelines.pipeline_of(holder) is pipe and vars(pipe).keys() == vars(served).keys() - {"forecache"}
-        assert pipelines.traces_of(found)["shape"].computed == 11
-    again = pipelines.pipeline_of(pipelines.forecasting(served, basis="linear", calls=6))  # a second node replaces it
+        assert pipelines.found(holder)[1] is pipe and vars(pipe).keys() == vars(served).keys() - {"forecache"}
+        assert pipelines.traces_of(made)["shape"].computed == 11
+    again = pipelines.forecasting(served, basis="linear", calls=6)  # a second node replaces it
     pipe.calls.clear()
     again()
     assert len(pipe.calls) == 6 and type(again).__mro__[1] is Hunyuan3DDiTFlowMatchingPipeline
@@ -695,3 +709,52 @@ def test_it_loads_the_folder_of_the_documentation_and_accepts_the_workflow(real,
     _, error, _, errors = asyncio.run(execution.validate_prompt("id", WORKFLOW, None))
     found = {(each["type"], each["extra_info"]["input_name"]) for node in errors.values() for each in node["errors"]}
     assert found == {("value_not_in_list", "ckpt_name"), ("custom_validation_failed", "image")}, error
+
+
+def test_its_queue_runs_the_nodes(real):
+    """Prompts one after the other: what has not changed is not run again, and the trace is that of its own run."""
+    for needed in ("av", "aiohttp", "spandrel"):
+        pytest.importorskip(needed, reason=f"ComfyUI's server and nodes import {needed}; `nox -s comfyui` installs it")
+    nodes, execution = importlib.import_module("nodes"), importlib.import_module("execution")
+    model, network = real.model(bend=0.5)
+    told = []
+
+    class Load:
+        RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CONDITIONING", "CONDITIONING", "LATENT"), "load", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {}}
+
+        def load(self):
+            both = [[[context, options]] for context, options in (*POSITIVE, *NEGATIVE)]
+            return (model, *both, {"samples": torch.zeros(1, 4, 8, 8)})
+
+    def sent(kind, data, client):
+        if kind == "executed":
+            told.append(data["output"]["text"][0])
+
+    nodes.NODE_CLASS_MAPPINGS.update({**NODE_CLASS_MAPPINGS, "Load": Load})
+    server = SimpleNamespace(client_id="me", last_node_id=None, last_prompt_id=None, send_sync=sent)
+    queue = execution.PromptExecutor(server)
+    ours = {k: json.loads(json.dumps(WORKFLOW[k])) for k in ("7", "8", "9")}
+    ours["7"]["inputs"]["model"] = ["1", 0]
+    ours["8"]["inputs"].update(positive=["1", 1], negative=["1", 2], latent_image=["1", 3])
+    ours["1"] = {"class_type": "Load", "inputs": {}}
+    for seed, options, calls in (
+        (1, {}, 12),
+        (1, {}, 0),
+        (2, {}, 12),
+        (2, {"calls": 9}, 9),
+        (2, {"enabled": False}, 30),
+    ):
+        network.calls.clear()
+        prompt = json.loads(json.dumps(ours))
+        prompt["8"]["inputs"]["seed"] = seed
+        prompt["7"]["inputs"].update(options)
+        valid, error, outputs, _ = asyncio.run(execution.validate_prompt("id", prompt, None))
+        assert valid, error
+        asyncio.run(queue.execute_async(prompt, "id", {"client_id": "me"}, outputs))
+        assert queue.success and len(network.calls) == calls
+        said = "no run yet" if calls == 30 else f"cond: {calls or 12} of 30 steps computed"
+        assert said in told[-1]

@@ -9,7 +9,7 @@ copied to it, ``uuid`` and all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +22,17 @@ class Entry:
         call: 0, or how many times the step had asked for conditions before (perturbed attention asks once more).
         condition: its place in the guidance: 0 positive, 1 negative. uuid: ComfyUI's.
         copy: how many entries of this ``uuid`` stand before it in the condition.
+        controls: which of its ControlNets are at work: where one begins or ends, the network's output jumps.
     """
 
     call: int
     condition: int
     uuid: Hashable
     copy: int
+    controls: tuple[bool, ...] = ()
 
 
-def labelled(call: int, conds: Sequence[Any]) -> list[Any]:
+def labelled(call: int, conds: Sequence[Any], sigma: float) -> list[Any]:
     """The conditions with an :class:`Entry` in the place of each ``uuid``, which ComfyUI hands on with the batch."""
     out: list[Any] = []
     for condition, entries in enumerate(conds):
@@ -41,9 +43,18 @@ def labelled(call: int, conds: Sequence[Any]) -> list[Any]:
         out.append([])
         for each in entries:
             uuid = each["uuid"]
-            out[-1].append({**each, "uuid": Entry(call, condition, uuid, seen[uuid])})
+            controls = tuple(at_work(each.get("control"), sigma))
+            out[-1].append({**each, "uuid": Entry(call, condition, uuid, seen[uuid], controls)})
             seen[uuid] += 1
     return out
+
+
+def at_work(control: Any, sigma: float) -> Iterator[bool]:
+    """Of a ControlNet, and of those that it is applied on top of: whether sigma is in its range."""
+    while control is not None:
+        span = getattr(control, "timestep_range", None)
+        yield span is None or float(span[1]) <= sigma <= float(span[0])
+        control = getattr(control, "previous_controlnet", None)
 
 
 def of_batch(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[Any] | None:
@@ -56,7 +67,7 @@ def of_batch(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[Any]
 
 
 class Names:
-    """Names of the histories. An entry that was away for a step (the edge of its interval) gets another.
+    """Names of the histories. An entry that was away for a step (the edge of an interval) gets another.
 
     Attributes:
         all: the names given so far.

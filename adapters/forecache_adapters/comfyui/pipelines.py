@@ -24,18 +24,19 @@ def generator_of(pipeline: Any) -> str | None:
     return "trellis" if hasattr(pipeline, "slat_sampler") else None
 
 
-def where(thing: Any) -> list[Any]:
-    """The keys and attributes that lead from a wrapper's object to its pipeline, none if it is one itself.
+def found(thing: Any) -> tuple[Any, Any]:
+    """The key or attribute under which a wrapper's object holds its pipeline, ``None`` if it is one, and the pipeline.
 
     Raises:
         TypeError: no pipeline that an adapter knows.
     """
     if generator_of(thing) is not None:
-        return []
-    for step, inner in _inside(thing):
+        return None, thing
+    inside = dict(_inside(thing))
+    for where, inner in inside.items():
         if generator_of(inner) is not None:
-            return [step]
-    held = ", ".join(f"{step}: {type(inner).__name__}" for step, inner in _inside(thing))
+            return where, inner
+    held = ", ".join(f"{where}: {type(inner).__name__}" for where, inner in inside.items())
     raise TypeError(
         f"pipeline: {type(thing).__name__} ({held}) is and holds no pipeline of Hunyuan3D-2, Hunyuan3D-2.1, TRELLIS or"
         " TRELLIS.2; where a wrapper builds its pipeline in the node that samples, there is nothing to attach to"
@@ -48,16 +49,7 @@ def _inside(thing: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(thing, Sequence) and not isinstance(thing, str):
         yield from enumerate(thing)
     else:
-        for name in HOLDERS:
-            if hasattr(thing, name):
-                yield name, getattr(thing, name)
-
-
-def pipeline_of(thing: Any) -> Any:
-    """The pipeline itself. Raises: see :func:`where`."""
-    for step in where(thing):
-        thing = thing[step] if isinstance(thing, (Mapping, Sequence)) else getattr(thing, str(step))
-    return thing
+        yield from ((name, getattr(thing, name)) for name in HOLDERS if hasattr(thing, name))
 
 
 def forecasting(thing: Any, **settings: Any) -> Any:
@@ -75,8 +67,8 @@ def forecasting(thing: Any, **settings: Any) -> Any:
         RuntimeError: TRELLIS or TRELLIS.2 whose code is not patched; the message says how to.
         ValueError: a setting out of its range.
     """
-    path, pipeline = where(thing), copied(pipeline_of(thing))
-    name = str(generator_of(pipeline))
+    where, original = found(thing)
+    name, pipeline = str(generator_of(original)), copied(original)
     if name.startswith("hunyuan") and settings.get("stages"):
         raise ValueError("stages: the shape pipeline has one; give its settings directly")
     settings = {key: value for key, value in settings.items() if not (key == "stages" and value is None)}
@@ -84,7 +76,7 @@ def forecasting(thing: Any, **settings: Any) -> Any:
         adapter_of(pipeline).enable(pipeline, **settings)
     except RuntimeError as error:
         raise RuntimeError(f"{error}; CHECKOUT is {checkout_of(pipeline)}") from error
-    return _replaced(thing, path, pipeline)
+    return _replaced(thing, where, pipeline)
 
 
 def copied(pipeline: Any) -> Any:
@@ -112,21 +104,21 @@ def checkout_of(pipeline: Any) -> Path:
     return (tops[-1] if tops else file).parent
 
 
-def _replaced(thing: Any, path: list[Any], pipeline: Any) -> Any:
-    if not path:
+def _replaced(thing: Any, where: Any, pipeline: Any) -> Any:
+    if where is None:
         return pipeline
     if isinstance(thing, Mapping):
-        return type(thing)({**thing, path[0]: pipeline})  # type: ignore[call-arg]
+        return type(thing)({**thing, where: pipeline})  # type: ignore[call-arg]
     if isinstance(thing, Sequence):
-        return type(thing)([pipeline if k == path[0] else each for k, each in enumerate(thing)])  # type: ignore[call-arg]
+        return type(thing)([pipeline if k == where else each for k, each in enumerate(thing)])  # type: ignore[call-arg]
     new = copy.copy(thing)
-    setattr(new, str(path[0]), pipeline)
+    setattr(new, where, pipeline)
     return new
 
 
 def traces_of(thing: Any) -> dict[str, Any]:
     """The traces of the newest run by stage; empty: no cache, or no run yet."""
-    pipeline = pipeline_of(thing)
+    pipeline = found(thing)[1]
     handle = vars(pipeline).get("forecache")
     if handle is not None:
         return {"shape": handle.trace}

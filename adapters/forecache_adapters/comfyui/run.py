@@ -49,7 +49,7 @@ class Run:
     ) -> None:
         self.sampler, self.sigmas = sampler, sigmas
         self.trace, self.names = StageTrace(), Names()
-        self.i, self.asked, self.steps = -1, 0, set[int]()
+        self.i, self.asked, self.sigma = -1, 0, 0.0
         self.server: Server | None = None
         reason = refusal(sampler, sigmas) or conflict(model_options)
         self.exact = not isinstance(settings, Settings) or settings.plan is not None
@@ -72,16 +72,16 @@ class Run:
         """Around the sampler's call: the next step begins."""
         self.i, self.asked = self.i + 1, 0
         if self.server is not None:
-            sigma = float(timestep.max())
-            if not stands_at(sigma, self.sigmas, self.i):
-                here = f"sigma {sigma:.4g} in call {self.i + 1}"
+            self.sigma = float(timestep.max())
+            if not stands_at(self.sigma, self.sigmas, self.i):
+                here = f"sigma {self.sigma:.4g} in call {self.i + 1}"
                 self._off(f"off from step {self.i} on: sampler {self.sampler} is at {here}, where its sigmas are not")
         return executor(x, timestep, *args, **kwargs)
 
     def calc_cond_batch(self, executor: Any, model: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
         """Around the conditions of guidance: each entry gets its own label."""
         self.asked += 1
-        return executor(model, labelled(self.asked - 1, conds), *args, **kwargs)
+        return executor(model, labelled(self.asked - 1, conds, self.sigma), *args, **kwargs)
 
     def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Around the network: its denoised batch, or forecasts.
@@ -102,7 +102,6 @@ class Run:
 
         def denoised(k: int) -> torch.Tensor:
             if not batch:
-                self.steps.add(self.i)
                 for each in entries:
                     self.trace.count(self.names.at(each, self.i))
                 batch.append(executor(x, t, *args, **kwargs))
