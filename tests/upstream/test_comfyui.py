@@ -223,6 +223,8 @@ def test_a_new_run_has_a_new_history(comfy, snapshots):
         out = go(comfy, served, positive=positive, callback=lambda i: during.append(snapshots()))
         assert drift(out, go(comfy, model, positive=positive)) < 1e-5
         assert snapshots() == 0 and during[-1] >= 2
+    other = {"noise": NOISE[:1, :, :6, :4], "steps": 14}  # of another size
+    assert drift(go(comfy, served, **other), go(comfy, model, **other)) < 1e-5
 
 
 def test_control_a_history_that_is_kept(comfy, monkeypatch):
