@@ -113,9 +113,10 @@ class Control:
     previous_controlnet = None
 
     def __init__(self, start: float, end: float) -> None:
-        self.timestep_range = 1 - start, 1 - end
+        self.timestep_range, self.asked = (1 - start, 1 - end), 0
 
     def get_control(self, x: Any, t: Any, *_: Any) -> Any:
+        self.asked += 1
         return {} if self.timestep_range[1] <= t[0] <= self.timestep_range[0] else None
 
 

@@ -167,12 +167,16 @@ def test_entries_that_come_late_and_leave(comfy):
 def test_a_controlnet_begins_and_ends_a_history(comfy, monkeypatch):
     """Where its range ends, the output jumps."""
     model, network = comfy.model()
-    controlled = [entry(1.0, -2.0, 0.5, 3.0, control=comfy.control(0.3, 0.7))]
+    hint = comfy.control(0.3, 0.7)
+    controlled = [entry(1.0, -2.0, 0.5, 3.0, control=hint)]
     reference = go(comfy, model, positive=controlled)
+    assert hint.asked == 20
     factors = [control is not None for control in network.controls]
     assert True in factors and False in factors
-    served = patch(model, **LINEAR)
+    served, hint.asked = patch(model, **LINEAR), 0
     assert drift(go(comfy, served, positive=controlled), reference) < 1e-5
+    calls = trace_of(served).calls
+    assert hint.asked == calls["cond"] + calls["cond #2"] + calls["cond #3"] < 15  # it skips what the network skips
     assert set(trace_of(served).branches) == {"cond", "cond #2", "cond #3", "uncond"}
     monkeypatch.setattr(entries, "at_work", lambda control, sigma: ())
     assert drift(go(comfy, patch(model, **LINEAR), positive=controlled), reference) > 1e-3  # the control

@@ -18,7 +18,7 @@ import torch
 from ..branches import Apart, Server, StageTrace
 from ..serving import serve
 from ..settings import Settings
-from .entries import Names, labelled, of_batch
+from .entries import Entry, Names, labelled, of_batch
 from .samplers import ONE, adds_noise, refusal, stands_at
 
 PROBED = 3  # calls of an unknown sampler that show whether a step has one: heunpp2's fourth goes back
@@ -49,7 +49,7 @@ class Run:
     ) -> None:
         self.sampler, self.sigmas = sampler, sigmas
         self.trace, self.names = StageTrace(), Names()
-        self.i, self.asked, self.sigma = -1, 0, 0.0
+        self.i, self.asked, self.sigma, self.bare = -1, 0, 0.0, False
         self.server: Server | None = None
         reason = refusal(sampler, sigmas) or conflict(model_options)
         self.exact = not isinstance(settings, Settings) or settings.plan is not None
@@ -79,9 +79,23 @@ class Run:
         return executor(x, timestep, *args, **kwargs)
 
     def calc_cond_batch(self, executor: Any, model: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
-        """Around the conditions of guidance: each entry gets its own label."""
+        """Around the conditions of guidance: each entry gets its own label.
+
+        Where every one of them is going to be forecast, their ControlNets do not run either.
+        """
         self.asked += 1
-        return executor(model, labelled(self.asked - 1, conds, self.sigma), *args, **kwargs)
+        conds = labelled(self.asked - 1, conds, self.sigma)
+        self.bare = all(self._skips(each["uuid"]) for entries in conds for each in entries or ())
+        if self.bare:
+            conds = [entries and [{**each, "control": None} for each in entries] for entries in conds]
+        return executor(model, conds, *args, **kwargs)
+
+    def _skips(self, entry: Entry) -> bool:
+        """Whether it is certain that this step of an entry needs no call of the network."""
+        if not isinstance(self.server, Apart) or self.names.last.get(entry) != self.i - 1:
+            return False
+        wanted = self.server.wanted.get(self.names.known[entry])
+        return wanted is not None and self.i not in wanted
 
     def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Around the network: its denoised batch, or forecasts.
@@ -102,6 +116,7 @@ class Run:
 
         def denoised(k: int) -> torch.Tensor:
             if not batch:
+                assert not self.bare, "called without the ControlNets of the entries"
                 for each in entries:
                     self.trace.count(self.names.at(each, self.i))
                 batch.append(executor(x, t, *args, **kwargs))
