@@ -165,7 +165,8 @@ def comfyui(session: nox.Session) -> None:
         session.run(*git, "fetch", "--quiet", "--depth", "1", url, commit, external=True)
         session.run(*git, "checkout", "--quiet", commit, external=True)
     environment = {"OMP_NUM_THREADS": "1", "FORECACHE_COMFYUI": str(checkout.resolve())}
-    session.run("pytest", str(Path("tests", "upstream", "test_comfyui.py")), env=environment)
+    tests = (str(Path("tests", "upstream", name)) for name in ("test_comfyui.py", "test_comfyui_itself.py"))
+    session.run("pytest", *tests, env=environment)
 
 
 @nox.session
