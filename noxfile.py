@@ -39,6 +39,11 @@ HUBS = {
     "generators": (("hunyuan21", "hunyuan2", "trellis", "trellis2", "fastsam3d"), ()),
 }
 
+# The ComfyUI that the nodes' tests run on, 0.3.64, and what it imports of packages that the tests do not need anyway;
+# torchvision, which the tests' own stand in for, would replace torch.
+COMFYUI = ("https://github.com/comfyanonymous/ComfyUI", "a125cd84b054a57729b5eecab930ca9408719832")
+COMFYUI_NEEDS = ("torchsde", "einops", "sentencepiece", "aiohttp", "pyyaml", "psutil", "av", "pydantic")
+
 
 # The version of constraints.txt is that of a CUDA build on the public index and of a CPU build elsewhere.
 CUDA = (
@@ -152,6 +157,27 @@ def tests(session: nox.Session) -> None:
     install(session, "test")
     # a file's tests stay together: they share a checkout and a pipeline
     session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def comfyui(session: nox.Session) -> None:
+    """The nodes' tests on ComfyUI itself, at its pin: -- [CHECKOUT of it that is there already]"""
+    install(session, "test")
+    session.install("-c", "constraints.txt", *COMFYUI_NEEDS)
+    session.install("--no-deps", "spandrel")  # which asks for torchvision
+    url, commit = COMFYUI
+    checkout = Path(*session.posargs) if session.posargs else Path(session.cache_dir, "comfyui", commit)
+    if not (checkout / "comfy").is_dir():
+        git = ("git", "-C", str(checkout))
+        session.run("git", "init", "--quiet", str(checkout), external=True)
+        try:
+            session.run(*git, "fetch", "--quiet", "--depth", "1", url, commit, external=True)
+        except nox.command.CommandFailed:
+            session.skip("ComfyUI's repository is not reachable (the reason stands above)")
+        session.run(*git, "checkout", "--quiet", commit, external=True)
+    environment = {"OMP_NUM_THREADS": "1", "FORECACHE_COMFYUI": str(checkout.resolve())}
+    tests = (str(Path("tests", "upstream", name)) for name in ("test_comfyui.py", "test_comfyui_itself.py"))
+    session.run("pytest", *tests, env=environment)
 
 
 @nox.session

@@ -28,6 +28,7 @@ DOCUMENTED = (
     "forecache_adapters.trellis2",
     "forecache_adapters.sam3d",
     "forecache_adapters.fastsam3d",
+    "forecache_adapters.comfyui",
 )
 
 

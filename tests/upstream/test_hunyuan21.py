@@ -13,6 +13,8 @@ import torch
 
 from forecache.basis import Linear
 from forecache_adapters import hunyuan21 as adapter
+from forecache_adapters.comfyui.nodes import ForecastPipeline
+from forecache_adapters.comfyui.pipelines import forecasting
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan21, solids
 from upstream_helpers import check_batch_items, import_as, relative
@@ -274,3 +276,27 @@ def test_uncached_meshes_are_the_solids_in_the_pictures(pipe):
         made = hunyuan21.to_distance(latent)[0] < 0
         overlaps.append(float((made & truth).sum() / (made | truth).sum()))
     assert np.median(overlaps) > 0.7, overlaps
+
+
+def test_a_wrappers_pipeline_that_is_not_patched(pipe, original, calls):
+    """The node for ComfyUI: the same forecasts on the original file as the patched loop makes."""
+    module = import_as("hy3dshape.pipelines_wrapped", original / "hy3dshape/hy3dshape/pipelines.py")
+    bare = object.__new__(module.Hunyuan3DDiTFlowMatchingPipeline)
+    vars(bare).update(vars(pipe))
+    settings = {"basis": "linear", "calls": 6}
+    (held,) = ForecastPipeline().apply(
+        {"pipeline": bare}, enabled=True, interval=0, warmup=0, plan="", few_steps=False, **settings
+    )
+    served, other = held["pipeline"], forecasting(pipe, **settings)
+    reference = run(bare, steps=12)
+    assert len(calls) == 12 and "forecache" not in vars(bare) and "forecache" not in vars(pipe)
+    calls.clear()
+    out = run(served, steps=12)
+    assert len(calls) == 6 and relative(out, run(other, steps=12)) < 1e-5 < relative(out, reference)
+    assert served.forecache.trace.computed == 6 and served.model is pipe.model
+    full = run(forecasting(bare, interval=1), steps=12)
+    assert torch.equal(full, reference)
+    with pytest.raises(ValueError, match="plan: the pipeline's own guidance"):
+        forecasting(bare, plan="plan.json")
+    wrong = run(forecasting(bare, basis=WrongSign(Linear(1)), calls=6), steps=12)
+    assert relative(wrong, reference) > 2 * relative(out, reference)  # the control

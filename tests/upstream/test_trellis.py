@@ -16,6 +16,7 @@ from forecache import Calibration, Forecaster, schedule
 from forecache.basis import Hermite, Linear, Rule, Unfit
 from forecache_adapters import flow_euler
 from forecache_adapters import trellis as adapter
+from forecache_adapters.comfyui.pipelines import forecasting, traces_of
 from forecache_lab.combined import combined, fork_schedule, grid
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import trellis
@@ -498,3 +499,22 @@ def test_a_plan_is_made_and_served_through_the_sampler(pipe, sample, uncached, u
         params["steps"] = 12
     with adapter.enabled(fresh, plan=made), pytest.raises(ValueError, match=r"serves one condition .* 'cond\[0\]'"):
         fresh.run_multi_image([3, 4], seed=1, preprocess_image=False)
+
+
+def test_a_wrappers_holder(pipe):
+    """The node for ComfyUI: a copy of the pipeline, with samplers of its own, in a copy of what holds it."""
+    loaded, pipe.models["sparse_structure_flow_model"] = pipe.models["sparse_structure_flow_model"], None
+    held = forecasting({"model": pipe, "infer_mode": "image"}, interval=3, stages={"slat": None})
+    held["model"].models["sparse_structure_flow_model"] = loaded  # wrappers load networks when they are needed
+    assert traces_of(held) == {} and held["infer_mode"] == "image"
+    outs = []
+    for each in (held["model"], pipe):
+        torch.manual_seed(0)
+        outs.append(each.sample_sparse_structure(pipe.get_cond([1])))
+    assert "forecache" not in vars(pipe.sparse_structure_sampler) and held["model"].models is pipe.models
+    trace = traces_of(held)["sparse_structure"]
+    with adapter.enabled(pipe, interval=3, stages={"slat": None}) as handle:
+        torch.manual_seed(0)
+        assert torch.equal(pipe.sample_sparse_structure(pipe.get_cond([1])), outs[0])
+        assert handle.traces["sparse_structure"].calls == trace.calls
+    assert 0 < trace.calls["cond"] < 12

@@ -9,47 +9,8 @@ from typing import Any
 
 from torch.utils import _pytree
 
-from forecache import schedule
-
-from ..branches import Apart, StageTrace
-from ..settings import Settings
-
-
-class Each:
-    """A cache for each branch, which decides itself when to compute: a plan, or a cache of the user's.
-
-    Args:
-        make: the cache of a branch.
-    """
-
-    def __init__(self, make: Callable[[str], Any]) -> None:
-        self.make = make
-        self.caches: dict[str, Any] = {}
-        self.i, self.state = -1, None
-
-    def open(self, i: int, state: Any) -> None:
-        """See :class:`forecache_adapters.branches.Server`."""
-        self.i, self.state = i, state
-
-    def branch(self, name: str, compute: Callable[[], Any]) -> Any:
-        """See :class:`forecache_adapters.branches.Server`."""
-        if name not in self.caches:
-            self.caches[name] = self.make(name)
-        cache, state, self.state = self.caches[name], self.state, None
-        if cache.needs_compute(self.i):
-            return cache.observe(self.i, compute(), state)
-        return cache.forecast(self.i, state)
-
-    def again(self) -> bool:
-        """What is served is what the loop gets."""
-        return False
-
-    def close(self) -> None:
-        """See :class:`forecache_adapters.branches.Server`."""
-        self.state = None
-        for cache in self.caches.values():
-            if hasattr(cache, "close"):
-                cache.close()
+from ..branches import StageTrace
+from ..serving import serve
 
 
 class Run:
@@ -66,34 +27,10 @@ class Run:
     def __init__(
         self, settings: Any, times: Sequence[float], whole: Sequence[float], made_for: Callable[[], Mapping[str, Any]]
     ) -> None:
-        self.settings, self.times, self.whole, self.made_for = settings, times, whole, made_for
         self.trace = StageTrace()
-        self.server = self._server()
+        self.server = serve(settings, times, self.trace, made_for, whole=whole)
         self.i, self.calls = -1, Counter[str]()
         self.forms: dict[str, bool] = {}
-
-    def _server(self) -> Any:
-        if not isinstance(self.settings, Settings):
-            return Each(self._given)
-        reason = self.settings.off(self.whole)
-        if reason is not None:
-            self.trace.notes.append(reason)
-            return None
-        if self.settings.plan is not None:
-            return Each(self._planned)
-        total = len(schedule.effective_steps(self.whole))
-        return Apart(self.settings, self.times, self.trace.branches, total=total)
-
-    def _given(self, name: str) -> Any:
-        if self.server.caches:
-            raise ValueError(f"cache: it serves one branch, {next(iter(self.server.caches))!r}, but {name!r} came too")
-        return self.settings
-
-    def _planned(self, name: str) -> Any:
-        cache, self.trace.branches[name] = self.settings.begin(self.times, self.made_for())
-        if cache.needs_branches:
-            raise ValueError("plan: it has weights for cond - uncond, but here each call is a branch of its own")
-        return cache
 
     def call(self, i: int, context: str | None, as_tuple: bool, state: Any, compute: Callable[[], Any]) -> Any:
         """The transformer's output at step ``i``: ``compute()``, or a forecast in the same form."""

@@ -10,11 +10,13 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 
-def directive(value: object) -> str:
-    """Which autodoc directive documents ``value``."""
+def directive(module: str, name: str, value: object) -> list[str]:
+    """The lines that document ``value``; autodoc would give a constant the docstring of its type."""
     if inspect.isclass(value):
-        return "autoexception" if issubclass(value, BaseException) else "autoclass"
-    return "autofunction" if callable(value) else "autodata"
+        return [f".. {'autoexception' if issubclass(value, BaseException) else 'autoclass'}:: {module}.{name}"]
+    if callable(value):
+        return [f".. autofunction:: {module}.{name}"]
+    return [f".. py:data:: {name}", f"   :module: {module}", ""]
 
 
 def readable(
@@ -44,6 +46,6 @@ class Api(SphinxDirective):
             if inspect.isclass(value) and (elsewhere := known.setdefault(id(value), title)) != title:
                 lines += ["", f"``{name}`` is :class:`{elsewhere}`.", ""]
             else:
-                lines += [f".. {directive(value)}:: {title}"]
+                lines += directive(module, name, value)
         found: list[nodes.Node] = self.parse_text_to_nodes("\n".join(["```{eval-rst}", *lines, "```"]))
         return found
