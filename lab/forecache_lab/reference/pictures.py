@@ -13,7 +13,7 @@ PICTURE = 32
 
 
 def from_image(image: Image.Image, size: int = PICTURE) -> torch.Tensor:
-    """``[1, size, size]`` in ``[-1, 1]`` of any image: grey, on black where it is transparent, black bars to a square."""
+    """``[1, size, size]`` in ``[-1, 1]`` of any image: grey, on black where it is transparent, and around a square."""
     rgba = image.convert("RGBA")
     grey = Image.new("RGBA", rgba.size, "black")
     grey.alpha_composite(rgba)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,12 @@ class FastSam3D:
         """See :attr:`.generated.Generator.networks`."""
         return {stage: self.plain.models[f"{stage}_generator"].reverse_fn.backbone for stage in ("ss", "slat")}
 
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`.generated.Generator.attached`."""
+        chosen = dict(settings or {})
+        pipe = self.fast if chosen.pop("own", False) else self.plain
+        return self.adapter.enabled(pipe, **chosen) if chosen else nullcontext()
+
     paired = False  # the small networks have no decoder: the second stage runs on voxels that are always the same
 
     def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
@@ -78,13 +84,12 @@ class FastSam3D:
         given: Generated | None = None,
     ) -> Generated:
         """See :meth:`.generated.Generator.generate`."""
-        made, image, chosen = Generated(), pictures.from_image(picture), dict(settings or {})
-        own = bool(chosen.pop("own", False))
-        pipe = self.fast if own else self.plain
+        made, image = Generated(), pictures.from_image(picture)
+        pipe = self.fast if settings is not None and settings.get("own") else self.plain
         for stage in ("ss", "slat"):
             pipe.models[f"{stage}_generator"].inference_steps = steps or STEPS
         self._infer_sh()
-        with self.adapter.enabled(pipe, **chosen) if chosen else nullcontext() as handle:
+        with self.attached(settings) as handle:
             self._calls = 0
             with made.timed("ss"):
                 leaves = pipe.sample_sparse_structure(seed, image)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,7 +73,6 @@ class Generator(Protocol):
 
     title: str
     conditions: str  #: one line for the table
-    adapter: Any  #: module with ``enable`` and ``disable``
 
     @property
     def networks(self) -> Mapping[str, Any]:
@@ -81,13 +80,16 @@ class Generator(Protocol):
         ...
 
     @property
-    def target(self) -> Any:
-        """What the adapter attaches to."""
-        ...
-
-    @property
     def paired(self) -> bool:
         """Whether a later stage runs on voxels of an earlier one, so that :meth:`generate` has a use for ``given``."""
+        ...
+
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """The cache for a block, with its handle; of ``None``, no cache and ``None``.
+
+        Raises:
+            ValueError, TypeError: a setting that the generator does not take.
+        """
         ...
 
     def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
@@ -141,7 +143,9 @@ def watched(made: Generated, counter: Callable[[], int], stage_of: Callable[[Any
     """Made for :func:`replaced`: ``sample`` of an Euler sampler, which leaves latent, calls and seconds in ``made``.
 
     Args:
-        made: of the run. counter: calls so far. stage_of: the stage of a network.
+        made: of the run.
+        counter: calls so far.
+        stage_of: the stage of a network.
     """
 
     def wrap(sample: Any) -> Any:
@@ -159,7 +163,7 @@ def watched(made: Generated, counter: Callable[[], int], stage_of: Callable[[Any
 
 
 def kept(made: dict[str, torch.Tensor], name: str, given: Generated | None) -> Callable[[Any], Any]:
-    """Made for :func:`replaced`: a function that makes voxels; they are kept as ``made[name]``, those given are returned."""
+    """Made for :func:`replaced`: what makes voxels; they are kept as ``made[name]``, and those given are returned."""
 
     def wrap(make: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -105,10 +105,9 @@ class HunyuanShape:
         """See :attr:`.generated.Generator.networks`."""
         return {"denoise": self.pipe.model}
 
-    @property
-    def target(self) -> Any:
-        """See :attr:`.generated.Generator.target`."""
-        return self.pipe
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`.generated.Generator.attached`."""
+        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
 
     paired = False
 
@@ -134,11 +133,10 @@ class HunyuanShape:
         )  # fmt: skip
 
     def _run(self, image: Any, seed: int, settings: Mapping[str, Any] | None, steps: int) -> Sample:
-        on = nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
         if settings is None:
             self.adapter.disable(self.pipe)
         self._calls = 0
-        with warnings.catch_warnings(), on as handle:
+        with warnings.catch_warnings(), self.attached(settings) as handle:
             warnings.simplefilter("ignore", FutureWarning)
             synchronise()
             start = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,9 @@ class Sam3D:
         """See :attr:`.generated.Generator.networks`."""
         return {stage: self.sampler(stage).reverse_fn.backbone for stage in self.grids}
 
-    @property
-    def target(self) -> Any:
-        """See :attr:`.generated.Generator.target`."""
-        return self.pipe
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`.generated.Generator.attached`."""
+        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
 
     paired = True
 
@@ -78,7 +77,7 @@ class Sam3D:
         made, image = Generated(), pictures.from_image(picture)
         for stage in self.grids:
             self.sampler(stage).inference_steps = steps or self.grids[stage][-1]
-        with nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings) as handle:
+        with self.attached(settings) as handle:
             self._calls = 0
             with made.timed("ss"):
                 leaves = self.trained.sample_sparse_structure(seed, image)

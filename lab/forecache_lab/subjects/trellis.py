@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,9 @@ class Trellis:
         """See :attr:`.generated.Generator.networks`."""
         return {stage: self.pipe.models[f"{stage}_flow_model"] for stage in self.grids}
 
-    @property
-    def target(self) -> Any:
-        """See :attr:`.generated.Generator.target`."""
-        return self.pipe
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`.generated.Generator.attached`."""
+        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
 
     paired = True
 
@@ -91,7 +90,7 @@ class Trellis:
         params = {} if steps is None else {"steps": steps}
         with ExitStack() as around:
             around.callback(look.remove)
-            handle = None if settings is None else around.enter_context(self.adapter.enabled(pipe, **settings))
+            handle = around.enter_context(self.attached(settings))
             for stage in stages.values():
                 sampler = getattr(pipe, f"{stage}_sampler")
                 watch = watched(made, lambda: self._calls, stages.__getitem__)

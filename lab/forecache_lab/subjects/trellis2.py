@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,9 @@ class Trellis2:
         """See :attr:`.generated.Generator.networks`."""
         return {str(stage_of(name)): each for name, each in self.pipe.models.items() if "flow_model" in name}
 
-    @property
-    def target(self) -> Any:
-        """See :attr:`.generated.Generator.target`."""
-        return self.pipe
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`.generated.Generator.attached`."""
+        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
 
     paired = True
 
@@ -102,7 +101,7 @@ class Trellis2:
         params = {} if steps is None else {"steps": steps}
         with ExitStack() as around:
             around.callback(look.remove)
-            handle = None if settings is None else around.enter_context(self.adapter.enabled(pipe, **settings))
+            handle = around.enter_context(self.attached(settings))
             for name in ("sparse_structure", "shape_slat", "tex_slat"):
                 watch = watched(made, lambda: self._calls, stages.__getitem__)
                 around.enter_context(replaced(getattr(pipe, f"{name}_sampler"), "sample", watch))
