@@ -67,6 +67,7 @@ def bench(
     """Run a generator over a folder of pictures with every method. Interrupted, the same command goes on."""
     try:
         from forecache_lab import bench as lab
+        from forecache_lab.report import ReportError
         from forecache_launch import LaunchError, read_seeds
     except ModuleNotFoundError as error:
         typer.echo(f"error: bench needs {error.name}: pip install '.[GENERATOR]' in forecache's checkout", err=True)
@@ -97,7 +98,7 @@ def bench(
             task = bar.add_task("", total=None)
             measured.run(lambda done, total, what: bar.update(task, completed=done, total=total, description=what))
         text = lab.write(measured)
-    except (lab.BenchError, LaunchError) as error:
+    except (lab.BenchError, LaunchError, ReportError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -5,9 +5,10 @@
 ``bench.md``, ``bench.json``, ``run.json`` and ``report.html``.
 """
 
+from .errors import BenchError
 from .methods import DEFAULT, Method, parse
 from .pictures import Folder, Picture, read_folder, write_samples
-from .run import Bench, BenchError
+from .run import Bench
 from .table import write
 
 __all__ = [

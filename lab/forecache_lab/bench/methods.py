@@ -108,7 +108,7 @@ def _own(text: str, options: Mapping[str, Any]) -> Method:
     basis = options.get("basis")
     return Method(
         OWN if basis is None else f"{OWN}-{basis}",
-        "its own rule" if basis is None else f"{basis}, its own schedule", {"own": True, **options},
+        "its own rule" if basis is None else f"{basis}, its own schedule", {OWN: True, **options},
     )  # fmt: skip
 
 

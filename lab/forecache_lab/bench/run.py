@@ -17,7 +17,7 @@ from ..run_folder import open_folder
 from ..subjects.generated import Generated, GenerationFailed, Generator, synchronise
 from . import results, scores
 from .errors import BenchError
-from .methods import UNCACHED, Method
+from .methods import OWN, UNCACHED, Method
 from .pictures import Folder, Picture
 from .results import Result
 
@@ -65,7 +65,8 @@ class Bench:
                 with self.generator.attached(method.settings):
                     pass
             except (ValueError, TypeError) as error:
-                raise BenchError(f"--method {method.label}: {error}") from None
+                why = "this generator has no rule of its own" if OWN in (method.settings or {}) else str(error)
+                raise BenchError(f"--method {method.label}: {why}") from None
 
     @property
     def rows(self) -> list[Method]:

@@ -192,8 +192,8 @@ def to_record(bench: Bench, found: Found) -> record.Record:
     for key, pairs in found.pairs.items():
         for pair in pairs:
             each = pair.result
-            more = {"values": pair.values, "trace": each.trace, "mesh": each.mesh}
-            runs.append(record.Run(labels[key], pair.name, each.calls, each.seconds, **more))
+            timed = (each.calls, each.seconds)
+            runs.append(record.Run(labels[key], pair.name, *timed, pair.values, each.trace, each.mesh))
     name = "from picture to object" if bench.steps is None else f"from picture to object, {bench.steps} steps"
     table = record.Table(name, scores.DRIFT, runs, scores.HIGHER, floors(found))
     text = " ".join([bench.generator.conditions + ".", *remarks(bench, found)])
@@ -215,8 +215,9 @@ def write(bench: Bench) -> str:
         "skipped": dict(bench.folder.skipped), "failed": list(found.failed),
         "rows": [_row(row, rows[row.key]) for row in bench.methods],
     }  # fmt: skip
-    for name, content in (("bench.md", text + "\n"), ("bench.json", json.dumps(body, indent=1))):
-        files.replace(bench.out / name, lambda partial, held=content: partial.write_text(held, encoding="utf-8"))
+    files.replace(bench.out / "bench.md", lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
+    held = json.dumps(body, indent=1)
+    files.replace(bench.out / "bench.json", lambda partial: partial.write_text(held, encoding="utf-8"))
     record.write(bench.out, to_record(bench, found))
     if any(found.pairs.values()):
         report.write(bench.out)
