@@ -15,7 +15,7 @@ from forecache.basis import Linear
 from forecache_adapters import hunyuan21 as adapter
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan21, solids
-from upstream_helpers import check_batch_items, import_as, relative
+from upstream_helpers import check_batch_items, check_objects_of_pictures, import_as, relative
 
 STEPS = 24
 PLANS = Path(hunyuan21.__file__).with_name("plans")
@@ -274,3 +274,9 @@ def test_uncached_meshes_are_the_solids_in_the_pictures(pipe):
         made = hunyuan21.to_distance(latent)[0] < 0
         overlaps.append(float((made & truth).sum() / (made | truth).sum()))
     assert np.median(overlaps) > 0.7, overlaps
+
+
+def test_objects_of_pictures(patched):
+    from forecache_lab.subjects.hunyuan21 import Hunyuan21
+
+    check_objects_of_pictures(Hunyuan21(patched), 8)
