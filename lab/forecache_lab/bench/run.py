@@ -104,8 +104,7 @@ class Bench:
                 continue
             image = picture.load()
             order = self._order(k, [UNCACHED, *(row for row in missing if row is not UNCACHED)])
-            repeated = self._warm_up([row for row in order if row.key not in warm], image, seed)
-            warm |= {row.key for row in order}
+            repeated = self._warm_up(order, warm, image, seed)
             made: dict[str, _Run] = {}
             for place, row in enumerate(order):
                 made[row.key] = self._measured(row, image, seed, place, made.get(UNCACHED.key))
@@ -126,20 +125,22 @@ class Bench:
         """Whether runs get the voxels of the uncached one."""
         return self.generator.paired and not self.end_to_end
 
-    def _warm_up(self, rows: Sequence[Method], image: Any, seed: int) -> float | None:
-        """What only first calls cost belongs to no row; and one noise must give one object. Returns the drift of the
-        uncached run to itself, if it was among ``rows``.
+    def _warm_up(self, rows: Sequence[Method], warm: set[str], image: Any, seed: int) -> float | None:
+        """Run what is not ``warm`` yet: what only first calls cost belongs to no row. One noise must give one object:
+        returns the drift of the uncached run to itself, if it was run.
         """
         first: Generated | None = None
         repeated = None
+        cold = [row for row in rows if row.key not in warm]
         try:
-            for row in sorted(rows, key=lambda row: row is not UNCACHED):
+            for row in sorted(cold, key=lambda row: row is not UNCACHED):
                 made = self._generate(row, image, seed, first)
                 if row is UNCACHED:
                     first = made
                     again = self._generate(row, image, seed, None)
                     repeated = max(scores.drifts(again, first).values(), default=float("inf"))
-        except GenerationFailed:  # the measured run says so
+                warm.add(row.key)
+        except GenerationFailed:  # the measured run says so, and the next picture warms up
             return repeated
         if repeated is not None and repeated > REPEATED:
             raise BenchError(f"two uncached runs with one noise differ by {repeated:.2g} of the latent: not comparable")
