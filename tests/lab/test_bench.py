@@ -284,11 +284,15 @@ def test_sample_pictures_are_what_the_reference_networks_saw(tmp_path):
         assert (seen - own).square().mean() < 0.1 * (seen - other).square().mean()
 
 
-def test_no_checkout_and_no_patch_are_errors_that_say_what_to_do(tmp_path):
+def test_no_checkout_and_no_weights_are_errors_that_say_what_to_do(tmp_path, capsys):
     with pytest.raises(bench.BenchError, match="forecache patch apply hunyuan2 DIR"):
         command.load("hunyuan2mini", tmp_path, None)
     with pytest.raises(bench.BenchError, match="only the small networks"):
         command.load("sam3d", tmp_path, "weights")
+    if not torch.cuda.is_available():
+        with pytest.raises(bench.BenchError, match="holds no hy3dshape"):
+            command.load("hunyuan21", tmp_path, "some/weights")
+        assert "left out: the real weights some/weights" in capsys.readouterr().out
 
 
 # --- signals --------------------------------------------------------------------------------------------------------
