@@ -213,6 +213,13 @@ def test_other_settings_are_refused_by_name(ran, images, tmp_path):
         make(images, tmp_path / "out").run(silent)
 
 
+def test_a_plan_for_another_grid_is_refused_before_anything_is_measured(images, tmp_path):
+    plan = Path(bench.__file__).parents[1] / "reference" / "plans" / "hunyuan21-11.json"
+    with pytest.raises(bench.BenchError, match=r"--method plan, hunyuan21-11: .*steps: plan 50, run 24"):
+        make(images, tmp_path, [f"plan={plan}"]).run(silent)
+    assert not files(tmp_path)
+
+
 def test_an_object_that_fails_is_named_and_the_others_go_on(images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     Image.new("RGB", (64, 64), "white").save(tmp_path / "images" / "aaa.png")

@@ -86,7 +86,8 @@ class Bench:
         place; where later stages need the voxels of the uncached run, that one always does.
 
         Raises:
-            BenchError: the folder has other settings; two uncached runs with one noise differ.
+            BenchError: the folder has other settings; two uncached runs with one noise differ; the generator refuses a
+                method.
         """
         try:
             open_folder(self.out, self.settings())
@@ -142,6 +143,8 @@ class Bench:
                 warm.add(row.key)
         except GenerationFailed:  # the measured run says so, and the next picture warms up
             return repeated
+        except ValueError as error:  # what only a run finds out, such as a plan for another grid
+            raise BenchError(f"--method {row.label}: {error}") from error
         if repeated is not None and repeated > REPEATED:
             raise BenchError(f"two uncached runs with one noise differ by {repeated:.2g} of the latent: not comparable")
         return repeated

@@ -163,11 +163,16 @@ def watched(made: Generated, counter: Callable[[], int], stage_of: Callable[[Any
 
 
 def kept(made: dict[str, torch.Tensor], name: str, given: Generated | None) -> Callable[[Any], Any]:
-    """Made for :func:`replaced`: what makes voxels; they are kept as ``made[name]``, and those given are returned."""
+    """Made for :func:`replaced`: what makes voxels; they are kept as ``made[name]``, and those given are returned.
+
+    What it returns raises :class:`GenerationFailed` where there are none.
+    """
 
     def wrap(make: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> torch.Tensor:
             made[name] = make(*args, **kwargs)
+            if not len(made[name]):
+                raise GenerationFailed("no voxel is occupied")
             return made[name] if given is None else given.voxels[name]
 
         return run
