@@ -59,7 +59,9 @@ def bench(
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="Later stages on their own voxels, not on the uncached run's.")
     ] = False,
-    shown: Annotated[int, typer.Option(min=0, help="Pictures that keep meshes and steps for the page.")] = 24,
+    shown: Annotated[
+        int, typer.Option(min=0, help="Pictures on the page with meshes and steps (the first seed).")
+    ] = 12,
     sample_images: Annotated[
         Path | None, typer.Option(help="Write pictures to try it with into this folder, and nothing else.")
     ] = None,
@@ -67,7 +69,7 @@ def bench(
     """Run a generator over a folder of pictures with every method. Interrupted, the same command goes on."""
     try:
         from forecache_lab import bench as lab
-        from forecache_lab.report import ReportError
+        from forecache_lab import report
         from forecache_launch import LaunchError, read_seeds
     except ModuleNotFoundError as error:
         typer.echo(f"error: bench needs {error.name}: pip install '.[GENERATOR]' in forecache's checkout", err=True)
@@ -98,13 +100,18 @@ def bench(
             task = bar.add_task("", total=None)
             measured.run(lambda done, total, what: bar.update(task, completed=done, total=total, description=what))
         text = lab.write(measured)
-    except (lab.BenchError, LaunchError, ReportError) as error:
+    except (lab.BenchError, LaunchError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command makes what is missing", err=True)
         raise typer.Exit(130) from None
-    say(f"\n{text}\n\nwritten to {out}: bench.md, bench.json, run.json, report.html")
+    say(f"\n{text}\n\nwritten to {out}: bench.md, bench.json, run.json")
+    try:
+        say(f"wrote {report.write(out)}")
+    except report.ReportError as error:
+        typer.echo(f"error: {error}; the same command with a smaller --shown makes the page again", err=True)
+        raise typer.Exit(1) from None
 
 
 def load(name: str, checkout: Path, weights: str | None) -> Generator:

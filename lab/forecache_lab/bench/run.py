@@ -22,7 +22,7 @@ from .pictures import Folder, Picture
 from .results import Result
 
 REPEATED = 1e-2  # latent drift of an uncached run to itself, above which nothing is paired
-SHOWN = 24  # pictures whose meshes and steps are kept for the page
+SHOWN = 12  # pictures whose meshes and steps are kept for the page
 
 Progress = Callable[[int, int, str], None]  #: results that are there, of how many, what was made last
 
@@ -47,7 +47,7 @@ class Bench:
         folder: of the pictures. seeds: of the noise, for every picture. out: the run folder.
         steps: of every stage; ``None``: the generator's own number.
         end_to_end: later stages run on the voxels of their own run, and not on those of the uncached one.
-        shown: how many pictures keep meshes and steps for the page.
+        shown: how many pictures have meshes and steps, of the first seed, on the page.
     """
 
     generator: Generator
@@ -110,11 +110,15 @@ class Bench:
             for place, row in enumerate(order):
                 made[row.key] = self._measured(row, image, seed, place, made.get(UNCACHED.key))
                 progress(done, total, f"{picture.name}, {row.label}")
-            show = k // len(self.seeds) < self.shown
+            show = self.shows(picture, seed)
             for row in (row for row in self.rows if row in missing):
                 results.save(self.out, self._result(picture, seed, made[row.key], made[UNCACHED.key], show, repeated))
                 done += 1
             progress(done, total, picture.name)
+
+    def shows(self, picture: Picture, seed: int) -> bool:
+        """Whether this object is on the page with its meshes and steps."""
+        return seed == self.seeds[0] and picture in self.folder.pictures[: self.shown]
 
     def _order(self, k: int, rows: list[Method]) -> list[Method]:
         first, rest = (rows[:1], rows[1:]) if self._given else ([], rows)

@@ -11,7 +11,7 @@ import numpy as np
 
 from forecache import files
 
-from .. import record, report
+from .. import record
 from ..report.page import number
 from ..report.statistics import Summary, summarise
 from . import scores
@@ -58,19 +58,23 @@ class Found:
 
     Attributes:
         pairs: by method, without those that failed. uncached: by object. failed: reasons.
+        shown: names of the objects that the page shows.
     """
 
     pairs: Mapping[str, list[Pair]]
     uncached: Sequence[tuple[str, Result]]
     failed: Sequence[str]
+    shown: Sequence[str]
 
 
 def gather(bench: Bench) -> Found:
     """Results with their partners; an object without an uncached run is left out."""
     pairs: dict[str, list[Pair]] = {row.key: [] for row in bench.methods}
-    uncached, failed = [], []
+    uncached, failed, shown = [], [], []
     for picture, seed, there in bench.found():
         name = picture.name if len(bench.seeds) == 1 else f"{picture.name}, seed {seed}"
+        if bench.shows(picture, seed):
+            shown.append(name)
         failed += [f"{name}, {key}: {each.failed}" for key, each in there.items() if each.failed is not None]
         reference = there.get(UNCACHED.key)
         if reference is None or reference.failed is not None:
@@ -79,7 +83,7 @@ def gather(bench: Bench) -> Found:
         for row in bench.methods:
             if row.key in there and there[row.key].failed is None:
                 pairs[row.key].append(Pair(name, there[row.key], reference))
-    return Found(pairs, uncached, failed)
+    return Found(pairs, uncached, failed, shown)
 
 
 def by_object(each: Sequence[tuple[str, float]]) -> list[float]:
@@ -186,14 +190,15 @@ def remarks(bench: Bench, found: Found) -> list[str]:
 def to_record(bench: Bench, found: Found) -> record.Record:
     """For the page."""
     labels = {row.key: row.label for row in bench.rows}
-    runs = [
-        record.Run(record.UNCACHED, name, each.calls, each.seconds, mesh=each.mesh) for name, each in found.uncached
+
+    def run(method: str, name: str, each: Result, values: Mapping[str, float]) -> record.Run:
+        trace, mesh = (each.trace, each.mesh) if name in found.shown else ({}, None)
+        return record.Run(method, name, each.calls, each.seconds, values, trace, mesh)
+
+    runs = [run(record.UNCACHED, name, each, {}) for name, each in found.uncached]
+    runs += [
+        run(labels[key], each.name, each.result, each.values) for key, pairs in found.pairs.items() for each in pairs
     ]
-    for key, pairs in found.pairs.items():
-        for pair in pairs:
-            each = pair.result
-            timed = (each.calls, each.seconds)
-            runs.append(record.Run(labels[key], pair.name, *timed, pair.values, each.trace, each.mesh))
     name = "from picture to object" if bench.steps is None else f"from picture to object, {bench.steps} steps"
     table = record.Table(name, scores.DRIFT, runs, scores.HIGHER, floors(found))
     text = " ".join([bench.generator.conditions + ".", *remarks(bench, found)])
@@ -201,9 +206,7 @@ def to_record(bench: Bench, found: Found) -> record.Record:
 
 
 def write(bench: Bench) -> str:
-    """Write ``bench.md``, ``bench.json``, ``run.json`` and, if a method has results, ``report.html``; returns the text
-    of the first.
-    """
+    """Write ``bench.md``, ``bench.json`` and ``run.json``, which the page is made of; returns the text of the first."""
     found = gather(bench)
     rows = summaries(found)
     lines = [f"{bench.generator.title}: {bench.generator.conditions}.", "", *remarks(bench, found)]
@@ -219,8 +222,6 @@ def write(bench: Bench) -> str:
     held = json.dumps(body, indent=1)
     files.replace(bench.out / "bench.json", lambda partial: partial.write_text(held, encoding="utf-8"))
     record.write(bench.out, to_record(bench, found))
-    if any(found.pairs.values()):
-        report.write(bench.out)
     return text
 
 
