@@ -142,6 +142,26 @@ def test_every_method_takes_every_place(ran):
     assert {places[key, place] for key in keys for place in range(4)} == {3}, "12 pictures and seeds, 4 places"
 
 
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_later_stages_get_the_voxels_of_the_uncached_run(images, tmp_path, end_to_end):
+    class Staged(bench_toy.Toy):
+        paired = True
+
+        def generate(self, picture, seed, settings=None, steps=None, given=None):
+            handed.append((settings is None and steps is None, given is not None))
+            return super().generate(picture, seed, settings, steps)
+
+    handed: list[tuple[bool, bool]] = []
+    made = make(images, tmp_path, METHODS[:2], toy=Staged(), end_to_end=end_to_end, limit=3)
+    made.run(silent)
+    assert {given for uncached, given in handed if uncached} == {False}
+    assert {given for uncached, given in handed if not uncached} == {not end_to_end}
+    first = {results.load(path).place for path in (tmp_path / "results").rglob("uncached.json")}
+    assert first == ({0, 1, 2} if end_to_end else {0})
+    own = "their own run" if end_to_end else "the uncached run"
+    assert f"Later stages ran on the voxels of {own}." in bench.write(made)
+
+
 def test_warm_up_runs_are_made_once_and_not_counted(ran):
     made, _, asked = ran
     counted = len(made.rows) * 6 * 2
