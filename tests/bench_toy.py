@@ -5,6 +5,7 @@ A step moves x towards a point that its picture gives, and turns it: a smooth ve
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -72,6 +73,7 @@ if __name__ == "__main__":
     from forecache_cli import bench
     from forecache_cli.main import app
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal: jobs in the background ignore it
     for name, value in QUICK.items():
         setattr(geometry, name, value)
     bench.load = lambda *given: Toy(0.05, lambda what: print("ready", flush=True))
