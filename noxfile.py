@@ -41,6 +41,14 @@ HUBS = {
 }
 
 
+# The version of constraints.txt is that of a CUDA build on the public index and of a CPU build elsewhere.
+CUDA = (
+    "import sys, torch; "
+    "sys.exit(None if torch.cuda.is_available() else f'torch {torch.__version__} finds no CUDA device: install a build "
+    "for this driver (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), or run python -m benchmarks.gpu with the torch you have')"
+)
+
+
 def install(session: nox.Session, extras: str) -> None:
     """This checkout with ``extras``, at the versions of constraints.txt."""
     # unconstrained, the index offers torch with several GB of CUDA libraries; the pin admits a CPU build on disk
@@ -181,7 +189,10 @@ def lint(session: nox.Session) -> None:
         "forecache_lab",
         "forecache_launch",
         "forecache_cli",
+        "docs.examples",
+        "forecache_docs",
         "benchmarks.dit_imagenet",
+        "benchmarks.gpu",
     )
     session.run("mypy", *(word for package in packages for word in ("-p", package)))
 
@@ -217,6 +228,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, warnings as errors: out/docs/index.html. -- ARGUMENTS go to sphinx-build."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", str(Path("out", "docs")), *session.posargs)
+
+
+@nox.session
 def plans_hunyuan21(session: nox.Session) -> None:
     """Calibrate plans for the reference network and print drift against calls. -- --calls 9 11 15 --out DIR"""
     on_hunyuan21(session, "hunyuan21", "plans", "--out", str(Path("out", "plans_hunyuan21")))
@@ -241,6 +259,26 @@ def dit_imagenet(session: nox.Session) -> None:
     session.run(*command, "plan", "--out", str(out / "plans"), "--steps", "20", *budgets)
     plans = [argument for k in calls for argument in ("--plan", str(out / "plans" / f"plan-{k}.json"))]
     session.run(*command, "run", "--out", str(out / "toy"), "--steps", "20", *budgets, *plans)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """On a CUDA device: figures for benchmarks/results, then tests of their targets. -- --case NAME --repeats N"""
+    if shutil.which("nvidia-smi") is None and shutil.which("rocm-smi") is None:
+        session.skip("no CUDA device: neither nvidia-smi nor rocm-smi is there")
+    install(session, "hunyuan21,trellis,diffusers")
+    session.install("-c", "constraints.txt", "pytest")
+    session.run("python", "-c", CUDA)
+    environment = {}
+    for upstream in ("hunyuan21", "trellis"):
+        try:
+            environment[f"FORECACHE_{upstream.upper()}"] = str(prepared(session, "auto", upstream).resolve())
+        except nox.command.CommandFailed:
+            session.warn(f"{upstream} was left out (the reason stands above): a plain transformer stands in for it")
+    command = ("python", "-m", "benchmarks.gpu", "--device", "cuda", "--out", str(Path("benchmarks", "results")))
+    session.run(*command, *session.posargs, env=environment)
+    folder = str(Path("tests", "gpu"))  # tests/conftest.py needs the packages of the other tests
+    session.run("pytest", "-m", "gpu", "--confcutdir", folder, folder, env=environment)
 
 
 @nox.session

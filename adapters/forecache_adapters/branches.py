@@ -22,7 +22,8 @@ class StageTrace:
     """What happened in one run of a stage.
 
     Attributes:
-        calls: network calls by branch. branches: their traces; with a plan there is one, ``"plan"``.
+        calls: network calls by branch.
+        branches: their traces; with a plan there is one, ``"plan"``.
         notes: why the cache stayed off, if it did.
         saved: unconditional calls that adaptive guidance left out at computed steps.
     """
@@ -75,6 +76,7 @@ class Apart:
         settings: of the stage. times: the N + 1 grid times. traces: filled, by branch.
         follow: the branches that guidance subtracts from ``cond``, or adds to it.
         label: added to the names in ``traces``, where several servers fill one.
+        total: steps that move, of a run of which ``times`` is a part: a budget of calls is shared out in proportion.
     """
 
     def __init__(
@@ -84,9 +86,11 @@ class Apart:
         traces: dict[str, Trace],
         follow: Collection[str] = ("uncond",),
         label: str = "",
+        total: int | None = None,
     ) -> None:
         self.settings, self.times, self.traces = settings, times, traces
         self.moving = schedule.effective_steps(times)  # a step with dt = 0 is never computed
+        self.total = len(self.moving) if total is None else total
         self.follow, self.label = follow, label
         self.histories: dict[str, Forecaster] = {}
         self.first: dict[str, int] = {}
@@ -113,7 +117,7 @@ class Apart:
         return cache.forecast(self.i)
 
     def _schedule(self, name: str) -> frozenset[int]:
-        first, total = self.first[name], len(self.moving)
+        first, total = self.first[name], self.total
         if name not in self.follow:
             own = set(range(first, len(self.times) - 1, self.i - first))
             return self.settings.computed([i for i in self.moving if i in own], total)

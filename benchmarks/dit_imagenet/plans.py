@@ -110,7 +110,7 @@ def make(
         ValueError: an argument out of its range, another scheduler, a folder with other recordings.
     """
     sampler = Guided(model, steps, guidance)
-    key = adapter.key(model.pipe, guidance)
+    key = adapter.key(model.pipe, guidance_scale=guidance)
     calibration = Calibration(
         sampler.run, times=sampler.times, seeds=seeds, made_for=key | {"steps": steps},
         folder=folder, progress=progress,

@@ -225,7 +225,8 @@ class Calibration:
         """A plan of exactly ``calls`` network calls.
 
         Raises:
-            ValueError: ``calls`` out of range. RuntimeError: as the class.
+            ValueError: ``calls`` out of range.
+            RuntimeError: as the class.
         """
         least = len({self.effective[0], self.effective[-1], *self.edges})
         if not least <= calls <= len(self.effective):

@@ -18,7 +18,7 @@ from .groups import Group, Groups
 from .plan import Plan
 from .planned import Planned, Planner
 from .snapshots import MAX_HISTORY
-from .streams import Guided, Stream
+from .streams import Guided, Stream, products
 from .trace import Step, Trace
 
 FEW = 5  # calls up to which plain Euler with as many steps may do as well as "auto" (docs/frontier.md)
@@ -38,13 +38,15 @@ class Forecaster:
         basis: "auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", "exponential", or an object with
             ``weights(times, target, gram)``. "auto" (:class:`forecache.basis.Auto`): Lagrange in true
             time, cautious or bold as the run's own snapshots allow, on a schedule that is dense at both ends.
-        times: the N + 1 times (t or sigma) that the sampler visits, in order. steps: short for ``range(N + 1)``.
+        times: the N + 1 times (t or sigma) that the sampler visits, in order.
+        steps: short for ``range(N + 1)``.
         interval, warmup, end: HiCache's schedule (compute the first ``warmup`` steps, every ``interval``-th, and all
             from ``end`` on). With "auto" they set the budget only.
         calls: an exact number of network calls, spread evenly ("auto": denser at both ends); instead of ``interval``.
         computed: the computed steps themselves; instead of both.
-        plan: a :class:`Plan` or its file; instead of all. strict: refuse a plan that was made for something else.
-            False: warn, and serve the calibration-free ``basis`` with as many calls instead.
+        plan: a :class:`Plan` or its file; instead of all.
+        strict: refuse a plan that was made for something else. False: warn, and serve the
+            calibration-free ``basis`` with as many calls instead.
         edges: first steps after an edge of a guidance interval or a stage, where a combined velocity jumps: they are
             computed and start a new history, so nothing is extrapolated across (the value may change its structure).
         history: snapshots kept per stream, at most 8.
@@ -61,7 +63,8 @@ class Forecaster:
 
     Raises:
         ValueError: an argument out of its range or in conflict with another; a plan made for something else.
-        TypeError: an argument of another kind. OSError: a plan's file that cannot be read.
+        TypeError: an argument of another kind.
+        OSError: a plan's file that cannot be read.
         RuntimeError: by every method, where another of the same object is at work, in another thread or around this one
             (a ``compute`` that asks the cache it is asked by).
     """
@@ -241,7 +244,7 @@ class Forecaster:
             self._planner.check_state(i, state, leaves)
         known = {} if fresh else self._streams
         streams = {name: known.get(name) or self._stream(name) for name in leaves}
-        rows = {name: streams[name].snapshots.products(leaf, name) for name, leaf in leaves.items()}
+        rows = products(streams, leaves)
         audits = {name: streams[name].audit(i, self.times[i], rows[name]) for name in leaves}
         error = {name: float(audit.error.max()) for name, audit in audits.items() if audit is not None}
         skill = {name: float(audit.skill.max()) for name, audit in audits.items() if audit is not None}
@@ -270,8 +273,10 @@ class Forecaster:
         """The forecast of step ``i``. ``state``: see :meth:`step`.
 
         Raises:
-            RuntimeError: nothing was computed yet. ValueError: steps out of order; a plan that needs the state and did
-                not get it, or one of another form. Nothing of the run's state changes then.
+            RuntimeError: nothing was computed yet.
+            ValueError: steps out of order; a plan that needs the state and did not get it, or one of another form.
+
+        Nothing of the run's state changes then.
         """
         i = self._check(i)
         with self._alone(f"forecast of step {i}"):

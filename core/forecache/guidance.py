@@ -10,7 +10,7 @@ from . import tree
 from .basis import Linear, Rule
 from .schedule import effective_steps
 from .snapshots import Snapshots
-from .streams import Stream
+from .streams import Stream, products
 
 
 class AdaptiveGuidance:
@@ -32,13 +32,17 @@ class AdaptiveGuidance:
             u = guidance.uncond(i, c)
 
     Args:
-        times: the N + 1 grid times. scale: ``s`` in ``v = c + s (c - u)``.
-        tolerance: of the error test. cosine: threshold of the published test, replaces the error test.
+        times: the N + 1 grid times.
+        scale: ``s`` in ``v = c + s (c - u)``.
+        tolerance: of the error test.
+        cosine: threshold of the published test, replaces the error test.
         batch_dim: axis of independent items; all must pass.
-        rule: forecasts ``d``; by default a straight line through the last two. history: snapshots of ``d`` kept.
+        rule: forecasts ``d``; by default a straight line through the last two.
+        history: snapshots of ``d`` kept.
 
     Raises:
-        ValueError: an argument out of range. RuntimeError: :meth:`uncond` before two full steps.
+        ValueError: an argument out of range.
+        RuntimeError: :meth:`uncond` before two full steps.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class AdaptiveGuidance:
             raise ValueError(f"cond changed its leaves: {list(self._streams)} before, {list(conds)} now; call reset()")
         streams = self._streams or {name: Stream(self.rule, self.history, self.batch_dim, None) for name in conds}
         differences = {name: c - unconds[name] for name, c in conds.items()}
-        rows = {name: streams[name].snapshots.products(d, name) for name, d in differences.items()}
+        rows = products(streams, differences)
         worst, lowest, s = 0.0, 1.0, self.scale
         for name, c in conds.items():
             row = rows[name]

@@ -147,7 +147,8 @@ class Plan:
         """Read a plan.
 
         Raises:
-            ValueError: not a plan, another version, or contents that a plan cannot have. OSError: unreadable.
+            ValueError: not a plan, another version, or contents that a plan cannot have.
+            OSError: unreadable.
         """
         try:
             text = Path(path).read_bytes()

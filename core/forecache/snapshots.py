@@ -31,6 +31,11 @@ def products(window: torch.Tensor, value: torch.Tensor) -> Array:
         small differences between snapshots must survive the subtraction of large entries; chunked, so that no float64
         copy of the window is made; one device-to-host copy.
     """
+    return read([queued(window, value)])[0]
+
+
+def queued(window: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """What :func:`products` reads, still on the device: ``[items, chunks, n + 1]``."""
     exact = torch.float32 if value.device.type == "mps" else torch.float64
     (items, n, d), parts = window.shape, []
     wide = min(d, chunk(value.device))
@@ -42,13 +47,29 @@ def products(window: torch.Tensor, value: torch.Tensor) -> Array:
                 part[:n] = old[:, start : start + wide]
                 part[n] = new[start : start + wide]
                 parts.append(torch.mv(part, part[n]))
-        rows: Array = torch.stack(parts).cpu().double().reshape(items, -1, n + 1).sum(1).numpy()
-    return rows
+        return torch.stack(parts).view(items, -1, n + 1)
+
+
+def read(sums: Sequence[torch.Tensor]) -> list[Array]:
+    """:func:`products` of each of what :func:`queued` made; a host waits for a GPU once, for all of them."""
+    if len({each.device for each in sums}) > 1:
+        return [read([each])[0] for each in sums]
+    with torch.no_grad():
+        flat = sums[0].flatten() if len(sums) == 1 else torch.cat([each.flatten() for each in sums])
+        parts = torch.split(flat.cpu().double(), [each.numel() for each in sums])
+    return [part.view(each.shape).sum(1).numpy() for part, each in zip(parts, sums, strict=True)]
 
 
 def gram_matrix(rows: torch.Tensor) -> Array:
     """Dot products ``[n, n]`` of the vectors ``rows [n, d]``, as :func:`products` forms them."""
     return np.stack([products(rows[None], each[None])[0, :-1] for each in rows])
+
+
+def sent(numbers: Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """``numbers`` on ``device``. To a GPU from pinned memory: a copy from any other waits until its queue is empty."""
+    if device.type != "cuda":
+        return torch.tensor(numbers, dtype=dtype, device=device)
+    return torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=True).to(device, non_blocking=True)
 
 
 def chunk(device: torch.device) -> int:
@@ -126,15 +147,19 @@ class Snapshots:
             if was != now:
                 raise ValueError(f"{name} changed its {what} within a run: {was} before, {now} now; call reset() first")
 
-    def products(self, value: torch.Tensor, name: str = "value") -> Array:
+    def queued(self, value: torch.Tensor, name: str = "value") -> torch.Tensor:
+        """What :meth:`products` reads, for :func:`read` to read that of several streams at once."""
+        rows = self._rows(value, name)
+        return queued(rows[:, None, :][:, :0] if self._buffer is None else self._buffer, rows)
+
+    def products(self, value: torch.Tensor, name: str = "value", known: Array | None = None) -> Array:
         """Dot products ``[items, n + 1]`` of an arriving value with the window (oldest first) and with itself.
 
         NaN and infinity show up in the product of the value with itself, so a finite value costs no pass of its own.
+        ``known``: what was read of :meth:`queued`, if it was.
         """
-        rows = self._rows(value, name)
-        window = rows[:, None, :][:, :0] if self._buffer is None else self._buffer
-        row = products(window, rows)[:, [*self._slots, -1]]
-        if not np.isfinite(row).all() and not bool(torch.isfinite(rows).all()):
+        row = (read([self.queued(value, name)])[0] if known is None else known)[:, [*self._slots, -1]]
+        if not np.isfinite(row).all() and not bool(torch.isfinite(value.detach()).all()):
             raise ValueError(f"{name} holds NaN or infinity")
         return row
 
@@ -177,7 +202,7 @@ class Snapshots:
         if self._buffer is None or self._like is None:
             raise RuntimeError("combine: no snapshot yet; observe a computed value first")
         shape, dtype, device = self._like
-        each = torch.tensor(self._ring(weights), dtype=self._exact, device=device)
+        each = sent(self._ring(weights), self._exact, device)
         out = torch.empty((self.items, self._buffer.shape[2]), dtype=dtype, device=device)
         for row, window, w in zip(out.unbind(), self._windows, each.unbind(), strict=True):
             if dtype == self._exact:

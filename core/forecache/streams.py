@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 
 from .basis import Rule
 from .basis.guard import Served, serve
-from .snapshots import Array, Snapshots, residual
+from .snapshots import Array, Snapshots, read, residual
 
 TINY = 1e-100  # denominator of a zero value: the ratio is huge and finite
 ROUNDOFF = 1e-7  # of the norm: residuals below it are noise of the Gram matrix, and reuse is exact
@@ -31,6 +32,15 @@ class Audit:
     skill: Array  #: the error divided by that of reuse; below 1 the rule earns its place
 
 
+def products(streams: Mapping[str, Stream], values: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """:meth:`Snapshots.products` of the value of each stream. The host waits for the device once, not for each."""
+    known = read([streams[name].snapshots.queued(value, name) for name, value in values.items()])
+    return {
+        name: streams[name].snapshots.products(value, name, row)
+        for (name, value), row in zip(values.items(), known, strict=True)
+    }
+
+
 class Stream:
     """Snapshots of one tensor, its rule, and both clocks (the sampler's time, the step index)."""
 
@@ -41,9 +51,20 @@ class Stream:
         self._times, self._steps = np.zeros(0), np.zeros(0)  # of the window, as time and as step index
 
     def _served(self, index: int, time: float) -> list[Served]:
-        """Weights per item; one entry serves all items if the rule does not look at the Gram matrix."""
-        grams = self.snapshots.gram if self.rule.uses_gram else self.snapshots.gram[:1]
-        return [serve(self.rule, self._times, time, gram, self.guard, (self._steps, float(index))) for gram in grams]
+        """Weights per item; one entry serves all items if the rule does not look at the Gram matrix.
+
+        Where it only chooses by it, items with the same choice are served together.
+        """
+        served: list[Served] = []
+        shared: dict[int, Served] = {}  # by the choice, an object of the rule that makes it
+        for gram in self.snapshots.gram if self.rule.uses_gram else self.snapshots.gram[:1]:
+            rule = self.rule.chosen(self._times, gram)
+            if (each := shared.get(id(rule))) is None:
+                each = serve(rule, self._times, time, gram, self.guard, (self._steps, float(index)))
+                if not rule.uses_gram:
+                    shared[id(rule)] = each
+            served.append(each)
+        return served
 
     def push(self, index: int, time: float, value: torch.Tensor, row: Array) -> None:
         """Take a computed value as the newest snapshot; ``row`` is ``snapshots.products(value)``."""

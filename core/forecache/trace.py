@@ -13,10 +13,11 @@ class Step:
 
     Attributes:
         kind: "computed", "forecast", or "still" (dt = 0: the newest value is handed back and moves nothing).
-        rules: rule used per stream; on a computed step, what corrected it, if anything did. fallbacks: reasons per
-            stream, where a better rule was passed over.
+        rules: rule used per stream; on a computed step, what corrected it, if anything did.
+        fallbacks: reasons per stream, where a better rule was passed over.
         forward_error: per stream, on computed steps: the largest over the items of ``||v - v_hat|| / ||v||`` for the
-            forecast that the window would have made here. skill: the same divided by the error of reuse.
+            forecast that the window would have made here.
+        skill: the same divided by the error of reuse.
     """
 
     index: int

@@ -19,8 +19,8 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from core_helpers import NAMES, mixture_velocity
-from forecache import Forecaster, Guided, Plan, Weights
-from forecache.basis import Auto, Linear, Rule
+from forecache import Forecaster, Guided, Plan, Weights, streams
+from forecache.basis import Auto, Linear, Rule, dmd
 
 GRID = [1 - (i / 20) ** 1.3 for i in range(21)]  # uneven, falling
 Tensor = torch.Tensor
@@ -623,6 +623,50 @@ def test_state_is_at_most_the_history(basis: str, history: int) -> None:
     cache = Forecaster(basis, times=GRID, interval=3, warmup=4, history=history)
     values(cache, lambda t: smooth(t, shape=(2, 1000)))
     assert cache.nbytes <= history * 2 * 1000 * 8
+
+
+def many(t: float) -> Tensor:
+    """A hundred items in two branches of one tensor: smooth ones and scattered ones by turns."""
+    scatter = torch.randn(100, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(round(1e4 * t)))
+    return smooth(t, shape=(100, 8)) + 0.3 * scatter * (torch.arange(100) % 2)[:, None]
+
+
+def test_a_large_batch_is_fitted_once_between_computed_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[int] = []
+    fit = dmd.propagator
+    monkeypatch.setattr(dmd, "propagator", lambda gram, *rest: fits.append(len(gram)) or fit(gram, *rest))
+
+    def counts(both: bool) -> list[int]:
+        fits.clear()
+        each = []
+        cache = Forecaster("dmd", steps=24, computed=[*range(7), 14, 23])
+        for i in range(10):
+            cache.step(i, lambda i=i: Guided(many(0.1 * i), many(9 - 0.1 * i)) if both else many(0.2 * i))
+            each.append(len(fits))
+        return each
+
+    for both in (False, True):
+        computed, first, *others = counts(both)[6:]
+        assert first - computed == (200 if both else 100) and set(others) == {first}
+    monkeypatch.setattr(dmd, "plain_fit", dmd.plain_fit.__wrapped__)  # control: nothing is remembered
+    monkeypatch.setattr(dmd, "difference_fit", dmd.difference_fit.__wrapped__)
+    computed, first, *others = counts(False)[6:]
+    assert others == [first + 100, first + 200]
+
+
+def test_items_with_the_same_choice_are_served_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Rule] = []
+    serve = streams.serve
+    monkeypatch.setattr(streams, "serve", lambda rule, *rest: asked.append(rule) or serve(rule, *rest))
+    cache, alone = (Forecaster("auto", steps=24, computed=[*range(7), 14, 23]) for _ in range(2))
+    for i in range(7):
+        cache.observe(i, many(0.1 * i))
+        alone.observe(i, many(0.1 * i)[:2])
+    asked.clear()
+    together = cache.forecast(7)
+    assert {rule.name for rule in asked} == {"linear2 x 0.7", "linear3"} and len(asked) == 2
+    assert torch.equal(together[:2], alone.forecast(7))
+    assert len({tuple(item.weights) for item in next(iter(cache._streams.values()))._served(7, 7.0)}) == 2  # control
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

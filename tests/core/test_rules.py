@@ -375,7 +375,9 @@ def test_auto_is_exact_on_a_cubic_once_it_is_bold() -> None:
 def test_forward_error_is_the_miss_of_the_newest_snapshot() -> None:
     v, rule = scattered(0.1), Linear(2)
     w = serve(rule, TIMES[:-1], TIMES[-1], gram(v[:-1])).weights
-    assert forward_error(rule, TIMES, gram(v)) == pytest.approx(np.linalg.norm(v[-1] - w @ v[:-1]), rel=1e-9)
+    assert forward_error(rule, tuple(TIMES.tolist()), gram(v)) == pytest.approx(
+        np.linalg.norm(v[-1] - w @ v[:-1]), rel=1e-9
+    )
 
 
 def test_auto_is_kept_on_its_rules_guards() -> None:

@@ -99,6 +99,16 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(parts.combine(w), whole.combine(w))
 
 
+def test_streams_read_together_are_each_what_they_are_alone() -> None:
+    """Of other sizes, numbers of chunks, items, dtypes and windows."""
+    values = [torch.randn(shape).to(dtype) for shape, dtype in (((1, 9), torch.float32), ((2, 70_000), torch.bfloat16))]
+    windows = [filled([value * j for j in range(1, n)]) for n, value in zip((5, 3), values, strict=True)]
+    together = snapshots.read([window.queued(value) for window, value in zip(windows, values, strict=True)])
+    for window, value, row in zip(windows, values, together, strict=True):
+        assert np.array_equal(window.products(value, known=row), window.products(value))
+    assert together[0].shape == (1, 5) and together[1].shape == (2, 5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_dtype_is_kept_and_weights_are_not_rounded(dtype: torch.dtype) -> None:
     value = (torch.randn(2, 333) + 3).to(dtype)

@@ -1,4 +1,4 @@
-"""A signal during ``patch apply`` or ``calibrate`` leaves the old state or the new one, and no unfinished file."""
+"""A signal while files are written (`patch apply`, `calibrate`) leaves them old or new, and no unfinished one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from forecache import Plan
+from forecache import Plan, files
 from forecache_cli.main import app
 from forecache_patches import writing
 
@@ -48,6 +48,22 @@ def toy():
     return {"run": run, "times": GRID, "probes": 0}
 """
 
+REPLACE = """
+import signal, sys, time
+from pathlib import Path
+from forecache import files
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+def write(partial):  # half of it, time for a signal, the rest
+    with partial.open("wb") as file:
+        file.write(b"ne")
+        file.flush()
+        print("ready", flush=True)
+        time.sleep(60)
+        file.write(b"w\\n")
+path = Path(sys.argv[1])
+write(path) if sys.argv[2] == "bare" else files.replace(path, write)
+"""
+
 
 def broken_off(command: list[str], number: int, after: float) -> int:
     """Exit status of ``command``, sent ``number`` so long after it said that it is ready."""
@@ -61,7 +77,7 @@ def broken_off(command: list[str], number: int, after: float) -> int:
     return process.wait(60)
 
 
-def files(folder: Path) -> None:
+def old_files(folder: Path) -> None:
     for name in NAMES:
         (folder / name).write_bytes(OLD)
 
@@ -69,7 +85,7 @@ def files(folder: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_files_are_all_old_or_all_new(tmp_path: Path, number: int) -> None:
     for k in range(8):
-        files(tmp_path)
+        old_files(tmp_path)
         status = broken_off(["-c", WRITE, str(tmp_path), "guarded"], number, 0.008 * k)
         assert {file.name for file in tmp_path.iterdir()} == set(NAMES), "no unfinished file"
         assert len({(tmp_path / name).read_bytes() for name in NAMES}) == 1  # guard: writing.signals_wait
@@ -77,11 +93,37 @@ def test_files_are_all_old_or_all_new(tmp_path: Path, number: int) -> None:
 
 
 def test_without_that_guard_a_signal_leaves_a_mixture(tmp_path: Path) -> None:
-    files(tmp_path)
+    old_files(tmp_path)
     broken_off(["-c", WRITE, str(tmp_path), "bare"], signal.SIGTERM, 0.03)
     assert {file.name for file in tmp_path.iterdir()} != set(NAMES) or len(
         {(tmp_path / n).read_bytes() for n in NAMES}
     ) > 1
+
+
+@pytest.mark.parametrize(
+    ("number", "how", "content"),
+    [(signal.SIGINT, "guarded", OLD), (signal.SIGKILL, "guarded", OLD), (signal.SIGKILL, "bare", b"ne")],
+)
+def test_a_file_is_not_half_written(tmp_path: Path, number: int, how: str, content: bytes) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(OLD)
+    broken_off(["-c", REPLACE, str(file), how], number, 0)
+    assert file.read_bytes() == content  # guard: files.replace; without it ("bare"), half
+    if number != signal.SIGKILL:  # which no program can tidy up after
+        assert list(tmp_path.iterdir()) == [file], "no unfinished file"
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(OLD)
+
+    def full(partial: Path) -> None:
+        partial.write_bytes(b"ne")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        files.replace(file, full)
+    assert file.read_bytes() == OLD and list(tmp_path.iterdir()) == [file]
 
 
 @pytest.fixture

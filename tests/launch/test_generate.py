@@ -421,7 +421,7 @@ def test_a_plan(tmp_path, few):
         with adapter.enabled(pipe, cache=cache):
             return tiny.run(pipe, (seed,), steps=9)
 
-    made_for = adapter.key(pipe, pipe.guidance_scale)
+    made_for = adapter.key(pipe)
     calibrate(run, times=times, calls=5, seeds=range(2), made_for=made_for).save(tmp_path / "plan.json")
     command = ("--model", "tiny:flux2", "--prompts", few, "--plan", tmp_path / "plan.json", "--steps", 9)
     assert generate(*command, "--out", tmp_path / "run")[0] == 0

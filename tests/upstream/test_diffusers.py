@@ -18,10 +18,13 @@ pytest.importorskip("transformers", reason="needs the extra `diffusers`: its pip
 
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading  # noqa: E402
 
-from forecache import Forecaster, calibrate  # noqa: E402
+import device_standin  # noqa: E402
+from device_standin import put, waits  # noqa: E402
+from forecache import Forecaster, Plan, calibrate  # noqa: E402
 from forecache.basis import Linear  # noqa: E402
 from forecache.snapshots import Snapshots  # noqa: E402
 from forecache_adapters import diffusers as adapter  # noqa: E402
+from forecache_adapters.diffusers.grid import Scheduled  # noqa: E402
 from forecache_adapters.diffusers.head import Head  # noqa: E402
 from forecache_adapters.diffusers.run import Run  # noqa: E402
 from forecache_lab.drift import WrongSign  # noqa: E402
@@ -452,7 +455,7 @@ def test_offloading_goes_on_and_a_forecast_step_fetches_nothing(how, cache_first
     assert torch.equal(tiny.run(pipe), expected) and fetched["times"] == cached
     if how == "sequential":
         with pytest.raises(ValueError, match="sequential offloading keeps the weights of transformer"):
-            adapter.key(pipe, None)
+            adapter.key(pipe)
     adapter.disable(pipe)
     fetched.clear()
     assert torch.equal(tiny.run(pipe), reference)
@@ -494,9 +497,9 @@ def test_compiled_graphs_are_those_without_the_cache(whole):
 
     torch._dynamo.reset()
     if whole:
-        made_for = adapter.key(pipe, None)
+        made_for = adapter.key(pipe)
         pipe.transformer = torch.compile(pipe.transformer, backend=backend, fullgraph=True)
-        assert adapter.key(pipe, None) == made_for
+        assert adapter.key(pipe) == made_for
         with pytest.raises(TypeError, match="one graph"):
             adapter.enable(pipe, level=levels.pop())
     else:
@@ -596,7 +599,13 @@ def test_two_transformers_have_a_run_each():
     assert 0 < relative(latents, reference) < 0.1
     kinds = {name: [step.kind for step in trace.branches["cond"].steps] for name, trace in handle.traces.items()}
     assert set(kinds) == {"transformer", "transformer_2"} and sum(map(len, kinds.values())) == STEPS
-    assert all(each[0] == "computed" and "forecast" in each for each in kinds.values())
+    assert all(each[0] == each[-1] == "computed" and "forecast" in each for each in kinds.values())
+    with adapter.enabled(pipe, basis="linear", calls=6) as handle:  # the run is long enough, its parts are not
+        tiny.run(pipe)
+    shares = {name: (trace.calls["cond"], len(trace.branches["cond"].steps)) for name, trace in handle.traces.items()}
+    assert sum(calls for calls, _ in shares.values()) == 6 and sum(steps for _, steps in shares.values()) == STEPS
+    assert all(abs(calls - 6 * steps / STEPS) <= 0.5 for calls, steps in shares.values())
+    assert len({steps for _, steps in shares.values()}) == 2, "control: equal parts would hide a budget of 3 each"
 
 
 class Positional(torch.nn.Module):
@@ -658,6 +667,27 @@ def test_a_run_that_begins_late_has_the_rest_of_the_grid(transformer):
     assert handle.trace.branches["cond"].steps[0].time == pytest.approx(float(scheduler.sigmas[12]))
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_grid_on_a_gpu_is_read_once_a_run(counts):
+    """Timesteps that a pipeline puts on the device; one more read a call where the scheduler does not count them."""
+
+    class Scheduler:
+        timesteps = put(torch.linspace(900, 100, STEPS))
+        config, order, begin_index = {}, 1, None
+
+    steps, waited = Scheduled(lambda: Scheduler), []
+    with device_standin.device() as counter:
+        for i, t in enumerate(Scheduler.timesteps.unbind()):
+            if counts:
+                Scheduler.step_index = i
+            with waits(counter, waited):
+                assert steps.locate(lambda t=t: float(t)) == (i == 0, i)
+    assert waited == ([1] + [0] * (STEPS - 1) if counts else [3] + [1] * (STEPS - 1))
+    with device_standin.device() as counter:  # the control: number by number
+        assert [float(t) for t in Scheduler.timesteps] == steps.times[:-1]
+        assert counter.reads == STEPS
+
+
 def test_a_plan_serves_a_pipeline():
     tiny, pipe = PIPELINES["flux2"], pipe_of("flux2")
     tiny.run(pipe)
@@ -667,7 +697,7 @@ def test_a_plan_serves_a_pipeline():
         with adapter.enabled(pipe, cache=cache):
             return tiny.run(pipe, (seed,))
 
-    plan = calibrate(run, times=times, calls=CALLS, seeds=range(2), made_for=adapter.key(pipe, pipe.guidance_scale))
+    plan = calibrate(run, times=times, calls=CALLS, seeds=range(2), made_for=adapter.key(pipe))
     reference = tiny.run(pipe, (9,))
     with adapter.enabled(pipe, plan=plan) as handle:
         planned = tiny.run(pipe, (9,))
@@ -679,6 +709,22 @@ def test_a_plan_serves_a_pipeline():
         pytest.raises(ValueError, match="one branch"),
     ):
         PIPELINES["flux"].run(pipe_of("flux"))
+
+
+def test_a_plan_knows_every_strength_of_guidance():
+    """Qwen-Image guides by ``true_cfg_scale``; its ``guidance_scale`` is for distilled networks."""
+    tiny, pipe = PIPELINES["qwen-image"], pipe_of("qwen-image")
+    tiny.run(pipe)
+    times = tuple(float(sigma) for sigma in pipe.scheduler.sigmas)
+    plan = Plan(times, tuple(range(0, STEPS, 2)), made_for=adapter.key(pipe, true_cfg_scale=3.0))
+    with adapter.enabled(pipe, plan=plan) as handle:
+        tiny.run(pipe)
+    assert handle.trace.calls["cond"] == STEPS // 2
+    with adapter.enabled(pipe, plan=plan), pytest.raises(ValueError, match=r"true_cfg_scale: plan 3\.0, run 2\.0"):
+        tiny.run(pipe, true_cfg_scale=2.0)
+    assert adapter.key(pipe)["true_cfg_scale"] == 4.0  # the call's default
+    with pytest.raises(ValueError, match=r"strengths must be among guidance_scale, true_cfg_scale, got guidance$"):
+        adapter.key(pipe, guidance=3.0)
 
 
 def test_what_is_refused():

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from ..settings import Settings
-from .attach import Handle, OnPipeline, OnTransformer, attached, plan_key
+from .attach import Handle, OnPipeline, OnTransformer, attached, guidance, plan_key
 from .grid import Counted, Scheduled
 from .head import Head
 from .network import check, transformers
@@ -123,13 +123,18 @@ def enabled(pipe_or_transformer: Any, **options: Any) -> Iterator[Handle]:
             before.attach()
 
 
-def key(pipe: Any, guidance_scale: float | None, transformer: str = "transformer") -> dict[str, Any]:
+def key(pipe: Any, *, transformer: str = "transformer", **strengths: float) -> dict[str, Any]:
     """What a plan for a pipeline's transformer is made for (``made_for``).
 
+    ``strengths``: of guidance, as the pipeline's call names them (``guidance_scale``, ``true_cfg_scale``,
+    ``guidance_scale_2``); what is left out is the call's default.
+
     Raises:
-        ValueError: a transformer that the pipeline does not have.
+        ValueError: a transformer that the pipeline does not have, a strength that its call does not take.
     """
-    found = transformers(pipe)
+    found, known = transformers(pipe), guidance(pipe, strengths)
     if transformer not in found:
         raise ValueError(f"transformer must be among {', '.join(found)}, got {transformer!r}")
-    return plan_key(transformer, found[transformer], guidance_scale)
+    if unknown := sorted(set(strengths) - set(known)):
+        raise ValueError(f"strengths must be among {', '.join(known) or 'none'}, got {', '.join(unknown)}")
+    return plan_key(transformer, found[transformer], known)

@@ -19,6 +19,7 @@ from .hook import TransformerHook, innermost, register, remove
 from .network import original, transformers
 
 NAME = "forecache"
+STRENGTHS = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # of guidance, as the calls of pipelines name them
 _calls = itertools.count()
 
 
@@ -39,12 +40,12 @@ class Handle:
         return next(iter(self.traces.values()), StageTrace())
 
     def hook(
-        self, name: str, transformer: Any, owner: Any, steps: Steps, given: float | None = None
+        self, name: str, transformer: Any, owner: Any, steps: Steps, strengths: Mapping[str, Any]
     ) -> TransformerHook:
-        """A hook that writes ``traces[name]``; ``given`` is the guidance of a pipeline that does not keep it."""
+        """A hook that writes ``traces[name]``, in a call with these ``strengths`` of guidance."""
 
         def made_for() -> Mapping[str, Any]:
-            return plan_key(name, transformer, getattr(owner, "guidance_scale", given))
+            return plan_key(name, transformer, strengths)
 
         def traced(trace: StageTrace) -> None:
             self.traces[name] = trace
@@ -61,7 +62,7 @@ class OnTransformer(Handle):
 
     def attach(self) -> None:
         """Register the hook."""
-        self.registered = self.hook("transformer", self.target, None, self.steps)
+        self.registered = self.hook("transformer", self.target, None, self.steps, {})
         self.registered.handle = self
         register(self.target, self.registered, NAME)
 
@@ -89,9 +90,8 @@ class OnPipeline(Handle):
 
         @functools.wraps(former.__call__)
         def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-            given = inspect.signature(former.__call__).bind(pipe, *args, **kwargs)
-            given.apply_defaults()
-            with handle.running(pipe, given.arguments.get("guidance_scale")):
+            given = inspect.signature(former.__call__).bind(pipe, *args, **kwargs).arguments
+            with handle.running(pipe, guidance(pipe, given)):
                 return former.__call__(pipe, *args, **kwargs)
 
         body = {"__call__": call, "__module__": former.__module__, "__doc__": former.__doc__, NAME: handle}
@@ -102,12 +102,12 @@ class OnPipeline(Handle):
         self.target.__class__ = type(self.target).__bases__[0]
 
     @contextmanager
-    def running(self, pipe: Any, guidance_scale: float | None) -> Iterator[None]:
-        """Encloses one call, with this ``guidance_scale``."""
+    def running(self, pipe: Any, strengths: Mapping[str, Any]) -> Iterator[None]:
+        """Encloses one call, with these ``strengths`` of guidance."""
         running = innermost()
         name = f"{NAME}-{next(_calls)}"  # calls nested in a callback may share the transformer
         hooks = {
-            key: (each, self.hook(key, each, pipe, Scheduled(lambda: pipe.scheduler), guidance_scale))
+            key: (each, self.hook(key, each, pipe, scheduled(pipe, key), strengths))
             for key, each in transformers(pipe).items()
         }
         self.traces.clear()
@@ -123,7 +123,23 @@ class OnPipeline(Handle):
                 hook.close()
 
 
-def plan_key(name: str, transformer: Any, guidance_scale: float | None) -> dict[str, Any]:
+def scheduled(pipe: Any, name: str) -> Scheduled:
+    """The steps of a pipeline's transformer: of two (Wan 2.2), the first has those at ``boundary_ratio`` and above."""
+
+    def boundary() -> float | None:
+        ratio = pipe.config.get("boundary_ratio") if name == "transformer" else None
+        return None if ratio is None else float(ratio * pipe.scheduler.config.num_train_timesteps)
+
+    return Scheduled(lambda: pipe.scheduler, boundary)
+
+
+def guidance(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Each strength of guidance that a call of ``pipe`` takes: ``given``, or its default."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    return {name: given.get(name, known[name].default) for name in STRENGTHS if name in known}
+
+
+def plan_key(name: str, transformer: Any, strengths: Mapping[str, Any]) -> dict[str, Any]:
     """What a plan was made for; the grid (steps, shift) is compared beside it.
 
     Raises:
@@ -136,7 +152,7 @@ def plan_key(name: str, transformer: Any, guidance_scale: float | None) -> dict[
             " use model or group offloading"
         )
     return {
-        "generator": f"diffusers/{type(network).__name__}", "stage": name, "guidance_scale": guidance_scale,
+        "generator": f"diffusers/{type(network).__name__}", "stage": name, **strengths,
         "weights": fingerprint(network), "dtype": str(transformer.dtype),
     }  # fmt: skip
 

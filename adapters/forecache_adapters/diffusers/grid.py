@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
+
 TIMESTEP = ("timestep", "timesteps", "t")  # names of a transformer's timestep argument
 
 
@@ -12,6 +14,7 @@ class Steps(Protocol):
     """Tells the steps of a loop apart."""
 
     times: list[float]
+    whole: list[float]  #: times of the run, of which another transformer may have a part
 
     def locate(self, timestep: Callable[[], float]) -> tuple[bool, int]:
         """For the call that is about to be made: whether it is the first of a run, and its step in ``times``.
@@ -43,11 +46,16 @@ def grid(scheduler: Any) -> list[float]:
     if order != 1:
         raise ValueError(f"scheduler: {name} calls the network {order} times a step")
     if is_flow(scheduler):
-        return [float(sigma) for sigma in scheduler.sigmas]
-    times = [float(t) for t in scheduler.timesteps]
+        return numbers(scheduler.sigmas)
+    times = numbers(scheduler.timesteps)
     if len(set(times)) < len(times):
         raise ValueError(f"scheduler: {name} repeats timesteps, its steps cannot be told apart: {times}")
     return [*times, 2 * times[-1] - times[-2] if len(times) > 1 else times[0] - 1]
+
+
+def numbers(values: Any) -> list[float]:
+    """Of a tensor on any device, read at once: each number by itself would wait for a GPU."""
+    return [float(value) for value in torch.as_tensor(values).cpu().tolist()]
 
 
 class Scheduled:
@@ -57,12 +65,15 @@ class Scheduled:
 
     Args:
         scheduler: returns the one in use, which may be another at the next run.
+        until: returns the last timestep of this transformer, where another takes over (Wan 2.2); ``None``: all.
     """
 
-    def __init__(self, scheduler: Callable[[], Any]) -> None:
-        self.scheduler = scheduler
+    def __init__(self, scheduler: Callable[[], Any], until: Callable[[], float | None] = lambda: None) -> None:
+        self.scheduler, self.until = scheduler, until
         self.timesteps: Any = None
+        self.known: list[float] = []  # those timesteps, where the scheduler does not count
         self.times: list[float] = []
+        self.whole: list[float] = []
         self.begin = 0
 
     def locate(self, timestep: Callable[[], float]) -> tuple[bool, int]:
@@ -75,7 +86,10 @@ class Scheduled:
         fresh = scheduler.timesteps is not self.timesteps
         step = self._step(scheduler, timestep)
         if fresh:
-            self.times, self.begin = grid(scheduler)[step:], step
+            times, until = grid(scheduler), self.until()
+            mine = len(times) - 1 if until is None else sum(t >= until for t in numbers(scheduler.timesteps))
+            first = int(scheduler.begin_index or 0) if hasattr(scheduler, "step_index") else step
+            self.times, self.whole, self.begin = times[step : mine + 1], times[first:], step
             self.timesteps = scheduler.timesteps
         return fresh, step - self.begin
 
@@ -83,10 +97,12 @@ class Scheduled:
         if hasattr(scheduler, "step_index"):
             counted = scheduler.step_index
             return int((scheduler.begin_index or 0) if counted is None else counted)
-        known, wanted = [float(t) for t in scheduler.timesteps], timestep()
-        if wanted not in known:
+        if scheduler.timesteps is not self.timesteps:
+            self.known = numbers(scheduler.timesteps)
+        wanted = timestep()
+        if wanted not in self.known:
             raise ValueError(f"scheduler: {type(scheduler).__name__} has no timestep {wanted} of the transformer's")
-        return known.index(wanted)
+        return self.known.index(wanted)
 
 
 class Counted:
@@ -96,7 +112,7 @@ class Counted:
     """
 
     def __init__(self, steps: int) -> None:
-        self.times = [float(i) for i in range(steps + 1)]
+        self.times = self.whole = [float(i) for i in range(steps + 1)]
         self.seen: list[float] = []
 
     def locate(self, timestep: Callable[[], float]) -> tuple[bool, int]:

@@ -101,7 +101,7 @@ class TransformerHook(ModelHook):  # type: ignore[misc]
         if fresh or self.run is None:
             self.close()
             check(module)  # diffusers does not know that there is a cache, and enables its own beside it
-            self.run = Run(self.settings, self.steps.times, self.made_for)
+            self.run = Run(self.settings, self.steps.times, self.steps.whole, self.made_for)
             self.traced(self.run.trace)
         context, state = self.context.name, given.get("hidden_states")
         if self.head is None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.utils import _pytree
 
+from forecache import schedule
+
 from ..branches import Apart, StageTrace
 from ..settings import Settings
 
@@ -57,12 +59,14 @@ class Run:
     step is ``call[1]``. Where ``return_dict`` changes within a run, each form of the output has a history of its own.
 
     Args:
-        settings: or a cache. times: N + 1 of them.
+        settings: or a cache. times: N + 1 of them. whole: of the run, which two transformers may share.
         made_for: the key of a plan for this run, asked for only with a plan.
     """
 
-    def __init__(self, settings: Any, times: Sequence[float], made_for: Callable[[], Mapping[str, Any]]) -> None:
-        self.settings, self.times, self.made_for = settings, times, made_for
+    def __init__(
+        self, settings: Any, times: Sequence[float], whole: Sequence[float], made_for: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self.settings, self.times, self.whole, self.made_for = settings, times, whole, made_for
         self.trace = StageTrace()
         self.server = self._server()
         self.i, self.calls = -1, Counter[str]()
@@ -71,13 +75,14 @@ class Run:
     def _server(self) -> Any:
         if not isinstance(self.settings, Settings):
             return Each(self._given)
-        reason = self.settings.off(self.times)
+        reason = self.settings.off(self.whole)
         if reason is not None:
             self.trace.notes.append(reason)
             return None
         if self.settings.plan is not None:
             return Each(self._planned)
-        return Apart(self.settings, self.times, self.trace.branches)
+        total = len(schedule.effective_steps(self.whole))
+        return Apart(self.settings, self.times, self.trace.branches, total=total)
 
     def _given(self, name: str) -> Any:
         if self.server.caches:

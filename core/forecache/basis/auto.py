@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,13 +17,24 @@ ROUNDOFF = 1e-7  # of the newest snapshot: errors below it are noise of the Gram
 EVIDENCE = 4  # snapshots from which on the newest one is an audit: a line is the least that must have been possible
 
 
-def forward_error(rule: Rule, times: Array, gram: Array) -> float:
+def forward_error(rule: Rule, times: tuple[float, ...], gram: Array) -> float:
     """``||v_n - sum_j w_j v_j||`` of the newest snapshot, with the weights of the window before it: what ``rule`` would
     have got wrong. From the Gram matrix, ``[-w, 1] G [-w, 1]^T``.
     """
-    w = serve(rule, times[:-1], float(times[-1]), gram[:-1, :-1]).weights
-    signed = np.append(-w, 1.0)
-    return float(np.sqrt(max(signed @ gram @ signed, 0.0)))
+    signed = against_newest(rule, times, gram) if rule.uses_gram else from_times(rule, times)
+    return float(np.sqrt(max(float(signed @ gram @ signed), 0.0)))
+
+
+def against_newest(rule: Rule, times: tuple[float, ...], gram: Array) -> Array:
+    """``[-w, 1]``: the newest snapshot less the forecast that the window before it makes of it."""
+    w = serve(rule, np.array(times[:-1]), times[-1], gram[:-1, :-1]).weights
+    return np.append(-w, 1.0)
+
+
+@lru_cache(maxsize=256)
+def from_times(rule: Rule, times: tuple[float, ...]) -> Array:
+    """:func:`against_newest` of a rule that does not look at the Gram matrix: one for all items of all streams."""
+    return against_newest(rule, times, np.eye(len(times)))
 
 
 @dataclass(frozen=True)
@@ -72,5 +84,5 @@ class Auto(Rule):
 @remembered
 def smooth(gram: Array, times: tuple[float, ...], auto: Auto) -> bool:
     """Whether the newest snapshot speaks for the bold rule; round-off speaks for neither, and the bold one serves."""
-    bold, cautious = (forward_error(rule, np.array(times), gram) for rule in (auto.bold, auto.cautious))
+    bold, cautious = (forward_error(rule, times, gram) for rule in (auto.bold, auto.cautious))
     return bold < auto.gate * max(cautious, ROUNDOFF * float(np.sqrt(gram[-1, -1])))

@@ -24,6 +24,7 @@ Flags = npt.NDArray[np.bool_]
 Complex = npt.NDArray[np.complex128]
 Fit = TypeVar("Fit", bound=Callable[..., Any])
 
+FITS = 4096  # kept of one function: some kilobytes each
 UNIFORM = 1e-3  # relative spread of gaps that still counts as even: float32 grids carry 1e-5, shifted ones 1e-2 or more
 CLEAN = 1e-3  # innovation of the differences below which a window counts as noise-free linear dynamics
 RTOL = 1e-6  # of singular values of differences: float64 products, float32 snapshots
@@ -35,10 +36,11 @@ UNEVEN_FLOOR, UNEVEN_GAPS, UNEVEN_RECENCY = 5, 3.0, 0.15  # measured on a traine
 def remembered(fit: Fit) -> Fit:
     """Keep the latest results of a function of a Gram matrix and numbers.
 
-    Between two anchors the window is asked for a forecast at every skipped step, and its fit is the same.
+    Between two anchors the window is asked for a forecast at every skipped step, and its fit is the same. There must
+    be room for every item of a batch in every stream: results visited in turn push each other out of a smaller memory.
     """
 
-    @lru_cache(maxsize=64)
+    @lru_cache(maxsize=FITS)
     def of_bytes(data: bytes, n: int, *rest: Any) -> Any:
         return fit(np.frombuffer(data).reshape(n, n), *rest)
 
@@ -179,10 +181,16 @@ def sum_to_one(w: Array, gram: Array) -> Array:
     scaled. eps is the squared innovation of the newest snapshot, in mean diagonals: with clean snapshots the correction
     lies in the null space and leaves the forecast as it is, with noisy ones it stays small.
     """
-    n = len(w)
+    return np.asarray(w + (1 - w.sum()) * missing(gram))
+
+
+@remembered
+def missing(gram: Array) -> Array:
+    """``(G + eps I)^-1 1``, scaled to sum to 1: see :func:`sum_to_one`."""
+    n = len(gram)
     eps = max(innovation(gram, 1e-6) ** 2, 1e-11) * float(np.trace(gram)) / n
     z = np.linalg.solve(gram + eps * np.eye(n), np.ones(n))
-    return np.asarray(w + z * ((1 - w.sum()) / z.sum()))
+    return np.asarray(z / z.sum())
 
 
 @remembered
