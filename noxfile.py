@@ -23,6 +23,7 @@ GENERATORS = {
     "sam3d": ("dmd", "hermite", "taylor", "auto"),
     "fastsam3d": ("dmd", "hermite", "taylor", "auto"),
 }
+WITH_WEIGHTS = ("hunyuan21", "hunyuan2mini")  # those with an extra for their real weights
 STAGED = ("trellis", "trellis2", "sam3d")  # measured stage by stage
 OWN_CACHE = ("fastsam3d",)  # measured against the cache that it carries; no wheel has its files
 # Generator -> its pins (choice of --pin -> name in the lock), the preferred first; left out: one, of its own name.
@@ -88,20 +89,33 @@ def on_hunyuan21(session: nox.Session, extras: str, module: str, *defaults: str)
     session.run("python", "-m", f"forecache_lab.{module}", str(checkout), *given, *session.posargs)
 
 
-def drift(session: nox.Session, generator: str, basis: str) -> None:
-    """Check out, patch, smoke, drift: -- [--source git|wheel|auto] [--pin ...] [--weights NAME --image FILE] ..."""
-    pins = PINS.get(generator, {"own": generator})
-    parser = argparse.ArgumentParser()
+def fetched(
+    session: nox.Session, parser: argparse.ArgumentParser, generator: str | None = None
+) -> tuple[argparse.Namespace, Path, list[str]]:
+    """A generator's packages and its patched checkout: -- [--source git|wheel|auto] [--pin ...] [--weights NAME] ...
+
+    Returns the arguments that ``parser`` knows, the checkout, and the arguments that are left.
+    """
     parser.add_argument("--source", default="auto", choices=("git", "wheel", "auto"))
-    parser.add_argument("--pin", choices=tuple(pins), help="default: the first that can be fetched")
+    parser.add_argument("--pin", help="default: the first that can be fetched")
     own, rest = parser.parse_known_args(session.posargs)
+    name = own.generator if generator is None else generator
+    pins = PINS.get(name, {"own": name})
+    if own.pin is not None and own.pin not in pins:
+        parser.error(f"--pin of {name} must be one of {', '.join(pins)}, got {own.pin}")
     real = "--weights" in rest
     if real and shutil.which("nvidia-smi") is None:
         session.log("no NVIDIA driver here: the packages that only the real weights need are not installed")
         real = False
-    install(session, f"{generator}-weights" if real else generator)
+    install(session, f"{name}-weights" if real and name in WITH_WEIGHTS else name)
     checkout = prepared(session, own.source, *([pins[own.pin]] if own.pin else pins.values()))
     session.run("forecache", "upstream", "status", str(checkout))
+    return own, checkout, rest
+
+
+def drift(session: nox.Session, generator: str, basis: str) -> None:
+    """Check out, patch, smoke, drift: -- [--source git|wheel|auto] [--pin ...] [--weights NAME --image FILE] ..."""
+    _, checkout, rest = fetched(session, argparse.ArgumentParser(), generator)
     out = Path("out", f"{generator}_{basis}")
     module = "own_cache" if generator in OWN_CACHE else "stages" if generator in STAGED else "session"
     command = ("-m", f"forecache_lab.{module}", generator, str(checkout), "--basis", basis, "--out", str(out))
@@ -211,6 +225,22 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
+    """A folder of pictures, every method beside the uncached run. -- GENERATOR --images DIR --method SPEC ..."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("generator", nargs="?", default="hunyuan21", choices=tuple(GENERATORS))
+    parser.add_argument("--images", help="default: pictures of solids, which the reference networks know")
+    parser.add_argument("--out")
+    own, checkout, rest = fetched(session, parser)
+    out = own.out or str(Path("out", f"bench_{own.generator}"))
+    if own.images is None:
+        own.images = str(Path("out", "bench_images"))
+        session.run("forecache", "bench", "--sample-images", own.images)
+    command = ("bench", own.generator, "--images", own.images, "--out", out, "--checkout", str(checkout))
+    session.run("forecache", *command, *rest, env={"PYTHONWARNINGS": "ignore::FutureWarning"})
+
+
+@nox.session
+def cost(session: nox.Session) -> None:
     """Cost of a fit, a forecast and the state beside hicache-pp 1.3.0, in one run. -- --quick for small sizes only."""
     install(session, "test")
     session.run("python", "-m", "forecache_lab.cost", *session.posargs, env={"OMP_NUM_THREADS": "1"})

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from forecache import Forecaster
 from forecache.basis import DMD
+from forecache_lab.reference import TEST_SEED, solids
 
 
 def import_as(name: str, source: Path) -> ModuleType:
@@ -28,6 +31,37 @@ def import_as(name: str, source: Path) -> ModuleType:
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """``||a - b|| / ||b||``."""
     return float((a.float() - b.float()).norm() / b.float().norm())
+
+
+def check_objects_of_pictures(subject: Any, steps: int = 3, settings: Mapping[str, Any] | None = None) -> None:
+    """What the folder bench needs: the picture is what the network sees, noise is the seed's alone, and the later
+    stages of a run may have the voxels of another one.
+    """
+    one, two = (grey(seed) for seed in range(2))
+    made, noise = (subject.generate(one, seed, steps=steps) for seed in (0, 1))
+    other = subject.generate(two, 0, steps=steps, given=made)
+    first = next(iter(made.latents))
+    assert relative(other.latents[first], made.latents[first]) > 0.01, "another picture is another condition"
+    assert relative(noise.latents[first], made.latents[first]) > 0.01, "another seed is another noise"
+    assert set(made.latents) <= set(made.calls) and set(made.latents) <= set(made.seconds)
+    given = {"basis": "reuse", "interval": 2, "warmup": 1, "few_steps": True} if settings is None else settings
+    cached = subject.generate(one, 0, given, steps, made)
+    assert all(cached.calls[stage] < made.calls[stage] for stage in made.latents) and cached.trace
+    assert all(relative(cached.latents[stage], made.latents[stage]) > 0 for stage in made.latents)
+    again = subject.generate(one, 0, steps=steps)
+    assert all(torch.equal(made.latents[stage], again.latents[stage]) for stage in made.latents), "nothing is left on"
+    assert subject.paired == bool(made.voxels)
+    for name, voxels in made.voxels.items():  # those of its own, which it did not run on
+        assert other.voxels[name].shape != voxels.shape
+        assert all(other.latents[stage].shape == made.latents[stage].shape for stage in made.latents)
+
+
+def grey(seed: int) -> Image.Image:
+    """A picture of a solid, as a user has it: RGBA."""
+    level = (solids.picture(solids.solid(TEST_SEED + seed)[1])[0].numpy() + 1) / 2 * 255
+    made = Image.fromarray(level.round().astype(np.uint8)).convert("RGBA")
+    made.putalpha(Image.fromarray(np.where(level > 0, 255, 0).astype(np.uint8)))
+    return made.resize((96, 96))
 
 
 def check_batch_items(

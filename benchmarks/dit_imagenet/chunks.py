@@ -1,9 +1,7 @@
-"""What a chunk, one method on one block of pictures, leaves in its file; and the folder that holds them."""
+"""What a chunk, one method on one block of pictures, leaves in its file."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,6 @@ import torch
 from forecache import files
 
 from .statistics import Array, Moments, Predictions
-
-SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -78,24 +74,6 @@ class Chunk:
                 Moments(count, total, outer), Predictions(count, body["predicted"], float(body["plogp"])),
                 body["drift"], body["mse"], body["calls"], body["seconds"], torch.from_numpy(body["latents"]),
             )  # fmt: skip
-
-
-def open_folder(out: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder, or go on in one that was made with the same settings.
-
-    Raises:
-        ValueError: names every setting that differs.
-    """
-    path = out / SETTINGS
-    new = json.loads(json.dumps(settings))
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        files.replace(path, lambda partial: partial.write_text(json.dumps(new, indent=1), encoding="utf-8"))
-        return
-    old = json.loads(path.read_text(encoding="utf-8"))
-    differ = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in {**old, **new} if old.get(k) != new.get(k)]
-    if differ:
-        raise ValueError(f"out: {out} holds chunks of other settings ({'; '.join(differ)}); take another folder")
 
 
 def chunk_path(out: Path, key: str, block: int) -> Path:

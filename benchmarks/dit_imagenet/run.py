@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .chunks import Chunk, chunk_path, open_folder
+from forecache_lab.run_folder import open_folder
+
+from .chunks import Chunk, chunk_path
 from .features import Features
 from .methods import UNCACHED, Method
 from .sampling import Batch, Model, decode, sample

@@ -35,6 +35,18 @@ def termination_unwinds() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """A command that is ended, or whose terminal is closed, ends in order; nohup's stays deaf to that."""
+    signals = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
+    before = [signal.signal(each, signal.default_int_handler) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+
+
 class ErrorsAsLines(TyperGroup):
     """A group of commands in which an expected error is one line on stderr and exit status 1."""
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .console import say
+from .console import ended_as_by_ctrl_c, say
 
 SHOWN = 5  # names of jobs
 
@@ -23,18 +20,6 @@ class Engine(str, Enum):
 
     processes = "processes"
     ray = "ray"
-
-
-@contextmanager
-def ended_as_by_ctrl_c() -> Iterator[None]:
-    """A command that is ended, or whose terminal is closed, ends in order; nohup's stays deaf to that."""
-    signals = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
-    before = [signal.signal(each, signal.default_int_handler) for each in signals]
-    try:
-        yield
-    finally:
-        for each, handler in zip(signals, before, strict=True):
-            signal.signal(each, handler)
 
 
 def generate(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from . import calibrate, demo, generate, patch, pr, report, upstream
+from . import bench, calibrate, demo, generate, patch, pr, report, upstream
 from .console import ErrorsAsLines
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.add_typer(upstream.app, name="upstream")
 app.add_typer(patch.app, name="patch")
 app.add_typer(pr.app, name="pr")
+app.command("bench")(bench.bench)
 app.command("calibrate")(calibrate.calibrate)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)

@@ -87,7 +87,7 @@ def save_mesh(folder: Path, name: str, mesh: trimesh.Trimesh) -> str:
     """Write ``mesh`` to ``meshes/`` as ``.glb``; returns its path relative to ``folder``."""
     file = Path("meshes", re.sub(r"[^\w.-]+", "_", name.replace(", ", "-").replace(":", "")) + ".glb")
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    mesh.export(folder / file)
+    files.replace(folder / file, lambda partial: mesh.export(partial, file_type="glb"))
     return file.as_posix()
 
 

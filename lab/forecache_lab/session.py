@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         print("left out: the real weights (pass -- --weights NAME --image FILE on a machine with a CUDA device)")
     elif not torch.cuda.is_available():
         print(f"left out: the real weights {a.weights}, because this machine has no CUDA device")
+    elif a.image is None or not a.image.is_file():
+        parser.error(f"--weights needs an image file: --image FILE, got {a.image}")
     else:
         options = {"weights": a.weights, "image": a.image}
     try:

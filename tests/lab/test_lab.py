@@ -137,15 +137,15 @@ def test_demo_rules_beat_reuse(tmp_path):
     assert (tmp_path / "demo.png").stat().st_size > 10_000
 
 
-def test_real_weights_say_what_they_need(tmp_path):
-    with pytest.raises(ValueError, match="--image FILE"):
-        Hunyuan21(tmp_path, weights="some/weights")
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(b"")
+def test_real_weights_say_what_they_need(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        session.main(["hunyuan21", str(tmp_path), "--out", str(tmp_path / "out"), "--weights", "some/weights"])
+    assert "--image FILE" in capsys.readouterr().err
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(RuntimeError, match="need a CUDA device"):
-        Hunyuan21(tmp_path, weights="some/weights", image=picture)
+        Hunyuan21(tmp_path, weights="some/weights")
     with pytest.raises(FileNotFoundError, match=r"holds no hy3dshape"):
         Hunyuan21(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no hy3dgen"):

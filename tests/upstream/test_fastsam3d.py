@@ -26,6 +26,7 @@ from forecache_adapters import ode_solver
 from forecache_adapters.fastsam3d import cached
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import fastsam3d, sam3d
+from upstream_helpers import check_objects_of_pictures, grey
 
 FULL = [0, 1, 4, 7, 10, 13, 16, 19, 22, 24]  # what ShortCut_faster computes of 25 steps
 PINNED = [0, 1, 2, 6, 11, 18]  # where the tests of the latent stage compute, whatever the velocity
@@ -504,3 +505,16 @@ def test_methods_on_the_generators(case):
     fast.disable_cache()
     assert "forecache" not in vars(plain) and "forecache" not in vars(fast)
     assert len(case.counts["ss_generator"]) == 34  # two runs of 17
+
+
+def test_objects_of_pictures(checkouts):
+    from forecache_lab.subjects.fastsam3d import FastSam3D
+
+    checkout = checkouts("fastsam3d", patched=True)
+    with own_modules():
+        subject = FastSam3D(checkout)
+        check_objects_of_pictures(subject)
+        settings = (None, {"own": True}, {"own": True, "basis": "dmd"})
+        plain, own, ours = (subject.generate(grey(0), 0, each, 9) for each in settings)
+        assert own.calls == ours.calls and own.calls["ss"] < plain.calls["ss"] and ours.trace and not own.trace
+        assert 0 < relative(ours.latents["ss"], plain.latents["ss"]) < relative(own.latents["ss"], plain.latents["ss"])

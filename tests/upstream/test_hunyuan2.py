@@ -23,7 +23,7 @@ from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan2, solids
 from forecache_lab.reference.hunyuan21 import PICTURE
 from forecache_lab.subjects.hunyuan2mini import Hunyuan2Mini
-from upstream_helpers import check_batch_items, import_as, relative
+from upstream_helpers import check_batch_items, check_objects_of_pictures, import_as, relative
 
 STEPS = 24
 SHAPEGEN = Path("hy3dgen", "shapegen")
@@ -334,3 +334,7 @@ def test_reference_refuses_what_it_cannot_build(upstream, checkouts, tmp_path):
         hunyuan2.load(tmp_path)
     with pytest.raises(RuntimeError, match="is already imported; start a new process"):
         hunyuan2.load(checkouts("hunyuan2-released", source="wheel"))
+
+
+def test_objects_of_pictures(checkouts):
+    check_objects_of_pictures(Hunyuan2Mini(checkouts("hunyuan2-released", patched=True, source="wheel")), 4)

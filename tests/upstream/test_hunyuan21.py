@@ -17,7 +17,7 @@ from forecache_adapters.comfyui.nodes import ForecastPipeline
 from forecache_adapters.comfyui.pipelines import forecasting
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan21, solids
-from upstream_helpers import check_batch_items, import_as, relative
+from upstream_helpers import check_batch_items, check_objects_of_pictures, import_as, relative
 
 STEPS = 24
 PLANS = Path(hunyuan21.__file__).with_name("plans")
@@ -300,3 +300,9 @@ def test_a_wrappers_pipeline_that_is_not_patched(pipe, original, calls):
         forecasting(bare, plan="plan.json")
     wrong = run(forecasting(bare, basis=WrongSign(Linear(1)), calls=6), steps=12)
     assert relative(wrong, reference) > 2 * relative(out, reference)  # the control
+
+
+def test_objects_of_pictures(patched):
+    from forecache_lab.subjects.hunyuan21 import Hunyuan21
+
+    check_objects_of_pictures(Hunyuan21(patched), 8)

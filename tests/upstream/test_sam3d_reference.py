@@ -10,6 +10,7 @@ from forecache.basis import Linear
 from forecache_lab import pose, stages
 from forecache_lab.combined import combined
 from forecache_lab.reference import TEST_SEED, sam3d_latents, sam3d_trained, solids, trellis_latents
+from upstream_helpers import check_objects_of_pictures
 
 CONDITIONS = range(TEST_SEED, TEST_SEED + 6)
 
@@ -160,3 +161,7 @@ def test_a_shipped_plan_drifts_less_than_a_rule_with_as_many_calls_in_shape_and_
         assert found["plan"][drift][0] < 0.75 * found["dmd"][drift][0], (drift, found)
     with pytest.raises(ValueError, match="steps: plan 25, run 20"):
         stages.run(subject, "ss", 0, 20, stages.Method("", {"plan": plan}))
+
+
+def test_objects_of_pictures(subject):
+    check_objects_of_pictures(subject)

@@ -13,6 +13,7 @@ from forecache_adapters import trellis2 as adapter
 from forecache_lab.combined import combined, fork_schedule
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import trellis2
+from upstream_helpers import check_objects_of_pictures
 
 # network calls uncached, by stage: guidance is on at 10, 9 and 0 of the 12 steps
 STRUCTURE, SHAPE, TEXTURE = {"cond": 12, "uncond": 10}, {"cond": 12, "uncond": 9}, {"cond": 12}
@@ -276,3 +277,10 @@ def test_the_stage_session_writes_a_table(checkouts, tmp_path, monkeypatch, caps
     assert "the wrong-sign control drifts no more" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         stages.main([*arguments[:-1], checkout + "/LICENSE"])
+
+
+def test_objects_of_pictures(checkouts):
+    from forecache_lab.subjects.trellis2 import Trellis2
+
+    subject = Trellis2(checkouts("trellis2", patched=True))
+    check_objects_of_pictures(subject)

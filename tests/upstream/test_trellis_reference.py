@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from forecache_lab.reference import TEST_SEED, solids, trellis, trellis_latents
+from upstream_helpers import check_objects_of_pictures
 
 STEPS = 12
 SOLIDS = range(6)
@@ -151,3 +152,9 @@ def test_the_edge_of_guidance_costs_the_branches_a_fifth_of_the_combined_velocit
     assert list(calls.values()) == [21, 21, 15, 15, 14]
     assert drift["edge: apart"] <= drift["edge: combined"] / 5, drift
     assert drift["interval 2: apart"] <= drift["interval 2: combined"] / 2, drift
+
+
+def test_objects_of_pictures(checkouts):
+    from forecache_lab.subjects.trellis import Trellis
+
+    check_objects_of_pictures(Trellis(checkouts("trellis", patched=True, source="wheel")))

@@ -16,8 +16,6 @@ PAGES = {
     "pr_drafts/README.md": "project/submissions",
     "benchmarks/dit_imagenet/README.md": "project/dit_imagenet",
 }
-#: pages that a toctree takes where they exist; Sphinx warns of an empty glob, and that warning has no name
-OPTIONAL = ("comfyui", "bench", "gpu")
 LINK = re.compile(r"(\]\()([^()\s]+)(\))")
 
 
@@ -41,17 +39,10 @@ def mend(text: str, file: Path, page: str) -> str:
     return LINK.sub(link, text)
 
 
-def missing() -> set[str]:
-    """Those of :data:`OPTIONAL` that are not there."""
-    return {page for page in OPTIONAL if not (ROOT / "docs" / f"{page}.md").exists()}
-
-
 def read(app: Sphinx, page: str, source: list[str]) -> None:
     """Called by Sphinx with the text of every page."""
     origin = next((file for file, name in PAGES.items() if name == page), f"docs/{page}.md")
     file = ROOT / origin
-    if page == "index":
-        source[0] = "\n".join(line for line in source[0].split("\n") if line not in missing())
     source[0] = mend(source[0] if origin.startswith("docs/") else file.read_text(encoding="utf-8"), file, page)
     if not origin.startswith("docs/"):
         app.env.note_dependency(str(file))

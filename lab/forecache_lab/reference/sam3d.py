@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import pictures
 from .sparse import provide, provide_spconv
 from .stubs import require_origin, stub
 from .trellis import wake
@@ -135,32 +136,36 @@ def generator(
 class Pipeline:
     """``models`` by the pipeline's names, and its two sampling stages without the parts that need CUDA.
 
-    A condition is an integer; :meth:`condition` makes its tokens.
+    A condition is an integer, or a picture ``[1, 32, 32]``; :meth:`condition` makes its tokens.
     """
 
     def __init__(self, models: dict[str, Any]) -> None:
         self.models = models
 
-    def condition(self, seed: int) -> torch.Tensor:
+    def condition(self, seed: int | torch.Tensor) -> torch.Tensor:
+        if isinstance(seed, torch.Tensor):
+            return pictures.tokens(seed, COND_TOKENS, COND_CHANNELS)[None]
         return torch.randn(1, COND_TOKENS, COND_CHANNELS, generator=torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
-    def sample_sparse_structure(self, seed: int) -> dict[str, torch.Tensor]:
-        """The latents of shape and pose."""
+    def sample_sparse_structure(self, seed: int, picture: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """The latents of shape and pose: noise of ``seed``, which is the condition too unless there is a picture."""
         stage = self.models["ss_generator"]
         leaves = stage.reverse_fn.backbone.latent_mapping
         shapes = {name: (1, leaf.pos_emb.shape[0], leaf.input_layer.in_features) for name, leaf in leaves.items()}
         torch.manual_seed(seed)
-        found: dict[str, torch.Tensor] = stage(shapes, torch.device("cpu"), self.condition(seed))
+        found: dict[str, torch.Tensor] = stage(
+            shapes, torch.device("cpu"), self.condition(seed if picture is None else picture)
+        )
         return found
 
     @torch.no_grad()
-    def sample_slat(self, seed: int, coords: torch.Tensor) -> torch.Tensor:
-        """Features ``[1, N, 8]`` of the voxels ``coords`` ``[N, 4]``."""
+    def sample_slat(self, seed: int, coords: torch.Tensor, picture: torch.Tensor | None = None) -> torch.Tensor:
+        """Features ``[1, N, 8]`` of the voxels ``coords`` ``[N, 4]``; noise and condition as the other stage's."""
         torch.manual_seed(seed)
         shape = (1, len(coords), 8)
         found: torch.Tensor = self.models["slat_generator"](
-            shape, torch.device("cpu"), self.condition(seed), coords.numpy()
+            shape, torch.device("cpu"), self.condition(seed if picture is None else picture), coords.numpy()
         )
         return found
 

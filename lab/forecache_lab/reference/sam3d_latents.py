@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from ..pose import Pose, rotation_matrix
 from . import trellis_latents
@@ -91,6 +92,23 @@ def to_pose(leaves: Mapping[str, torch.Tensor]) -> Pose:
         raw["scale"].exp(),
         direction * raw["translation_scale"].exp(),
     )
+
+
+def outline(picture: torch.Tensor) -> torch.Tensor:
+    """A condition ``[1, 77]`` of a picture ``[1, s, s]`` in ``[-1, 1]``, on black, for pictures of which nothing else
+    is known: the object is taken for a slab of its outline, one unit thick, in the mean pose.
+
+    The distance to the outline, negative inside, is brought to 4 x 4 pixels over the cube; a cell behind one of them
+    has that distance, or the one to the faces of the slab, if that is larger.
+    """
+    inside = (picture[0] > -0.95).numpy()
+    pixel = 2.0 / picture.shape[-1]
+    distance = torch.from_numpy((distance_transform_edt(~inside) - distance_transform_edt(inside)) * pixel).float()
+    level = torch.nn.functional.adaptive_avg_pool2d(distance[None, None], SIDE)[0, 0]
+    depth = (torch.arange(SIDE) + 0.5).mul(2 / SIDE).sub(1).abs() - 0.5
+    cells = torch.maximum(level.flip(0).T[:, :, None], depth)  # rows go down and columns right: x, y, z
+    coarse = (cells.clamp(-trellis_latents.CLIP, trellis_latents.CLIP) - trellis_latents.OFFSET) * trellis_latents.SCALE
+    return torch.cat([coarse.reshape(1, TOKENS), torch.zeros(1, MEASURED - TOKENS)], 1)
 
 
 def measure(leaves: Mapping[str, torch.Tensor], generator: torch.Generator | None = None) -> torch.Tensor:

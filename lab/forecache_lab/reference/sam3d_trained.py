@@ -64,16 +64,20 @@ def network(upstream: SimpleNamespace) -> nn.Module:
 
 
 class Trained(sam3d.Pipeline):
-    """The structure stage alone; the condition ``seed`` is the posed solid of that number."""
+    """The structure stage alone; the condition ``seed`` is the posed solid of that number, or a picture's outline."""
 
     def __init__(self, generator: Any, conditioner: Conditioner) -> None:
         super().__init__({"ss_generator": generator})
         self.conditioner = conditioner
 
     @torch.no_grad()
-    def condition(self, seed: int) -> torch.Tensor:
+    def condition(self, seed: int | torch.Tensor) -> torch.Tensor:
         """Tokens ``[1, 12, 64]``."""
-        tokens: torch.Tensor = self.conditioner(sam3d_latents.measure(posed(seed), torch.Generator().manual_seed(seed)))
+        if isinstance(seed, torch.Tensor):
+            measured = sam3d_latents.outline(seed)
+        else:
+            measured = sam3d_latents.measure(posed(seed), torch.Generator().manual_seed(seed))
+        tokens: torch.Tensor = self.conditioner(measured)
         return tokens
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .pictures import tokens
 from .sparse import provide, provide_flash_attn, provide_flex_gemm, voxel_hash
 from .stubs import require_origin
 from .trellis import COND_CHANNELS, set_occupancy, wake
@@ -143,12 +144,22 @@ def networks(upstream: SimpleNamespace) -> dict[str, nn.Module]:
 
 
 class Conditions:
-    """Of both pipelines: random tokens for an image that is an integer, zeros for the negative branch."""
+    """Of both pipelines: tokens of a picture ``[1, 32, 32]``, random ones for an integer, zeros for the negative
+    branch.
+    """
+
+    def preprocess_image(self, picture: Any) -> Any:
+        return picture
 
     def get_cond(self, conditions: Sequence[Any], resolution: int, include_neg_cond: bool = True) -> dict[str, Any]:
         shape = (resolution // 128, COND_CHANNELS)
-        seeds = (resolution + int(condition) for condition in conditions)
-        cond = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+        def one(condition: Any) -> torch.Tensor:
+            if isinstance(condition, torch.Tensor):
+                return tokens(condition, *shape)
+            return torch.randn(shape, generator=torch.Generator().manual_seed(resolution + int(condition)))
+
+        cond = torch.stack([one(condition) for condition in conditions])
         return {"cond": cond} | ({"neg_cond": torch.zeros_like(cond)} if include_neg_cond else {})
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from forecache_adapters import fastsam3d as adapter
 
 from ..own_cache import STEPS, Sample
-from ..reference import TEST_SEED, fastsam3d, sam3d
+from ..reference import TEST_SEED, fastsam3d, pictures, sam3d
+from .generated import Generated
 
 # infer.sh's threshold computes every sixth step or so where tokens are carved; without carving a network as smooth as
 # this one would not be called after the warm-up
@@ -20,7 +23,11 @@ UNCARVED = "slat, no carving, threshold 0.3"
 
 
 class FastSam3D:
-    """See :class:`forecache_lab.own_cache.Accelerated`."""
+    """See :class:`forecache_lab.own_cache.Accelerated` and :class:`.generated.Generator`.
+
+    Uncached and our schedules: the plain generators. Settings with ``own``: those with the upstream's own cache; alone
+    its own rule, with ``basis`` ours on the steps that its schedule computes.
+    """
 
     adapter: Any = adapter
     title = "Fast-SAM3D's generators, small random networks (not the real weights)"
@@ -50,6 +57,54 @@ class FastSam3D:
             return forward(*args, **kwargs)
 
         return counted
+
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        """See :attr:`.generated.Generator.networks`."""
+        return {stage: self.plain.models[f"{stage}_generator"].reverse_fn.backbone for stage in ("ss", "slat")}
+
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`.generated.Generator.attached`."""
+        chosen = dict(settings or {})
+        pipe = self.fast if chosen.pop("own", False) else self.plain
+        return self.adapter.enabled(pipe, **chosen) if chosen else nullcontext()
+
+    paired = False  # the small networks have no decoder: the second stage runs on voxels that are always the same
+
+    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
+        """See :meth:`.generated.Generator.fewer`."""
+        return None, calls
+
+    def generate(
+        self,
+        picture: Image.Image,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        given: Generated | None = None,
+    ) -> Generated:
+        """See :meth:`.generated.Generator.generate`."""
+        made, image = Generated(), pictures.from_image(picture)
+        pipe = self.fast if settings is not None and settings.get("own") else self.plain
+        for stage in ("ss", "slat"):
+            pipe.models[f"{stage}_generator"].inference_steps = steps or STEPS
+        self._infer_sh()
+        with self.attached(settings) as handle:
+            self._calls = 0
+            with made.timed("ss"):
+                leaves = pipe.sample_sparse_structure(seed, image)
+            made.calls["ss"], self._calls = self._calls, 0
+            with made.timed("slat"):
+                slat = pipe.sample_slat(seed, self.coords, image)
+            made.calls["slat"] = self._calls
+        made.latents = {"ss": leaves["shape"], "slat": slat}
+        made.traced(handle)
+        return made
+
+    def _infer_sh(self) -> None:
+        """The accelerated generators' settings as the repository's own script has them."""
+        self.fast.models["ss_generator"].ss_params = dict(fastsam3d.STRUCTURE)
+        self.fast.models["slat_generator"].slat_params = dict(fastsam3d.SLAT)
 
     def target(self, table: str, own: bool) -> Any:
         """See :meth:`forecache_lab.own_cache.Accelerated.target`."""

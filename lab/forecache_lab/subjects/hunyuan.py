@@ -6,23 +6,26 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 
 from forecache_patches import read_marker
 
-from ..reference import TEST_SEED, solids
-from ..reference.hunyuan21 import PICTURE
+from .. import record
+from ..reference import TEST_SEED, pictures, solids
 from ..reference.stubs import is_stub
 from . import Sample
+from .generated import Generated, GenerationFailed, synchronise
 
 
 class HunyuanShape:
-    """See :class:`forecache_lab.subjects.Subject`. A generator is a subclass that fills in the class attributes.
+    """See :class:`forecache_lab.subjects.Subject` and :class:`.generated.Generator`. A generator is a subclass that
+    fills in the class attributes.
 
     Attributes:
         name, network: of the generator, and of the small network, for the title.
@@ -42,19 +45,15 @@ class HunyuanShape:
     from_pretrained: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, checkout: Path, weights: str | None = None, image: Path | None = None) -> None:
-        """``weights``: a name or folder for ``from_pretrained`` (needs ``image`` and a CUDA device).
+        """``weights``: a name or folder for ``from_pretrained`` (needs a CUDA device; :meth:`sample` also ``image``).
 
         Raises:
-            ValueError: weights without an image file.
             RuntimeError: weights without a CUDA device or without a package that only they need; an unpatched checkout.
         """
-        if weights is not None:
-            if image is None or not image.is_file():
-                raise ValueError(f"weights need an image file: pass --image FILE, got {image}")
-            if not torch.cuda.is_available():
-                raise RuntimeError(f"weights {weights} need a CUDA device, and this machine has none")
+        if weights is not None and not torch.cuda.is_available():
+            raise RuntimeError(f"weights {weights} need a CUDA device, and this machine has none")
         upstream = self.reference.load(checkout)
-        self.image = image
+        self.image, self.real = image, weights is not None
         marker = read_marker(checkout)
         origin = f"{self.name} at {marker.commit[:12]} ({marker.source})" if marker else f"{self.name}, own checkout"
         if weights is not None:
@@ -90,40 +89,68 @@ class HunyuanShape:
     def _condition(self, seed: int) -> Any:
         if self.image is not None:
             return str(self.image)
-        return [solids.picture(solids.solid(TEST_SEED + seed)[1], PICTURE)[None]]
+        return [solids.picture(solids.solid(TEST_SEED + seed)[1], pictures.PICTURE)[None]]
 
     def sample(self, seed: int, settings: Mapping[str, Any] | None) -> Sample:
         """See :meth:`forecache_lab.subjects.Subject.sample`."""
-        return self._run(seed, settings, self.steps)
+        return self._run(self._condition(seed), seed, settings, self.steps)
 
     def plain(self, seed: int, calls: int) -> Sample:
         """``calls + 1`` steps, because the last one has dt = 0 and is skipped exactly."""
-        return self._run(seed, {"basis": "reuse", "interval": 1, "few_steps": True}, calls + 1)
+        settings, steps = self.fewer(calls)
+        return self._run(self._condition(seed), seed, settings, steps)
 
-    def _run(self, seed: int, settings: Mapping[str, Any] | None, steps: int) -> Sample:
-        on = nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        """See :attr:`.generated.Generator.networks`."""
+        return {"denoise": self.pipe.model}
+
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`.generated.Generator.attached`."""
+        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
+
+    paired = False
+
+    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
+        """See :meth:`.generated.Generator.fewer`: one step more, because the last one has dt = 0."""
+        return {"basis": "reuse", "interval": 1, "few_steps": True}, calls + 1
+
+    def generate(
+        self,
+        picture: Image.Image,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        given: Generated | None = None,
+    ) -> Generated:
+        """See :meth:`.generated.Generator.generate`."""
+        image = picture if self.real else [pictures.from_image(picture)[None]]
+        sample = self._run(image, seed, settings, steps or self.steps)
+        return Generated(
+            {"denoise": sample.latent}, {"denoise": sample.calls, "decode": 0},
+            {"denoise": sample.denoise, "decode": sample.total - sample.denoise}, mesh=sample.mesh,
+            trace={} if settings is None else {"network": record.steps(sample.trace)},
+        )  # fmt: skip
+
+    def _run(self, image: Any, seed: int, settings: Mapping[str, Any] | None, steps: int) -> Sample:
         if settings is None:
             self.adapter.disable(self.pipe)
         self._calls = 0
-        with warnings.catch_warnings(), on as handle:
+        with warnings.catch_warnings(), self.attached(settings) as handle:
             warnings.simplefilter("ignore", FutureWarning)
-            self._synchronise()
+            synchronise()
             start = time.perf_counter()
             latent = self.pipe(
-                image=self._condition(seed), num_inference_steps=steps, guidance_scale=self.guidance,
+                image=image, num_inference_steps=steps, guidance_scale=self.guidance,
                 generator=torch.Generator().manual_seed(seed), output_type="latent", enable_pbar=False,
             )  # fmt: skip
-            self._synchronise()
+            synchronise()
             denoise = time.perf_counter() - start
             with torch.inference_mode():
                 (mesh,) = self.pipe._export(latent, octree_resolution=self.octree, enable_pbar=False)
-            self._synchronise()
+            synchronise()
             total = time.perf_counter() - start
         if mesh is None:
-            raise RuntimeError(f"seed {seed}, {settings}: the upstream's surface extraction failed")
+            raise GenerationFailed(f"seed {seed}, {settings}: the upstream's surface extraction failed")
         trace = {} if handle is None else {"trace": handle.trace}
         return Sample(latent.float().cpu(), mesh, self._calls, denoise, total, **trace)
-
-    def _synchronise(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from forecache_adapters import sam3d as adapter
 
-from ..reference import TEST_SEED, sam3d, sam3d_latents, sam3d_trained, trellis_latents
+from ..reference import TEST_SEED, pictures, sam3d, sam3d_latents, sam3d_trained, trellis_latents
 from ..stages import INTERVALS, Output
+from .generated import Generated, GenerationFailed
 
 
 class Sam3D:
-    """See :class:`forecache_lab.stages.Staged`."""
+    """See :class:`forecache_lab.stages.Staged` and :class:`.generated.Generator`."""
 
     adapter = adapter
     name = "sam3d"
@@ -46,6 +49,54 @@ class Sam3D:
 
     def _count(self, *unused: Any) -> None:
         self._calls += 1
+
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        """See :attr:`.generated.Generator.networks`."""
+        return {stage: self.sampler(stage).reverse_fn.backbone for stage in self.grids}
+
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`.generated.Generator.attached`."""
+        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
+
+    paired = True
+
+    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
+        """See :meth:`.generated.Generator.fewer`."""
+        return None, calls
+
+    def generate(
+        self,
+        picture: Image.Image,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        given: Generated | None = None,
+    ) -> Generated:
+        """See :meth:`.generated.Generator.generate`."""
+        made, image = Generated(), pictures.from_image(picture)
+        for stage in self.grids:
+            self.sampler(stage).inference_steps = steps or self.grids[stage][-1]
+        with self.attached(settings) as handle:
+            self._calls = 0
+            with made.timed("ss"):
+                leaves = self.trained.sample_sparse_structure(seed, image)
+            made.calls["ss"], self._calls = self._calls, 0
+            with made.timed("decode"):
+                distances = sam3d_latents.to_distances(leaves["shape"])[0]
+                made.occupancy = trellis_latents.occupied(distances)
+                made.mesh = trellis_latents.to_mesh(distances - trellis_latents.MARGIN)
+                made.pose = sam3d_latents.to_pose(leaves)
+            if not made.occupancy.any():
+                raise GenerationFailed("no voxel is occupied")
+            made.voxels["coords"] = torch.argwhere(made.occupancy[None]).int()
+            with made.timed("slat"):
+                coords = (made if given is None else given).voxels["coords"]
+                slat = self.random.sample_slat(seed, coords, image)
+            made.calls["slat"] = self._calls
+        made.latents = {"ss": leaves["shape"], "slat": slat}
+        made.traced(handle)
+        return made
 
     def sampler(self, stage: str) -> Any:
         """See :meth:`forecache_lab.stages.Staged.sampler`."""

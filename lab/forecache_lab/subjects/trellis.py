@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from forecache_adapters import trellis as adapter
 
 from ..combined import grid
-from ..reference import TEST_SEED, solids, trellis, trellis_latents
+from ..reference import TEST_SEED, pictures, solids, trellis, trellis_latents
 from ..stages import INTERVALS, Output, structure_latent
+from . import pretrained
+from .generated import Generated, GenerationFailed, kept, replaced, watched
 
 
 class Trellis:
-    """See :class:`forecache_lab.stages.Staged`."""
+    """See :class:`forecache_lab.stages.Staged` and :class:`.generated.Generator`."""
 
     adapter = adapter
     name = "trellis"
@@ -29,15 +33,23 @@ class Trellis:
     grids: Mapping[str, Sequence[int]] = {"sparse_structure": (12, 25), "slat": (12, 25)}
     seeds: Mapping[str, int] = {"sparse_structure": 8, "slat": 4}
 
-    def __init__(self, checkout: Path) -> None:
-        """Raises:
-        FileNotFoundError, RuntimeError: no checkout, or one that is not patched.
+    def __init__(self, checkout: Path, weights: str | None = None) -> None:
+        """``weights``: a name or folder for ``from_pretrained``, for :meth:`generate` alone.
+
+        Raises:
+            FileNotFoundError, RuntimeError: no checkout, or one that is not patched; weights without a CUDA device.
         """
-        torch.set_num_threads(1)
-        self.upstream = trellis.load(checkout)
-        self.pipe = trellis.build_reference(self.upstream)
-        strength = self.pipe.slat_sampler_params["cfg_strength"]
-        self.conditions = f"CPU, 1 thread, torch.float32, guidance {strength:g} on [0.5, 1], rescale_t 3"
+        self.real = weights is not None
+        if weights is not None:
+            self.pipe = pretrained.load(checkout, "trellis.pipelines", "TrellisImageTo3DPipeline", weights)
+            self.title = f"TRELLIS pipeline, weights {weights}"
+            self.conditions = f"{torch.cuda.get_device_name()}, the weights' own settings"
+        else:
+            torch.set_num_threads(1)
+            self.upstream = trellis.load(checkout)
+            self.pipe = trellis.build_reference(self.upstream)
+            strength = self.pipe.slat_sampler_params["cfg_strength"]
+            self.conditions = f"CPU, 1 thread, torch.float32, guidance {strength:g} on [0.5, 1], rescale_t 3"
         adapter.enable(self.pipe)  # says so now, in one line, if the checkout is not patched
         adapter.disable(self.pipe)
         self._calls = 0
@@ -47,6 +59,54 @@ class Trellis:
 
     def _count(self, *unused: Any) -> None:
         self._calls += 1
+
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        """See :attr:`.generated.Generator.networks`."""
+        return {stage: self.pipe.models[f"{stage}_flow_model"] for stage in self.grids}
+
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`.generated.Generator.attached`."""
+        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
+
+    paired = True
+
+    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
+        """See :meth:`.generated.Generator.fewer`."""
+        return None, calls
+
+    def generate(
+        self,
+        picture: Image.Image,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        given: Generated | None = None,
+    ) -> Generated:
+        """See :meth:`.generated.Generator.generate`."""
+        made, pipe, stages = Generated(), self.pipe, {network: stage for stage, network in self.networks.items()}
+        filled: list[torch.Tensor] = []
+        look = pipe.models["sparse_structure_decoder"].register_forward_hook(lambda *io: filled.append(io[2][0, 0] > 0))
+        params = {} if steps is None else {"steps": steps}
+        with ExitStack() as around:
+            around.callback(look.remove)
+            handle = around.enter_context(self.attached(settings))
+            for stage in stages.values():
+                sampler = getattr(pipe, f"{stage}_sampler")
+                watch = watched(made, lambda: self._calls, stages.__getitem__)
+                around.enter_context(replaced(sampler, "sample", watch))
+            keep = kept(made.voxels, "coords", given)
+            around.enter_context(replaced(pipe, "sample_sparse_structure", keep))
+            around.enter_context(replaced(pipe, "decode_slat", made.timing("decode")))
+            found = pipe.run(
+                picture if self.real else pictures.from_image(picture), seed=seed, formats=["mesh"],
+                sparse_structure_sampler_params=params, slat_sampler_params=params,
+            )  # fmt: skip
+        made.occupancy, made.mesh = filled[0].cpu(), pretrained.to_mesh(found["mesh"][0])
+        made.traced(handle)
+        if not len(made.mesh.faces):
+            raise GenerationFailed("the decoded surface is empty")
+        return made
 
     def condition(self, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Condition tokens of a solid, and its own voxels: the fixed coordinates of the second stage."""

@@ -1,0 +1,67 @@
+"""How far an object is from its uncached partner, in one number a column."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import geometry, pose
+from ..subjects.generated import Generated
+
+DRIFT = "latent drift"
+HIGHER = (
+    "sampling speed-up", "total speed-up", "seconds saved", "normals", "volume IoU", "occupancy IoU",
+    *(f"F@{t}" for t in geometry.THRESHOLDS),
+)  # fmt: skip
+UNITS = (
+    "latent drift: ||x - x_ref|| / ||x_ref||, of several stages the largest; Chamfer and F-score thresholds in longest"
+    " box sides of the uncached mesh; speed-up: uncached seconds over these, of all samplers, and of the whole run;"
+    " rotation in degrees, scale a ratio, translation in scene scales; peak memory of the uncached run is 1"
+)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """``||a - b|| / ||b||``."""
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def drifts(made: Generated, reference: Generated) -> dict[str, float]:
+    """By stage; one whose voxels differ has none."""
+    stages = [name for name, latent in made.latents.items() if latent.shape == reference.latents[name].shape]
+    return {name: relative(made.latents[name], reference.latents[name]) for name in stages}
+
+
+def floor(made: Generated) -> dict[str, float]:
+    """The columns of a mesh against another sampling of itself: what no method can go below."""
+    return {} if made.mesh is None else _geometry(geometry.floor(made.mesh))
+
+
+def score(made: Generated, reference: Generated) -> dict[str, float]:
+    """The columns that do not depend on the clock.
+
+    Raises:
+        ValueError: no stage can be compared.
+    """
+    by_stage = drifts(made, reference)
+    if not by_stage:
+        raise ValueError("no stage has a latent of the uncached run's shape")
+    found = {DRIFT: max(by_stage.values())}
+    if len(made.latents) > 1:
+        found |= {f"drift, {stage}": drift for stage, drift in by_stage.items()}
+    if made.occupancy is not None and reference.occupancy is not None:
+        voxels = geometry.occupancy(made.occupancy, reference.occupancy)
+        found["occupancy IoU"], found["flip rate"] = voxels.iou, voxels.flip_rate
+    if made.pose is not None and reference.pose is not None:
+        found["rotation, degrees"] = float(pose.rotation_angle(made.pose.rotation, reference.pose.rotation))
+        found["scale ratio"] = float(pose.scale_ratio(made.pose.scale, reference.pose.scale))
+        found["translation"] = float(pose.translation_distance(made.pose.translation, reference.pose.translation))
+    if made.mesh is not None and reference.mesh is not None:
+        found |= _geometry(geometry.compare(made.mesh, reference.mesh))
+    return found
+
+
+def _geometry(each: geometry.Geometry) -> dict[str, float]:
+    shares = zip(geometry.THRESHOLDS, each.fscore, strict=True)
+    return {
+        "Chamfer": each.chamfer, **{f"F@{t}": share for t, share in shares},
+        "normals": each.normals, "volume IoU": each.volume_iou,
+    }  # fmt: skip
