@@ -14,7 +14,7 @@ from forecache_adapters import fastsam3d as adapter
 
 from ..own_cache import STEPS, Sample
 from ..reference import TEST_SEED, fastsam3d, pictures, sam3d
-from .generated import Generated
+from .generated import Generated, InStages
 
 # infer.sh's threshold computes every sixth step or so where tokens are carved; without carving a network as smooth as
 # this one would not be called after the warm-up
@@ -22,7 +22,7 @@ CARVED = "slat, carving 0.1, threshold 1.5"
 UNCARVED = "slat, no carving, threshold 0.3"
 
 
-class FastSam3D:
+class FastSam3D(InStages):
     """See :class:`forecache_lab.own_cache.Accelerated` and :class:`.generated.Generator`.
 
     Uncached and our schedules: the plain generators. Settings with ``own``: those with the upstream's own cache; alone
@@ -47,7 +47,6 @@ class FastSam3D:
         self.fast.models["slat_generator"].coords_scores = fastsam3d.scores(upstream, self.coords)
         adapter.enable(self.fast)  # says so now, in one line, if the checkout is not patched
         adapter.disable(self.fast)
-        self._calls = 0
         for generator in self.plain.models.values():  # shared by both pipelines
             generator.reverse_fn.backbone.forward = self._counted(generator.reverse_fn.backbone.forward)
 
@@ -70,10 +69,6 @@ class FastSam3D:
         return self.adapter.enabled(pipe, **chosen) if chosen else nullcontext()
 
     paired = False  # the small networks have no decoder: the second stage runs on voxels that are always the same
-
-    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
-        """See :meth:`.generated.Generator.fewer`."""
-        return None, calls
 
     def generate(
         self,

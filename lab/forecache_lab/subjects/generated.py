@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -118,6 +118,28 @@ class Generator(Protocol):
             GenerationFailed: no object came of it.
         """
         ...
+
+
+class InStages:
+    """What generators with a structure stage and later ones have in common: calls are counted at their networks, the
+    adapter is attached to a pipeline, and the plain sampler makes as many calls as it has steps.
+    """
+
+    adapter: Any
+    pipe: Any
+    paired = True
+    _calls = 0
+
+    def _count(self, *unused: Any) -> None:
+        self._calls += 1
+
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`Generator.attached`."""
+        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
+
+    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
+        """See :meth:`Generator.fewer`."""
+        return None, calls
 
 
 def synchronise() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from forecache_adapters import sam3d as adapter
 
 from ..reference import TEST_SEED, pictures, sam3d, sam3d_latents, sam3d_trained, trellis_latents
 from ..stages import INTERVALS, Output
-from .generated import Generated, GenerationFailed
+from .generated import Generated, GenerationFailed, InStages
 
 
-class Sam3D:
+class Sam3D(InStages):
     """See :class:`forecache_lab.stages.Staged` and :class:`.generated.Generator`."""
 
     adapter = adapter
@@ -42,28 +41,14 @@ class Sam3D:
         self.random = sam3d.build_small(self.upstream)
         self.pipe = sam3d.Pipeline({f"{stage}_generator": self.sampler(stage) for stage in self.grids})
         self.coords = sam3d.ball()
-        self._calls = 0
         for stage in self.grids:
             # inside of the network, whose own forward is the adapter's while that is on
             self.sampler(stage).reverse_fn.backbone.t_embedder.register_forward_pre_hook(self._count)
-
-    def _count(self, *unused: Any) -> None:
-        self._calls += 1
 
     @property
     def networks(self) -> Mapping[str, Any]:
         """See :attr:`.generated.Generator.networks`."""
         return {stage: self.sampler(stage).reverse_fn.backbone for stage in self.grids}
-
-    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
-        """See :meth:`.generated.Generator.attached`."""
-        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
-
-    paired = True
-
-    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
-        """See :meth:`.generated.Generator.fewer`."""
-        return None, calls
 
     def generate(
         self,

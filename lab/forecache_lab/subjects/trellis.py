@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from ..combined import grid
 from ..reference import TEST_SEED, pictures, solids, trellis, trellis_latents
 from ..stages import INTERVALS, Output, structure_latent
 from . import pretrained
-from .generated import Generated, GenerationFailed, kept, replaced, watched
+from .generated import Generated, GenerationFailed, InStages, kept, replaced, watched
 
 
-class Trellis:
+class Trellis(InStages):
     """See :class:`forecache_lab.stages.Staged` and :class:`.generated.Generator`."""
 
     adapter = adapter
@@ -52,28 +52,14 @@ class Trellis:
             self.conditions = f"CPU, 1 thread, torch.float32, guidance {strength:g} on [0.5, 1], rescale_t 3"
         adapter.enable(self.pipe)  # says so now, in one line, if the checkout is not patched
         adapter.disable(self.pipe)
-        self._calls = 0
         self._conditions: dict[int, tuple[dict[str, torch.Tensor], torch.Tensor]] = {}
         for name in ("sparse_structure_flow_model", "slat_flow_model"):
             self.pipe.models[name].register_forward_pre_hook(self._count)
-
-    def _count(self, *unused: Any) -> None:
-        self._calls += 1
 
     @property
     def networks(self) -> Mapping[str, Any]:
         """See :attr:`.generated.Generator.networks`."""
         return {stage: self.pipe.models[f"{stage}_flow_model"] for stage in self.grids}
-
-    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
-        """See :meth:`.generated.Generator.attached`."""
-        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
-
-    paired = True
-
-    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
-        """See :meth:`.generated.Generator.fewer`."""
-        return None, calls
 
     def generate(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from forecache_adapters.flow_euler import stage_of
 from ..reference import TEST_SEED, pictures, trellis2
 from ..stages import INTERVALS, Output, structure_latent
 from . import pretrained
-from .generated import Generated, GenerationFailed, kept, replaced, watched
+from .generated import Generated, GenerationFailed, InStages, kept, replaced, watched
 
 
-class Trellis2:
+class Trellis2(InStages):
     """See :class:`forecache_lab.stages.Staged` and :class:`.generated.Generator`."""
 
     adapter = adapter
@@ -54,7 +54,6 @@ class Trellis2:
             self.pipe = trellis2.build(self.upstream)
         adapter.enable(self.pipe)  # says so now, in one line, if the checkout is not patched
         adapter.disable(self.pipe)
-        self._calls = 0
         for name, network in self.pipe.models.items():
             if "flow_model" in name:
                 network.register_forward_pre_hook(self._count)
@@ -68,23 +67,10 @@ class Trellis2:
         coords: torch.Tensor = self.pipe.sample_sparse_structure(cond, side)
         return coords
 
-    def _count(self, *unused: Any) -> None:
-        self._calls += 1
-
     @property
     def networks(self) -> Mapping[str, Any]:
         """See :attr:`.generated.Generator.networks`."""
         return {str(stage_of(name)): each for name, each in self.pipe.models.items() if "flow_model" in name}
-
-    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
-        """See :meth:`.generated.Generator.attached`."""
-        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
-
-    paired = True
-
-    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
-        """See :meth:`.generated.Generator.fewer`."""
-        return None, calls
 
     def generate(
         self,
