@@ -88,11 +88,12 @@ def serve(
         trace.notes.append(reason)
         return None
     if settings.plan is not None:
-        long_enough = replace(settings, few_steps=True)
+        long_enough = replace(settings, few_steps=True)  # asked of the whole run above
 
         def planned(name: str) -> Any:
             cache, trace.branches[name] = long_enough.begin(times, made_for())
-            if cache is not None and cache.needs_branches:
+            assert cache is not None
+            if cache.needs_branches:
                 raise ValueError("plan: it has weights for cond - uncond, but here each call is a branch of its own")
             return cache
 

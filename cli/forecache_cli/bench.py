@@ -15,14 +15,15 @@ from .console import ended_as_by_ctrl_c, say
 if TYPE_CHECKING:
     from forecache_lab.subjects.generated import Generator
 
-#: Generator -> module of its subject, class, extra, name in the lock, whether it takes real weights.
+#: Generator, which is also the name of its extra and of its subject's module -> the subject's class, the name in the
+#: lock, whether it takes real weights.
 SUBJECTS = {
-    "hunyuan21": ("hunyuan21", "Hunyuan21", "hunyuan21", True),
-    "hunyuan2mini": ("hunyuan2mini", "Hunyuan2Mini", "hunyuan2", True),
-    "trellis": ("trellis", "Trellis", "trellis", True),
-    "trellis2": ("trellis2", "Trellis2", "trellis2", True),
-    "sam3d": ("sam3d", "Sam3D", "sam3d", False),
-    "fastsam3d": ("fastsam3d", "FastSam3D", "fastsam3d", False),
+    "hunyuan21": ("Hunyuan21", "hunyuan21", True),
+    "hunyuan2mini": ("Hunyuan2Mini", "hunyuan2", True),
+    "trellis": ("Trellis", "trellis", True),
+    "trellis2": ("Trellis2", "trellis2", True),
+    "sam3d": ("Sam3D", "sam3d", False),
+    "fastsam3d": ("FastSam3D", "fastsam3d", False),
 }
 SAMPLES = 12
 
@@ -122,7 +123,7 @@ def load(name: str, checkout: Path, weights: str | None) -> Generator:
     """
     from forecache_lab.bench import BenchError
 
-    module, kind, lock, real = SUBJECTS[name]
+    kind, lock, real = SUBJECTS[name]
     options: dict[str, Any] = {}
     if weights is not None:
         import torch
@@ -136,9 +137,8 @@ def load(name: str, checkout: Path, weights: str | None) -> Generator:
                 f"left out: the real weights {weights}, because this machine has no CUDA device; small networks instead"
             )
     try:
-        made: Generator = getattr(importlib.import_module(f"forecache_lab.subjects.{module}"), kind)(
-            checkout, **options
-        )
+        subject = getattr(importlib.import_module(f"forecache_lab.subjects.{name}"), kind)
+        made: Generator = subject(checkout, **options)
     except ModuleNotFoundError as error:
         raise BenchError(f"{name} needs {error.name}: pip install '.[{name}]' in forecache's checkout") from None
     except (FileNotFoundError, RuntimeError) as error:

@@ -27,6 +27,7 @@ from forecache import schedule
 from forecache.basis import Hermite, make_rule
 
 from . import geometry, pose, record, render, report
+from .columns import voxels_and_pose
 from .combined import combined, fork_interval, fork_schedule
 from .drift import WrongSign
 
@@ -168,14 +169,8 @@ def score(output: Output, reference: Output) -> dict[str, float]:
         "calls": float(output.calls),
         "speed-up": reference.seconds / output.seconds,
         "latent drift": relative(output, reference),
+        **voxels_and_pose(output, reference),
     }
-    if output.occupancy is not None and reference.occupancy is not None:
-        voxels = geometry.occupancy(output.occupancy.cpu(), reference.occupancy.cpu())
-        found["occupancy IoU"], found["flip rate"] = voxels.iou, voxels.flip_rate
-    if output.pose is not None and reference.pose is not None:
-        found["rotation, degrees"] = float(pose.rotation_angle(output.pose.rotation, reference.pose.rotation))
-        found["scale ratio"] = float(pose.scale_ratio(output.pose.scale, reference.pose.scale))
-        found["translation"] = float(pose.translation_distance(output.pose.translation, reference.pose.translation))
     if output.mesh is not None and reference.mesh is not None:
         found["Chamfer"] = geometry.chamfer(output.mesh, reference.mesh)
     return found

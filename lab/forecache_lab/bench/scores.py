@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .. import geometry, pose
+from .. import geometry
+from ..columns import voxels_and_pose
 from ..subjects.generated import Generated
 
 DRIFT = "latent drift"
@@ -47,13 +48,7 @@ def score(made: Generated, reference: Generated) -> dict[str, float]:
     found = {DRIFT: max(by_stage.values())}
     if len(made.latents) > 1:
         found |= {f"drift, {stage}": drift for stage, drift in by_stage.items()}
-    if made.occupancy is not None and reference.occupancy is not None:
-        voxels = geometry.occupancy(made.occupancy, reference.occupancy)
-        found["occupancy IoU"], found["flip rate"] = voxels.iou, voxels.flip_rate
-    if made.pose is not None and reference.pose is not None:
-        found["rotation, degrees"] = float(pose.rotation_angle(made.pose.rotation, reference.pose.rotation))
-        found["scale ratio"] = float(pose.scale_ratio(made.pose.scale, reference.pose.scale))
-        found["translation"] = float(pose.translation_distance(made.pose.translation, reference.pose.translation))
+    found |= voxels_and_pose(made, reference)
     if made.mesh is not None and reference.mesh is not None:
         found |= _geometry(geometry.compare(made.mesh, reference.mesh))
     return found
