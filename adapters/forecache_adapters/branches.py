@@ -5,16 +5,21 @@ A branch is one condition that the sampler calls the network with: ``cond``, ``u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
-from forecache import AdaptiveGuidance, Forecaster, Guided, Trace, schedule
+from forecache import AdaptiveGuidance, Forecaster, Guided, Trace, schedule, tree
+from forecache.forecaster import few_calls
 
 from .settings import Settings
 from .sparse import is_sparse
 
 Compute = Callable[[], Any]
+Kind = Mapping[str, Any]
+NOTHING: Kind = MappingProxyType({})
 
 
 @dataclass
@@ -54,8 +59,11 @@ class Server(Protocol):
     def open(self, i: int, state: Any) -> None:
         """Step ``i`` begins at the sampler's ``state``."""
 
-    def branch(self, name: str, compute: Compute) -> Any:
-        """The branch's value at this step: ``compute()`` or a forecast."""
+    def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
+        """The branch's value at this step: ``compute()`` or a forecast.
+
+        ``kind`` says what kind of call this is; see :class:`~forecache_adapters.kinds.Kinds`.
+        """
 
     def again(self) -> bool:
         """The sampler has its velocity: whether it has to ask once more, because computed values were corrected."""
@@ -92,27 +100,33 @@ class Apart:
         self.moving = schedule.effective_steps(times)  # a step with dt = 0 is never computed
         self.total = len(self.moving) if total is None else total
         self.follow, self.label = follow, label
+        self.remark = few_calls(settings.basis, len(settings.computed(self.moving, self.total)), len(self.moving))
+        if self.remark:
+            warnings.warn(f"forecache: {self.remark}", stacklevel=2)
         self.histories: dict[str, Forecaster] = {}
         self.first: dict[str, int] = {}
         self.wanted: dict[str, frozenset[int]] = {}
-        self.i = -1
+        self.i, self.form = -1, NOTHING
 
     def open(self, i: int, state: Any) -> None:
         """See :class:`Server`."""
-        self.i = i
+        self.i, self.form = i, form_of(state)
 
-    def branch(self, name: str, compute: Compute) -> Any:
+    def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`Server`."""
         if name not in self.histories:
             value = compute()
             cache = self.settings.history_of(self.times, None if is_sparse(value) else 0)
             self.histories[name], self.first[name] = cache, self.i
             self.traces[name + self.label] = cache.trace
+            cache.trace.notes += [self.remark] if self.remark else []
+            match(cache, self.form, kind)
             return cache.observe(self.i, value)
         if name not in self.wanted:
             self.wanted[name] = self._schedule(name)
         cache = self.histories[name]
-        if self.i in self.wanted[name]:
+        match(cache, self.form, kind)
+        if self.i in self.wanted[name] or cache.needs_compute(self.i):
             return cache.observe(self.i, compute())
         return cache.forecast(self.i)
 
@@ -144,16 +158,15 @@ class Joint:
 
     def __init__(self, cache: Any, guidance: bool) -> None:
         self.cache, self.guidance = cache, guidance
-        self.i, self.state = -1, None
+        self.i, self.state, self.begun = -1, None, False
         self.served: Any = None
         self.arrived: dict[str, Any] = {}
 
     def open(self, i: int, state: Any) -> None:
         """See :class:`Server`."""
-        self.i, self.state, self.arrived = i, state, {}
-        self.served = None if self.cache.needs_compute(i) else self.cache.forecast(i, state)
+        self.i, self.state, self.arrived, self.served, self.begun = i, state, {}, None, False
 
-    def branch(self, name: str, compute: Compute) -> Any:
+    def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`Server`.
 
         Raises:
@@ -161,6 +174,11 @@ class Joint:
         """
         if name not in ("cond", "uncond"):
             raise ValueError(f"plan: it serves one condition and its negative, but the sampler asks for {name!r} too")
+        if not self.begun:
+            self.begun = True
+            match(self.cache, form_of(self.state), kind)
+            if not self.cache.needs_compute(self.i):
+                self.served = self.cache.forecast(self.i, self.state)
         if self.served is None:
             self.arrived[name] = compute()
             return self.arrived[name]
@@ -221,7 +239,7 @@ class Adaptive(Apart):
         self.guidance: AdaptiveGuidance | None = None
         self.computed, self.cond = False, None
 
-    def branch(self, name: str, compute: Compute) -> Any:
+    def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`Server`.
 
         Raises:
@@ -237,7 +255,7 @@ class Adaptive(Apart):
             self.computed = True
             return compute()
 
-        self.cond = super().branch(name, noted)
+        self.cond = super().branch(name, noted, kind)
         return self.cond
 
     def _uncond(self, compute: Compute) -> Any:
@@ -278,8 +296,9 @@ class Combined:
         """See :class:`Server`."""
         self.i, self.state = i, state
 
-    def branch(self, name: str, compute: Compute) -> Any:
+    def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`Server`."""
+        match(self.cache, form_of(self.state), kind)
         if self.cache.needs_compute(self.i):
             return self.cache.observe(self.i, compute(), self.state)
         return self.cache.forecast(self.i, self.state)
@@ -293,6 +312,17 @@ class Combined:
         self.state = None
         if hasattr(self.cache, "close"):
             self.cache.close()
+
+
+def form_of(state: Any) -> Kind:
+    """The form of the sampler's state as a part of a call's kind."""
+    return NOTHING if state is None else {"state": tree.form(state)}
+
+
+def match(cache: Any, *kinds: Kind) -> None:
+    """See :meth:`forecache.Forecaster.match`; a cache of the user's own may do without it."""
+    if isinstance(cache, Forecaster):
+        cache.match({name: what for kind in kinds for name, what in kind.items()})
 
 
 def same_tensor(a: Any, b: Any) -> bool:

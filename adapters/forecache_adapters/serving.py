@@ -8,7 +8,7 @@ from typing import Any
 
 from forecache import schedule
 
-from .branches import Apart, Server, StageTrace
+from .branches import NOTHING, Apart, Kind, Server, StageTrace, form_of, match
 from .settings import Settings
 
 
@@ -28,11 +28,12 @@ class Each:
         """See :class:`forecache_adapters.branches.Server`."""
         self.i, self.state = i, state
 
-    def branch(self, name: str, compute: Callable[[], Any]) -> Any:
+    def branch(self, name: str, compute: Callable[[], Any], kind: Kind = NOTHING) -> Any:
         """See :class:`forecache_adapters.branches.Server`."""
         if name not in self.caches:
             self.caches[name] = self.make(name)
         cache, state, self.state = self.caches[name], self.state, None
+        match(cache, form_of(state), kind)
         if cache.needs_compute(self.i):
             return cache.observe(self.i, compute(), state)
         return cache.forecast(self.i, state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,15 @@ class Settings:
     adaptive_guidance: bool | Mapping[str, Any] = False
 
     def __post_init__(self) -> None:
-        if self.calls is not None and self.calls < 1:
+        if self.calls is not None and schedule.whole("calls", self.calls) < 1:
             raise ValueError(f"calls must be >= 1, got {self.calls}")
+        given = [name for name in ("interval", "warmup", "end", "calls") if getattr(self, name) is not None]
+        if self.plan is not None and given:
+            raise ValueError(f"plan: it has its own schedule; leave out {', '.join(given)}")
+        if self.calls is not None and len(given) > 1:
+            raise ValueError(f"calls: it sets the schedule alone; leave out {', '.join(given[:-1])}")
         if self.plan is None:  # a plan knows its own grid and is checked against the run's
-            self._forecaster(range(1001), {})
+            replace(self, calls=None)._forecaster(range(1001), {}) if self.calls else self._forecaster(range(1001), {})
         elif isinstance(self.plan, (str, Path)):
             Plan.load(self.plan)  # a file that is missing or is no plan is said here
         if self.adaptive_guidance is not False:
@@ -74,12 +79,22 @@ class Settings:
         return forecaster, forecaster.trace
 
     def off(self, times: Sequence[float]) -> str | None:
-        """Why the cache stays off in a run over ``times``, which is said as a warning; ``None``: it does not."""
-        steps = len(schedule.effective_steps(times))
-        if steps > FEW_STEPS or self.few_steps:
-            return None
-        reason = f"off: {steps} steps, a distilled model's count (few_steps=True overrides)"
-        warnings.warn(f"forecache is {reason}", stacklevel=4)
+        """Why the cache stays off in a run over ``times``; ``None``: it does not. What a user may want to mend, there
+        or by another setting, is said as a warning too.
+        """
+        try:
+            steps = len(schedule.effective_steps(times))
+        except ValueError as error:  # times that turn back or are not finite
+            return f"off: {error}"
+        if steps == 0:
+            return "off: no step moves the state"
+        reason = None
+        if steps <= FEW_STEPS and not self.few_steps:
+            reason = f"off: {steps} steps, a distilled model's count (few_steps=True overrides)"
+        elif self.calls is not None and self.calls > steps:
+            reason = f"off: calls={self.calls} is more than the {steps} steps of this run, so all are computed"
+        if reason is not None:
+            warnings.warn(f"forecache is {reason}", stacklevel=4)
         return reason
 
     def computed(self, steps: Sequence[int], total: int) -> frozenset[int]:
@@ -114,8 +129,8 @@ class Settings:
         )
 
     def history_of(self, times: Sequence[float], batch_dim: int | None) -> Forecaster:
-        """A forecaster whose caller decides which steps compute."""
+        """A forecaster whose caller decides which steps compute; it asks for one itself where it has no history."""
         return Forecaster(
-            self.basis, times=times, interval=1, history=self.history, groups=self.groups, order=self.order,
-            sigma=self.sigma, batch_dim=batch_dim,
+            self.basis, times=times, computed=schedule.effective_steps(times)[:1], history=self.history,
+            groups=self.groups, order=self.order, sigma=self.sigma, batch_dim=batch_dim,
         )  # fmt: skip

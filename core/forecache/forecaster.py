@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,22 @@ from .basis.guard import told
 from .groups import Group, Groups
 from .plan import Plan
 from .planned import Planned, Planner
-from .snapshots import MAX_HISTORY
+from .snapshots import MAX_HISTORY, Unforecastable
 from .streams import Guided, Stream, products
 from .trace import Step, Trace
+from .turns import Turn, Turns
 
 FEW = 5  # calls up to which plain Euler with as many steps may do as well as "auto" (docs/frontier.md)
+
+
+def few_calls(basis: Any, calls: int, steps: int) -> str:
+    """A warning where ``basis`` is "auto" and the sampler itself may do as well with as many steps; "": none is due."""
+    if basis != "auto" or not calls <= FEW < steps:
+        return ""
+    return (
+        f"auto with {calls} of {steps} calls: with so few, the sampler with {calls} steps of its own often does as "
+        "well; try fewer steps, or a plan"
+    )
 
 
 class Forecaster:
@@ -136,11 +145,9 @@ class Forecaster:
         self.computed = schedule.choose(
             self.effective, basis == "auto", interval, warmup, end, calls, computed, planned
         )
-        if basis == "auto" and plan is None and computed is None and len(self.computed) <= FEW < len(self.effective):
-            self._warn(
-                f"auto with {len(self.computed)} of {len(self.effective)} calls: with so few, the sampler with "
-                f"{len(self.computed)} steps of its own often does as well; try fewer steps, or a plan"
-            )
+        few = few_calls(basis, len(self.computed), len(self.effective))
+        if plan is None and computed is None and few:
+            self._warn(few)
         self.edges = frozenset(schedule.whole("edges", i) for i in edges)
         if self.edges:
             self.computed = schedule.with_edges(self.computed, self.effective, sorted(self.edges), calls is not None)
@@ -156,11 +163,11 @@ class Forecaster:
         self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
         self._streams: dict[str, Stream] = {}
         self._structure: tree.Structure | None = None
-        self._kind: tree.Structure | None = None  # of one branch, if guided
+        self._branch: tree.Structure | None = None  # of one branch, if guided
+        self._kind: dict[str, Any] = {}  # of the calls that the history comes from
         self._shapes: dict[str, torch.Size] = {}
-        self._guided = False
         self._last: int | None = None
-        self._at_work = threading.Lock()
+        self._turns = Turns()
         self.trace = self._fresh_trace()
 
     def _warn(self, note: str) -> None:
@@ -173,7 +180,7 @@ class Forecaster:
         return self._planner.needs_branches
 
     # --- one step ---------------------------------------------------------------------------------------------------
-    def step(self, i: int, compute: Callable[[], Any], state: Any = None) -> Any:
+    def step(self, i: int, compute: Callable[[], Any], state: Any = None, kind: Mapping[str, Any] | None = None) -> Any:
         """The value of step ``i``: ``compute()`` where the schedule asks for it, a forecast elsewhere.
 
         ``compute`` returns a tensor, a structure of tensors, or ``Guided(cond, uncond)``; each leaf is a stream.
@@ -181,42 +188,50 @@ class Forecaster:
         A computed value is handed back untouched, unless the plan corrects it (its last one).
 
         ``state`` is the sampler's x at this step, in the structure of the velocity (of one branch); a plan that has a
-        column for it needs it, nothing else reads it.
+        column for it needs it. ``kind``, and the form of the state, are compared with those of the history: see
+        :meth:`match`.
         """
+        self.match({**(kind or {}), **({} if state is None else {"state": tree.form(state)})})
         if not self.needs_compute(i):
             return self.forecast(i, state)
         with self._alone(f"step {i}"):
             value = compute()
         return self.observe(i, value, state)
 
-    @contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
+    def match(self, kind: Mapping[str, Any]) -> None:
+        """Say what kind of call the next step is, such as ``{"batch": 2, "controlnet": True}``.
+
+        A history of another kind ends here: the step is computed and begins a new one. What is not named, in this call
+        or before, is not compared.
+        """
+        with self._alone("match"):
+            if other := [name for name, what in kind.items() if self._kind.get(name, what) != what]:
+                self._begin_anew(f"another {', another '.join(other)}")
+            self._kind = {**self._kind, **kind}
+
+    def _alone(self, what: str) -> Turn:
         """One caller at a time: two runs that share a history would be forecast from one another's values."""
-        if not self._at_work.acquire(blocking=False):
-            raise RuntimeError(
-                f"{what} while this Forecaster is at work in another call, of another thread or of the compute() that "
-                "is running; a Forecaster serves one run at a time: give each thread and each nested run its own"
-            )
-        try:
-            yield
-        finally:
-            self._at_work.release()
+        return Turn(self._turns, what)
 
     def needs_compute(self, i: int) -> bool:
-        """Whether step ``i`` calls the network. The first step asked for always does: there is nothing to reuse."""
+        """Whether step ``i`` calls the network. Without a history it always does: there is nothing to reuse."""
         i = self._check(i)
         return not self._streams or (i in self._wanted and not self._still(i))
 
     def observe(self, i: int, value: Any, state: Any = None) -> Any:
         """Take the computed value of step ``i``; returns what the sampler should use, as :meth:`step` does.
 
+        A value of another form (structure, shape, dtype, device) than before begins a new history. A value that no
+        forecast can be made from (NaN, infinity, no floating-point numbers, no memory for a snapshot) is handed back,
+        the history ends, and the next step computes. ``trace.notes`` says so.
+
         Raises:
-            ValueError: steps out of order; another structure, shape, dtype or device than before; NaN or infinity; a
+            ValueError: steps out of order; branches of a ``Guided`` that differ in structure; groups that do not fit; a
                 plan that needs the state and did not get it, or one of another form. Nothing of the run's state changes
                 then.
 
-        Whatever fails later, while the value is stored (out of memory, an interrupt), is handed on and ends the
-        history: the leaves may not have come equally far, and the next step computes.
+        Whatever fails later, while the value is stored (an interrupt), is handed on and ends the history: the leaves
+        may not have come equally far, and the next step computes.
         """
         i = self._check(i)
         with self._alone(f"observe of step {i}"):
@@ -224,46 +239,63 @@ class Forecaster:
 
     def _observe(self, i: int, value: Any, state: Any) -> Any:
         leaves, structure = tree.flatten(value)
-        fresh = not self._streams or i in self.edges
-        guided = isinstance(value, Guided)
-        kind = tree.flatten(value.cond)[1] if guided else structure
-        if not fresh and self._kind is not None and (guided != self._guided or not tree.same(kind, self._kind)):
-            assert self._structure is not None
-            before, now = tree.describe(self._structure), tree.describe(structure)
-            other = sorted(set(self._structure[1]) ^ set(structure[1]))
-            which = f" ({', '.join(other)})" if other else ""
-            raise ValueError(
-                f"value changed its structure within a run{which}: {before} before, {now} now; call reset()"
-            )
-        if guided and value.uncond is not None and not tree.same(tree.flatten(value.uncond)[1], kind):
+        branch = tree.flatten(value.cond)[1] if isinstance(value, Guided) else structure
+        both = isinstance(value, Guided) and value.uncond is not None
+        if both and not tree.same(tree.flatten(value.uncond)[1], branch):
             raise ValueError("value: the branches of Guided must have one structure")
+        if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves.values()):
+            self._note("gradients end at forecast steps: a forecast is made of snapshots, which have no graph")
         shapes = {name: leaf.shape for name, leaf in leaves.items()}
         leaves = self.groups.pack(leaves)
+        if self._streams and i not in self.edges and (other := self._changed(leaves, structure, branch)):
+            self._begin_anew(other)
         corrected = self._planner.corrects(i)
         if corrected:
             self._planner.check_state(i, state, leaves)
-        known = {} if fresh else self._streams
+        known = {} if i in self.edges else self._streams
         streams = {name: known.get(name) or self._stream(name) for name in leaves}
-        rows = products(streams, leaves)
-        audits = {name: streams[name].audit(i, self.times[i], rows[name]) for name in leaves}
-        error = {name: float(audit.error.max()) for name, audit in audits.items() if audit is not None}
-        skill = {name: float(audit.skill.max()) for name, audit in audits.items() if audit is not None}
-        entry = Step(i, self.times[i], "computed", forward_error=error, skill=skill)
+        entry, storing = Step(i, self.times[i], "computed"), False
         try:
-            for name, leaf in leaves.items():  # what refuses a value was done above, for every leaf
+            rows = products(streams, leaves)
+            for name, stream in streams.items():
+                if (audit := stream.audit(i, self.times[i], rows[name])) is not None:
+                    entry.forward_error[name] = float(audit.error.max())
+                    entry.skill[name] = float(audit.skill.max())
+            storing = True
+            for name, leaf in leaves.items():
                 streams[name].push(i, self.times[i], leaf, rows[name])
-            self._streams, self._structure, self._last = streams, structure, i
-            self._kind, self._guided, self._shapes = kind, guided, shapes
+            self._streams, self._structure, self._branch, self._shapes = streams, structure, branch, shapes
             if corrected:
                 values, how = self._planner.correct(i, streams, state)
                 entry.rules.update({name: each.rule for name, each in how.items()})
                 entry.fallbacks.update({name: list(each.fallbacks) for name, each in how.items() if each.fallbacks})
                 value = value if entry.fallbacks else self._rebuilt(values)
+        except (Unforecastable, torch.cuda.OutOfMemoryError) as reason:
+            self._streams = {}
+            self._note(f"step {i}: the history ends, since its value can be no snapshot: {reason}")
         except BaseException:
-            self._free()
+            if storing:
+                self._free()
             raise
+        self._last = i
         self.trace.steps.append(entry)
         return value
+
+    def _changed(self, leaves: Mapping[str, torch.Tensor], structure: tree.Structure, branch: tree.Structure) -> str:
+        """In what a value differs from the history, in words; one branch of two may come or go. "": in nothing."""
+        assert self._structure is not None and self._branch is not None
+        guided, was = structure is not branch, self._structure is not self._branch
+        if guided != was or not tree.same(branch, self._branch):
+            return f"{tree.describe(self._structure)} before, {tree.describe(structure)} now"
+        known = {name: stream.snapshots for name, stream in self._streams.items()}
+        return "; ".join(filter(None, (known[name].differs(v, name) for name, v in leaves.items() if name in known)))
+
+    def _begin_anew(self, why: str) -> None:
+        """End the history within the run: what comes is of another kind."""
+        if self._streams:
+            step = 0 if self._last is None else self._last + 1
+            self._note(f"step {step}: a new history begins: {why}")
+        self._streams = {}
 
     def _rebuilt(self, streams: dict[str, torch.Tensor]) -> Any:
         assert self._structure is not None
@@ -328,6 +360,10 @@ class Forecaster:
         self.close()
         self.trace = self._fresh_trace()
 
+    def _note(self, text: str) -> None:
+        if text not in self.trace.notes:
+            self.trace.notes.append(text)
+
     def _fresh_trace(self) -> Trace:
         trace = Trace()
         trace.notes.extend(self._notes)
@@ -339,7 +375,7 @@ class Forecaster:
             self._free()
 
     def _free(self) -> None:
-        self._streams, self._structure, self._kind, self._last = {}, None, None, None
+        self._streams, self._structure, self._branch, self._kind, self._last = {}, None, None, {}, None
 
     def __enter__(self) -> Forecaster:
         return self

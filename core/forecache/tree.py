@@ -76,6 +76,18 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def form(value: Any) -> tuple[Any, ...]:
+    """What two calls of one kind have in common, to be compared with ``==``.
+
+    Of each leaf its path, and the shape, dtype and device of a tensor, the type of anything else.
+    """
+    return tuple((_pytree.keystr(path), *_form(leaf)) for path, leaf in _pytree.tree_flatten_with_path(value)[0])
+
+
+def _form(leaf: Any) -> tuple[Any, ...]:
+    return (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else (type(leaf),)
+
+
 def describe(structure: Structure) -> str:
     """Container and leaf names, for a message."""
     spec, names, others = structure

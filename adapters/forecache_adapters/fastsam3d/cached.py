@@ -16,7 +16,7 @@ import torch
 
 from forecache import Forecaster
 
-from ..branches import Compute, Joint, Server, StageTrace
+from ..branches import NOTHING, Compute, Joint, Kind, Server, StageTrace
 from ..ode_hooks import Accelerator, Hook
 from ..ode_solver import Run, order_of
 from ..settings import Settings
@@ -79,7 +79,7 @@ class Scheduled:
         """See :class:`forecache_adapters.branches.Server`."""
         self.i = i
 
-    def branch(self, name: str, compute: Compute) -> Any:
+    def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`forecache_adapters.branches.Server`."""
         if not self.computes and name in self.histories:
             self.newest[name] = self.histories[name].forecast(self.i)

@@ -1,0 +1,158 @@
+"""Put a cache on an object and take it off again: the one way in which every adapter does it.
+
+An object that wears a cache has a class of its own, derived from its former class and of the same name. Nothing is
+stored in the object itself, so that
+
+- taking the cache off gives the former class back, and whatever was set meanwhile stays;
+- a copy is plain, whether by ``copy``, ``deepcopy``, ``pickle``, ``torch.save``, ``type(x)(...)`` or diffusers'
+  ``from_pipe``: it is of the former class, and has no cache until it gets one;
+- several wearers, and a wearer within another's call, have nothing in common;
+- the handle holds its object weakly, and what holds a handle does not keep a model.
+
+A class that somebody else derived from ours meanwhile (FSDP does) cannot be taken off; the cache is then out of use.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import weakref
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any
+
+Around = Callable[..., Any]  #: called with the former bound method, then with the arguments of the call
+
+
+class Worn:
+    """What one object wears.
+
+    Args:
+        target: the object. handle: what :func:`attached` returns for it.
+        methods: functions around those of the object, by name; ``__call__`` may be one.
+        attributes: values that the object shows while it wears this.
+
+    Raises:
+        TypeError: an object whose class cannot be exchanged.
+    """
+
+    def __init__(
+        self, target: Any, handle: Any, methods: Mapping[str, Around], attributes: Mapping[str, Any] | None = None
+    ) -> None:
+        self.handle, self.former = handle, type(target)
+        self.in_use = True
+        # an instance attribute, such as accelerate's `forward`, would hide the method of the class
+        self.set_aside = {name: vars(target).pop(name) for name in methods if name in vars(target)}
+        self._owner = weakref.ref(target)
+        body: dict[str, Any] = {
+            **{name: getattr(self.former, name) for name in ("__module__", "__qualname__", "__doc__")},
+            "__reduce_ex__": self._reduce(),
+            "_forecache_worn": self,
+        }
+        body |= {name: self._method(name, around) for name, around in methods.items()}
+        body |= {name: self._attribute(name, value) for name, value in (attributes or {}).items()}
+        meta = type(self.former.__name__, (type(self.former),), {"__call__": self._maker()})
+        self.kind = meta(self.former.__name__, (self.former,), body)
+        try:
+            target.__class__ = self.kind
+        except TypeError as error:
+            vars(target).update(self.set_aside)
+            raise TypeError(f"{self.former.__name__} cannot wear a cache: {error}") from error
+
+    def serves(self, instance: Any) -> bool:
+        """Whether ``instance`` is the object that wears this, and still does."""
+        return self.in_use and self._owner() is instance
+
+    def take_off(self, target: Any) -> None:
+        """Give the former class back."""
+        self.in_use = False
+        if type(target) is self.kind:
+            target.__class__ = self.former
+            for name, value in self.set_aside.items():
+                vars(target).setdefault(name, value)
+
+    def _maker(self) -> Any:
+        def made(kind: Any, *args: Any, **kwargs: Any) -> Any:
+            """``type(x)(...)`` makes an object of the former class."""
+            return (
+                self.former(*args, **kwargs) if kind is self.kind else type(self.former).__call__(kind, *args, **kwargs)
+            )
+
+        return made
+
+    def _inside(self, instance: Any, name: str) -> Callable[..., Any]:
+        if name in self.set_aside and self._owner() is instance:
+            found: Callable[..., Any] = self.set_aside[name]
+            return found
+        return MethodType(getattr(self.former, name), instance)
+
+    def _method(self, name: str, around: Around) -> Any:
+        worn = self
+
+        @functools.wraps(getattr(self.former, name))
+        def method(instance: Any, *args: Any, **kwargs: Any) -> Any:
+            inside = worn._inside(instance, name)
+            return around(inside, *args, **kwargs) if worn.serves(instance) else inside(*args, **kwargs)
+
+        return method
+
+    def _attribute(self, name: str, value: Any) -> Any:
+        def read(instance: Any) -> Any:
+            if self.serves(instance):
+                return value
+            if name in vars(instance):
+                return vars(instance)[name]
+            return getattr(super(self.kind, instance), name)
+
+        def write(instance: Any, given: Any) -> None:
+            vars(instance)[name] = given
+
+        return property(read, write)
+
+    def _reduce(self) -> Any:
+        def reduce(instance: Any, protocol: Any) -> Any:
+            made = super(self.kind, instance).__reduce_ex__(protocol)
+            if isinstance(made, str):
+                return made
+            function, arguments, *rest = made
+            function, *arguments = (self.former if each is self.kind else each for each in (function, *arguments))
+            if getattr(function, "__name__", "") in ("__newobj__", "__newobj_ex__"):  # pickle insists on our class
+                function, arguments = _newly(function, arguments)
+            if self.set_aside and rest and isinstance(rest[0], dict) and self._owner() is instance:
+                rest[0] = {**rest[0], **self.set_aside}
+            return function, tuple(arguments), *rest
+
+        return reduce
+
+
+def _newly(function: Any, arguments: list[Any]) -> tuple[Any, list[Any]]:
+    """Instead of ``copyreg.__newobj__``: ``kind.__new__(kind, ...)`` by means of the standard library alone."""
+    kind, *given = arguments
+    if not given and kind.__new__ is object.__new__:
+        return copyreg._reconstructor, [kind, object, None]  # type: ignore[attr-defined]
+    given, named = given if function.__name__ == "__newobj_ex__" else (given, {})
+    return functools.partial(kind.__new__, kind, *given, **named), []
+
+
+def worn(target: Any) -> Worn | None:
+    """What an object wears; ``None``: nothing."""
+    for kind in type(target).__mro__:
+        found = vars(kind).get("_forecache_worn")
+        if found is not None and found.serves(target):
+            return found  # type: ignore[no-any-return]
+    return None
+
+
+def attached(target: Any) -> Any:
+    """The handle of what an object wears; ``None``: nothing."""
+    found = worn(target)
+    return None if found is None else found.handle
+
+
+def take_off(target: Any) -> Any:
+    """Take off what an object wears, if anything; returns its handle."""
+    found = worn(target)
+    if found is None:
+        return None
+    found.take_off(target)
+    return found.handle
