@@ -314,20 +314,6 @@ def test_no_randomness() -> None:
 
 
 # --- refused values ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("bad", [torch.tensor([1.0, float("nan")]), torch.ones(3), torch.ones(2, dtype=torch.float16)])
-def test_a_bad_second_leaf_leaves_the_first_as_it_was(bad: Tensor) -> None:
-    cache = Forecaster("linear", times=GRID, calls=20, order=3)
-    for i in range(2):
-        cache.step(i, lambda i=i: {"a": torch.full((2,), float(i)), "b": torch.ones(2)})
-    before = cache._streams["['a']"].snapshots.gram.copy()
-    with pytest.raises(ValueError, match="'b'"):
-        cache.observe(2, {"a": torch.full((2,), 9.0), "b": bad})
-    assert np.array_equal(cache._streams["['a']"].snapshots.gram, before)
-    assert len(cache.trace.steps) == 2
-    cache.observe(2, {"a": torch.full((2,), 9.0), "b": torch.ones(2)})  # control, and the same step again
-    assert cache._streams["['a']"].snapshots.gram.shape == (1, 3, 3)
-
-
 def test_a_rule_that_raises_leaves_every_history_as_it_was() -> None:
     class Moody:
         def __init__(self) -> None:
@@ -349,25 +335,6 @@ def test_a_rule_that_raises_leaves_every_history_as_it_was() -> None:
     basis.fails = False
     cache.observe(1, value)
     assert [len(s.snapshots) for s in cache._streams.values()] == [2, 2]
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ({"a": torch.ones(2)}, {"b": torch.ones(2)}),
-        ({"a": torch.ones(2)}, torch.ones(2)),
-        ((torch.ones(2), torch.ones(2)), [torch.ones(2), torch.ones(2)]),
-        ((torch.ones(2), None), (torch.ones(2), torch.ones(2))),
-        ((torch.ones(2), torch.ones(2)), (torch.ones(2), 3)),
-        (Guided(torch.ones(2), torch.ones(2)), (torch.ones(2), torch.ones(2))),
-    ],
-)
-def test_a_changed_structure_is_refused(first: Any, second: Any) -> None:
-    cache = Forecaster("linear", times=GRID, calls=20)
-    cache.observe(0, first)
-    with pytest.raises(ValueError, match=r"structure .* before, .* now"):
-        cache.observe(1, second)
-    cache.observe(1, first)
 
 
 def test_a_value_without_tensors_is_refused() -> None:
@@ -415,8 +382,8 @@ def test_a_registered_container() -> None:
         assert isinstance(s, Sparse) and torch.equal(s.rows, v) and torch.equal(s.coordinates, where)
     cache.reset()
     cache.observe(0, Sparse(torch.ones(5, 4), where))
-    with pytest.raises(ValueError, match="structure"):  # rows at other places are other rows
-        cache.observe(1, Sparse(torch.ones(5, 4), where.flip(0) + 1))
+    cache.observe(1, Sparse(torch.ones(5, 4), where.flip(0) + 1))  # rows at other places are other rows
+    assert "step 1: a new history begins" in cache.trace.notes[0]
 
 
 # --- what is served ---------------------------------------------------------------------------------------------------
