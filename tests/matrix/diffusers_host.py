@@ -94,8 +94,17 @@ class Diffusers:
             return False
         if event == "guidance" and pipeline == "qwen-image":  # takes true_cfg_scale, which no callback can reach
             return False
+        if row.get("life") in ("deepcopy", "pickled") and row.get("setting") == "offloaded":
+            return False
+        if row.get("life") == "pickled" and str(scheduler).lower().startswith("sa"):
+            return False
         if row.get("setting") == "compiled blocks":  # seconds each
-            wanted = {"scheduler": ("euler", "unipc"), "pipeline": ("sd3",), "life": ("fresh",), "level": ("velocity",)}
+            wanted = {
+                "scheduler": ("euler", "unipc"),
+                "pipeline": ("flux", "qwen-image"),
+                "life": ("fresh",),
+                "level": ("velocity",),
+            }
             if any(row.get(name, each[0]) not in each for name, each in wanted.items()):
                 return False
         asks_for_sigmas = pipeline in ("flux", "qwen-image", "ltx")
@@ -121,7 +130,7 @@ class Diffusers:
         if life == "rebuilt":
             made = type(pipe)(**pipe.components)
         elif life == "from_pipe":
-            made = type(pipe).from_pipe(pipe)
+            made = type(pipe).from_pipe(pipe, torch_dtype=pipe.transformer.dtype)
         else:
             return hosts.relived(pipe, life)
         made.set_progress_bar_config(disable=True)

@@ -127,7 +127,7 @@ def lived(host: Any, row: Row, settings: Mapping[str, Any] | None) -> tuple[Any,
     if row["setting"] == "nested":
         twin, inner = host.twin(target), []
         attach(twin)
-        plain = {**row, "event": "none"}
+        plain = row if row["event"] == "controlnet" else {**row, "event": "none"}
         run = outcome(host, target, row, counter, lambda: inner.append(outcome(host, twin, plain, lambda: 0)))
         return handle, [run, *inner]
     runs = [outcome(host, target, row, counter)]
