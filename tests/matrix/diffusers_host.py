@@ -79,6 +79,9 @@ class Diffusers:
     ) -> None:
         self.name, self.pipelines, self.schedulers, self.events = name, pipelines, schedulers, events
 
+    def prepare(self, checkouts: Any) -> None:
+        """See :class:`matrix.hosts.Host`: it is imported already."""
+
     def factors(self) -> dict[str, tuple[str, ...]]:
         """See :class:`matrix.hosts.Host`."""
         return {
@@ -109,6 +112,10 @@ class Diffusers:
                 return False
         asks_for_sigmas = pipeline in ("flux", "qwen-image", "ltx")
         return not asks_for_sigmas or scheduler not in ("heun", "dpm++", "dpm++ sde", "dpm single", "sa", "deis")
+
+    def still(self, row: Row) -> int:
+        """See :class:`matrix.hosts.Host`."""
+        return 0
 
     def make(self, row: Row) -> Any:
         """See :class:`matrix.hosts.Host`."""
