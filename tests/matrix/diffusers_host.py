@@ -74,6 +74,8 @@ class Diffusers:
         name: of the host. pipelines: names in ``PIPELINES``. schedulers: class and settings by name. events: of a user.
     """
 
+    tables = 1
+
     def __init__(
         self, name: str, pipelines: tuple[str, ...], schedulers: dict[str, Any], events: tuple[str, ...]
     ) -> None:

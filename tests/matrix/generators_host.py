@@ -52,6 +52,7 @@ class Generator:
         twin: another pipeline around the same networks.
     """
 
+    tables = 1
     lives: tuple[str, ...] = ("fresh", "copy", "deepcopy", "pickled")
 
     def __init__(

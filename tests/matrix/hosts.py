@@ -48,6 +48,7 @@ class Host(Protocol):
     """One adapter and what it is attached to."""
 
     name: str
+    tables: int  #: how many tables of rows; more than one where a run costs nothing
 
     def prepare(self, checkouts: Callable[..., Any]) -> None:
         """Import what the host needs; ``checkouts`` makes a checkout of an upstream, or skips."""

@@ -39,6 +39,7 @@ class Nodes:
     """A ``MODEL`` in a box, since attaching makes a clone of it."""
 
     name = "comfyui"
+    tables = 4
 
     def prepare(self, checkouts: Any) -> None:
         """See :class:`matrix.hosts.Host`."""

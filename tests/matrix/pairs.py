@@ -38,6 +38,14 @@ def pairwise(factors: Mapping[str, Sequence[str]], allowed: Callable[[Row], bool
     return rows
 
 
+def turned(factors: Mapping[str, Sequence[str]], by: int) -> dict[str, list[str]]:
+    """The same factors with their values in another order, for a table of other rows."""
+    return {
+        name: [values[(k + by * place) % len(values)] for k in range(len(values))]
+        for place, (name, values) in enumerate(factors.items(), 1)
+    }
+
+
 def _pairs(row: Row) -> list[Pair]:
     return [frozenset(pair) for pair in itertools.combinations(row.items(), 2)]
 

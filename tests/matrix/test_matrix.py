@@ -17,14 +17,19 @@ import pytest
 import torch
 
 from matrix.hosts import STEPS, Outcome, lived
-from matrix.pairs import Row, pairwise
+from matrix.pairs import Row, pairwise, turned
 
 MODULES = ("diffusers_host", "generators_host", "hubs_host")
 ROWS = {}
 for module in MODULES:
     for host in importlib.import_module(f"matrix.{module}").HOSTS:
-        for row in pairwise(host.factors(), host.allowed):
-            ROWS[f"{host.name}: {', '.join(row.values())}"] = host, row
+        for turn in range(host.tables):
+            for row in pairwise(turned(host.factors(), turn), host.allowed):
+                ROWS[f"{host.name}: {', '.join(row.values())}"] = host, row
+
+
+def test_the_table_is_large() -> None:
+    assert len(ROWS) >= 400
 
 
 @pytest.fixture(scope="module", params=list(ROWS))
