@@ -32,8 +32,10 @@ def read_hooked(root: Path, path: str) -> bytes:
     try:
         if file.is_symlink() or not file.resolve().is_relative_to(root.resolve()):
             raise TreeError(f"{path} is a link or lies behind one; patches go to plain files inside {root} only")
-        if not file.is_file():
+        if not file.exists():
             raise TreeError(f"{path} is not in {root}; is this the root folder of the checkout?")
+        if not file.is_file():
+            raise TreeError(f"{path} in {root} is no plain file")
         if (size := file.stat().st_size) > LIMIT:
             raise TreeError(f"{path} has {size} bytes, of {LIMIT} allowed; it is no source file")
         return file.read_bytes()
