@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_hub import Hub
+from toy_hub import OURS, Hub
 from toy_upstream import LOOP, Toy, commit_all, edit, git, snapshot
 from typer.testing import CliRunner
 
@@ -80,6 +80,8 @@ def test_variables_of_another_repository_do_not_reach_ours(
     toy: Toy, tmp_path_factory: pytest.TempPathFactory, mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub(tmp_path_factory.mktemp("hub"))
+    tests = hub.drafts / "toy/loop-sign/tests/api/test_loop.py"  # which may call git too
+    tests.write_text(f"{OURS}\n\ndef test_git():\n  import os\n  assert 'GIT_DIR' not in os.environ\n")
     before = everything(mine)
     for name, value in exported(mine).items():
         monkeypatch.setenv(name, value)

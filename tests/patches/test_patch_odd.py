@@ -43,9 +43,9 @@ def to_elsewhere(file: Path) -> None:
     file.parent.symlink_to(file.parents[2] / "elsewhere")
 
 
-def to_gigabytes(file: Path) -> None:
+def to_large(file: Path) -> None:
     with file.open("ab") as handle:
-        handle.truncate(3 << 30)
+        handle.truncate(blobs.(1 << 20) + 1)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def to_gigabytes(file: Path) -> None:
         (to_folder, "is no plain file"),
         (to_loop, "link"),
         (to_elsewhere, "is a link or lies behind one"),
-        (to_gigabytes, f"has 3221225472 bytes, of {blobs.LIMIT} allowed"),
+        (to_large, f"has {(1 << 20) + 1} bytes, of {blobs.LIMIT} allowed"),
     ],
 )
 def test_a_hooked_file_that_is_none(toy: Toy, change: Callable[[Path], None], message: str) -> None:
@@ -187,6 +187,18 @@ def test_a_destination_that_another_program_fills_first(toy: Toy) -> None:
     with pytest.raises(patches.CheckoutError, match="exists and is not empty"):
         patches.checkout(toy.upstream, root, "wheel", filled)
     assert [file.name for file in root.iterdir()] == ["theirs.txt"] and not list(toy.folder.glob(".checkout.*"))
+
+
+@pytest.mark.parametrize(
+    ("destination", "message"),
+    [("lock.toml/x", "cannot make a folder in"), ("x" * 300, "cannot read"), ("link", "exists and is not a folder")],
+)
+def test_a_destination_that_cannot_be(toy: Toy, destination: str, message: str) -> None:
+    (toy.folder / "link").symlink_to(toy.folder / "nowhere")
+    before = snapshot(toy.folder)
+    with pytest.raises(patches.CheckoutError, match=message):
+        patches.checkout(toy.upstream, toy.folder / destination, "git")
+    assert snapshot(toy.folder) == before
 
 
 def run(toy: Toy, *arguments: object, options: bool = True) -> tuple[int, str]:
