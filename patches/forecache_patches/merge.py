@@ -107,8 +107,12 @@ class Carrier:
         name = next((name for name, hunk in self._hunks if set(hunk.lines) <= set(own)), "a hunk")
         more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
         fork = _first(theirs)
-        why = f"changed the lines next to it, it has {fork!r} there" if fork else "removed the lines next to it"
-        return f"{name} conflicts{more}: the fork {why}"
+        why = (
+            f"the fork changed the lines next to it, it has {fork!r} there"
+            if fork
+            else "the fork removed the lines next to it"
+        )
+        return f"{name} conflicts{more}: {why}"
 
 
 def _first(lines: tuple[bytes, ...] | list[bytes]) -> str:

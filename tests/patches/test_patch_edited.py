@@ -127,7 +127,7 @@ def test_real_files(name: str, checkouts: Callable[..., Path]) -> None:
     subject = Subject(series, {path: (root / path).read_bytes() for path in paths})
     merged = []
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(data=st.data())
     def run(data: st.DataObject) -> None:
         carrier = subject.carrier(data.draw(st.sampled_from(list(paths))))

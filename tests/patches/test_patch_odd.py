@@ -45,7 +45,7 @@ def to_elsewhere(file: Path) -> None:
 
 def to_large(file: Path) -> None:
     with file.open("ab") as handle:
-        handle.truncate(blobs.(1 << 20) + 1)
+        handle.truncate((1 << 20) + 1)
 
 
 @pytest.mark.parametrize(
