@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 
@@ -183,12 +184,15 @@ def comfyui(session: nox.Session) -> None:
     checkout = Path(*session.posargs) if session.posargs else Path(session.cache_dir, "comfyui", commit)
     if not (checkout / "comfy").is_dir():
         git = ("git", "-C", str(checkout))
-        session.run("git", "init", "--quiet", str(checkout), external=True)
+        # what git exports in a hook, such as GIT_DIR, would turn these calls to the repository of that hook
+        kept = ("GIT_SSL_", "GIT_SSH", "GIT_PROXY_", "GIT_CONFIG_GLOBAL")
+        own = {name: None for name in os.environ if name.startswith("GIT_") and not name.startswith(kept)}
+        session.run("git", "init", "--quiet", str(checkout), external=True, env=own)
         try:
-            session.run(*git, "fetch", "--quiet", "--depth", "1", url, commit, external=True)
+            session.run(*git, "fetch", "--quiet", "--depth", "1", url, commit, external=True, env=own)
         except nox.command.CommandFailed:
             session.skip("ComfyUI's repository is not reachable (the reason stands above)")
-        session.run(*git, "checkout", "--quiet", commit, external=True)
+        session.run(*git, "checkout", "--quiet", commit, external=True, env=own)
     environment = {"OMP_NUM_THREADS": "1", "FORECACHE_COMFYUI": str(checkout.resolve())}
     tests = (str(Path("tests", "upstream", name)) for name in ("test_comfyui.py", "test_comfyui_itself.py"))
     session.run("pytest", *tests, env=environment)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +62,25 @@ class ErrorsAsLines(TyperGroup):
             raise typer.Exit(1) from None
 
 
+class FilesAsLines(TyperGroup):
+    """Commands on files of the user: one that cannot be read or written is an expected error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `| head`: ends quietly
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise PatchError(f"{where}{error.strerror or error}") from None
+
+
 def say(text: str, style: str = "") -> None:
-    """Print ``text`` as it is: paths and brackets are not markup, lines are not wrapped."""
+    """Print ``text`` as it is: paths and brackets are not markup, lines are not wrapped.
+
+    What the terminal cannot show, such as a byte of a file name that is no character, is escaped.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     Console(soft_wrap=True, markup=False, highlight=False).print(text, style=style or None)

@@ -11,11 +11,13 @@ import typer
 
 import forecache_patches as patches
 
-from .console import say
+from .console import FilesAsLines, say
 from .options import LOCK, SERIES, Folder, LockOption, Name, SeriesOption, Source, open_series, open_upstream
-from .upstream import tell_licence
+from .upstream import tell_licence, tell_status
 
-app = typer.Typer(help="The patches that put inert hooks into upstream samplers.", no_args_is_help=True)
+app = typer.Typer(
+    cls=FilesAsLines, help="The patches that put inert hooks into upstream samplers.", no_args_is_help=True
+)
 
 
 @app.command("list")
@@ -42,7 +44,8 @@ def apply(name: Name, folder: Folder, lock: LockOption = LOCK, series: SeriesOpt
         say(f"nothing to do: {result.before} of {len(found)} patches are applied")
         return
     how = ", merged three-way" if result.merged else ""
-    say(f"applied {result.after - result.before} of {len(found)} patches to {', '.join(result.written)}{how}")
+    count = "what was left" if result.before is None else f"{result.after - result.before}"
+    say(f"applied {count} of {len(found)} patches to {', '.join(result.written)}{how}")
     tell_licence(found.upstream)
 
 
@@ -51,18 +54,16 @@ def revert(name: Name, folder: Folder, lock: LockOption = LOCK, series: SeriesOp
     """Take the series out of the checkout DIR again."""
     result = patches.revert(open_series(name, lock, series), folder)
     if result.changed:
-        say(f"took {result.before} patches out of {', '.join(result.written)}")
+        count = "what there was of the" if result.before is None else f"{result.before}"
+        say(f"took {count} patches out of {', '.join(result.written)}")
     else:
         say("nothing to do: no patch is applied")
 
 
 @app.command()
 def status(name: Name, folder: Folder, lock: LockOption = LOCK, series: SeriesOption = SERIES) -> None:
-    """Say which patches DIR has; it may be a fork that this tool did not check out."""
-    found = patches.status(open_series(name, lock, series), folder)
-    say(f"{name}: {found.text}")
-    if found.problem:
-        say(found.problem, style="yellow")
+    """Say which patches DIR has, also a fork from elsewhere. Exit status 1: it is in no known state."""
+    tell_status(f"{name}: ", patches.status(open_series(name, lock, series), folder))
 
 
 @app.command()

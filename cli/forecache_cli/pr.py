@@ -13,9 +13,9 @@ import typer
 import forecache_patches as patches
 from forecache_patches.writing import write_new
 
-from .console import say
+from .console import FilesAsLines, say
 
-app = typer.Typer(help="Drafts of submissions to other projects.", no_args_is_help=True)
+app = typer.Typer(cls=FilesAsLines, help="Drafts of submissions to other projects.", no_args_is_help=True)
 
 
 class Against(str, Enum):
@@ -56,6 +56,12 @@ def build(
             content = patches.build(draft, root)
     else:
         content = patches.build(draft, folder, branch=draft.slug)
+    if f"\nFrom: {patches.NOBODY}\n".encode() in content:
+        typer.echo(
+            "git has no user.name and user.email: the commit is nobody's; after git am make it yours with git "
+            "commit --amend --reset-author",
+            err=True,
+        )
     if output is None:
         sys.stdout.buffer.write(content)
         sys.stdout.flush()

@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 import forecache_patches as patches
 
-from .console import say
+from .console import FilesAsLines, say
 from .options import LOCK, SERIES, Folder, LockOption, Name, SeriesOption, Source, open_series, open_upstream
 
-app = typer.Typer(help="Checkouts of the upstream repositories, at the pins of the lock.", no_args_is_help=True)
+app = typer.Typer(
+    cls=FilesAsLines, help="Checkouts of the upstream repositories, at the pins of the lock.", no_args_is_help=True
+)
 
 
 @app.command("list")
@@ -24,7 +27,8 @@ def list_upstreams(lock: LockOption = LOCK, series: SeriesOption = SERIES) -> No
     for name, upstream in patches.load_lock(lock).items():
         wheel = f"{upstream.wheel.package}=={upstream.wheel.version}" if upstream.wheel else "-"
         licence = f"{upstream.licence}; {upstream.restriction}" if upstream.restriction else upstream.licence
-        table.add_row(name, upstream.pin, str(len(patches.load_series(upstream, series))), wheel, licence)
+        row = (name, upstream.pin, str(len(patches.load_series(upstream, series))), wheel, licence)
+        table.add_row(*map(Text, row))  # brackets are not markup
     Console().print(table)
 
 
@@ -52,12 +56,10 @@ def checkout(
 
 @app.command()
 def status(folder: Folder, lock: LockOption = LOCK, series: SeriesOption = SERIES) -> None:
-    """Say what the checkout DIR is and which patches it has."""
+    """Say what the checkout DIR is and which patches it has. Exit status 1: it is in no known state."""
     marker = patches.require_marker(folder)
     found = patches.status(open_series(marker.upstream, lock, series), folder)
-    say(f"{marker.upstream} at {marker.commit[:12]} from {marker.source} ({marker.origin}): {found.text}")
-    if found.problem:
-        say(found.problem, style="yellow")
+    tell_status(f"{marker.upstream} at {marker.commit[:12]} from {marker.source} ({marker.origin}): ", found)
 
 
 @app.command()
@@ -82,6 +84,14 @@ def bump(
     say(f"wrote {result.folder}: {how}")
     say("for the lock:")
     say(patches.lock_lines(result.upstream))
+
+
+def tell_status(what: str, found: patches.Status) -> None:
+    """Say which patches it has; exit status 1 if that is no number of them, in all files the same."""
+    say(f"{what}{found.text}")
+    if found.problem:
+        say(found.problem, style="yellow")
+        raise typer.Exit(1)
 
 
 def tell_licence(upstream: patches.Upstream, source: str = "git") -> None:

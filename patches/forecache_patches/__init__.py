@@ -13,12 +13,13 @@ from .marker import Marker, read_marker, require_marker
 from .prove import BASES, Proof, numbers, prove
 from .series import Series, load_series
 from .store import store
-from .submit import build
+from .submit import NOBODY, build
 from .verify import verify
 
 __all__ = [
     "BASES",
     "LOCK_FILE",
+    "NOBODY",
     "SERIES_ROOT",
     "Bump",
     "Checkout",

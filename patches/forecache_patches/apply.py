@@ -8,14 +8,17 @@ from pathlib import Path
 from .errors import TreeError
 from .series import Series
 from .state import TreeState, read_state
-from .writing import write_all
+from .writing import alone, tidy, write_all
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Level before and after, files written, and whether a three-way merge was needed."""
+    """Level before and after, files written, and whether a three-way merge was needed.
 
-    before: int
+    ``before`` is None where the files did not have the same number of patches.
+    """
+
+    before: int | None
     after: int
     written: tuple[str, ...]
     merged: bool
@@ -28,29 +31,34 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Status:
-    """``text`` is ``unpatched``, ``patched, k of n`` or ``modified``; ``problem`` explains the last."""
+    """``text`` is ``unpatched``, ``patched, k of n``, ``patched in part`` or ``modified``.
+
+    ``problem`` explains the last two: an apply or revert was broken off, which either of them finishes; or files are in
+    no state that the tool knows.
+    """
 
     level: int | None
     total: int
     merged: bool
     problem: str
+    known: bool
 
     @property
     def text(self) -> str:
         """One short line."""
         if self.level is None:
-            return "modified"
+            return "patched in part" if self.known else "modified"
         fork = ", on a fork (three-way)" if self.merged else ""
         return (f"patched, {self.level} of {self.total}" if self.level else "unpatched") + fork
 
 
 def apply(series: Series, root: Path) -> Outcome:
-    """Apply the patches that are not applied yet.
+    """Apply the patches that are not applied yet, to each file those that it lacks.
 
     Raises:
         TreeError: a file is in no known state, or has changes that are not committed.
-        ConflictError: a fork changed the lines next to ours.
-        PatchError: a file cannot be written. In every case nothing has changed.
+        ConflictError: a fork changed the lines next to ours, or ours could not be taken out again.
+        PatchError: a file cannot be written, or another command is at work. In every case nothing has changed.
     """
     return _move(series, root, len(series))
 
@@ -71,7 +79,7 @@ def status(series: Series, root: Path) -> Status:
         TreeError: a hooked file is missing or is a link.
     """
     state = read_state(series, root)
-    return Status(state.level, len(series), state.merged, state.problem)
+    return Status(state.level, len(series), state.merged, state.problem, known=not state.unknown)
 
 
 def require_level(state: TreeState) -> int:
@@ -86,11 +94,11 @@ def require_level(state: TreeState) -> int:
 
 
 def _move(series: Series, root: Path, level: int) -> Outcome:
-    state = read_state(series, root)
-    before = require_level(state)
-    if all(level in file.levels for file in state.files):
-        return Outcome(before, level, (), state.merged)
-    contents = {file.path: file.at(level) for file in state.files}
-    changed = {file.path: contents[file.path] for file in state.files if contents[file.path] != file.current}
-    write_all(root, changed)
-    return Outcome(before, level, tuple(changed), state.merged)
+    with alone(root):
+        tidy(root, series.upstream.blobs)
+        state = read_state(series, root)
+        if state.unknown:
+            raise TreeError(state.unknown)
+        changed = {file.path: file.at(level) for file in state.files if level not in file.levels}
+        write_all(root, changed)
+        return Outcome(state.level, level, tuple(changed), state.merged)

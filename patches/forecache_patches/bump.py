@@ -8,9 +8,9 @@ from pathlib import Path
 
 from . import gitrepo
 from .errors import CheckoutError
-from .lock import Blob, Upstream
+from .lock import MODES, Blob, Upstream
 from .make import build_patch
-from .merge import merge
+from .merge import Carrier
 from .patchfile import Patch, format_patch
 from .series import SERIES_FILE, Series
 from .writing import write_new
@@ -47,7 +47,7 @@ def bump(series: Series, commit: str, root: Path, output: Path) -> Bump:
     if gitrepo.run(["cat-file", "-e", f"{commit}^{{commit}}"], root)[0]:
         gitrepo.fetch_commit(root, commit)
     old = series.upstream
-    blobs = {path: Blob(_blob(root, commit, path), _mode(root, commit, path)) for path in old.blobs}
+    blobs = {path: _blob(root, commit, path) for path in old.blobs}
     new = replace(series, upstream=replace(old, commit=commit, blobs=blobs, wheel=None))
     folder = output / new.upstream.pin
     if folder.exists():
@@ -68,29 +68,23 @@ def lock_lines(upstream: Upstream) -> str:
 
 
 def _reanchor(series: Series, new: Series, root: Path) -> list[Patch]:
-    paths = list(series.upstream.blobs)
-    before = {path: series.contents(path, _content(root, series.upstream.blobs[path].id, path)) for path in paths}
-    current = {path: _content(root, new.upstream.blobs[path].id, path) for path in paths}
-    patches = []
-    for number, patch in enumerate(series.patches, start=1):
-        merged = {
-            path: merge(series, path, current[path], before[path][number - 1], before[path][number]) for path in paths
-        }
-        made = build_patch(new, number, patch.title, patch.description, current, merged)
+    blobs = series.upstream.blobs
+    carriers = {path: Carrier(series, path, _content(root, blob.id, path)) for path, blob in blobs.items()}
+    forks = {path: _content(root, blob.id, path) for path, blob in new.upstream.blobs.items()}
+    current, patches = forks, []
+    for level, patch in enumerate(series.patches, start=1):
+        merged = {path: carriers[path].put(fork, level) for path, fork in forks.items()}
+        made = build_patch(new, level, patch.title, patch.description, current, merged)
         patches.append(replace(made, name=patch.name))
         current = merged
     return patches
 
 
-def _blob(root: Path, commit: str, path: str) -> str:
-    blob = gitrepo.blob_at(root, commit, path)
-    if not blob:
-        raise CheckoutError(f"{path} is not there at {commit[:12]}")
-    return blob
-
-
-def _mode(root: Path, commit: str, path: str) -> str:
-    return gitrepo.run(["ls-tree", commit, "--", path], root)[1].split(b" ", 1)[0].decode()
+def _blob(root: Path, commit: str, path: str) -> Blob:
+    mode, blob = gitrepo.entry(root, commit, path)
+    if mode not in MODES:
+        raise CheckoutError(f"{path} is not there at {commit[:12]}" + (", or no plain file" if blob else ""))
+    return Blob(blob, mode)
 
 
 def _content(root: Path, blob: str, path: str) -> bytes:

@@ -45,9 +45,11 @@ def checkout(
         download: replaces the download of the wheel; ``(wheel, folder) -> file``.
         series_root: where the licence texts are that a wheel lacks, beside the patches.
 
+    Where another command makes the same checkout meanwhile, its result is taken.
+
     Raises:
-        CheckoutError: destination taken, source not reachable, commit missing, hash or blob id wrong, unsafe archive, a
-            licence text that is nowhere to be had.
+        CheckoutError: destination taken or not writable, source not reachable, commit missing, hash or blob id wrong,
+            unsafe archive, a licence text that is nowhere to be had.
     """
     if source not in SOURCES:
         raise CheckoutError(f"source = {source!r}: must be one of {', '.join(SOURCES)}")
@@ -71,12 +73,15 @@ def checkout(
 
 
 def _existing(upstream: Upstream, root: Path) -> Marker | None:
-    if not root.exists() and not root.is_symlink():
-        return None
-    if not root.is_dir():
-        raise CheckoutError(f"{root} exists and is not a folder")
-    if not any(root.iterdir()):
-        return None
+    try:
+        if not root.exists() and not root.is_symlink():
+            return None
+        if not root.is_dir():
+            raise CheckoutError(f"{root} exists and is not a folder")
+        if not any(root.iterdir()):
+            return None
+    except OSError as error:
+        raise CheckoutError(f"cannot read {root}: {error.strerror or error}") from None
     marker = read_marker(root)
     if marker is None:
         raise CheckoutError(f"{root} exists and is not empty; choose another folder")
@@ -103,8 +108,11 @@ def _from_wheel(upstream: Upstream, root: Path, download: wheel.Download, series
 
 def _build(upstream: Upstream, root: Path, source: str, fill: Callable[[Path], None]) -> Checkout:
     parent = root.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    building = Path(mkdtemp(prefix=f".{root.name}.", suffix=".partial", dir=parent))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        building = Path(mkdtemp(prefix=f".{root.name}.", suffix=".partial", dir=parent))
+    except OSError as error:
+        raise CheckoutError(f"cannot make a folder in {parent}: {error.strerror or error}") from None
     try:
         fill(building)
         check_blobs(upstream, building)
@@ -117,6 +125,12 @@ def _build(upstream: Upstream, root: Path, source: str, fill: Callable[[Path], N
         if root.is_dir():
             root.rmdir()  # empty, as was checked; Windows does not rename onto a folder
         building.rename(root)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        other = _existing(upstream, root)
+        if other is None:
+            raise CheckoutError(f"cannot write {error.filename or root}: {error.strerror or error}") from None
+        return Checkout(root, other, fresh=False, note="")
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise

@@ -122,7 +122,7 @@ class Draft:
         file = self.folder / part / EDITS
         if not file.is_file():
             return ()
-        return parse_edits(f"{self.name}/{part}/{EDITS}", file.read_text(encoding="utf-8"))
+        return parse_edits(f"{self.name}/{part}/{EDITS}", file.read_text(encoding="utf-8", errors="surrogateescape"))
 
     def _contents(self, part: str, prefix: str, root: Path) -> dict[str, bytes]:
         edits = self.edits(part)
@@ -180,7 +180,7 @@ def load_draft(folder: Path, name: str, series_root: Path = SERIES_ROOT) -> Draf
     for part in ("PR.md", "verify.toml", "tests"):
         if not (place / part).exists():
             raise DraftError(f"{name} has no {part}")
-    title, sections = _sections(name, (place / "PR.md").read_text(encoding="utf-8"))
+    title, sections = _sections(name, (place / "PR.md").read_bytes())
     table = _toml(f"{name}/verify.toml", place / "verify.toml")
     pin = table.text("pin", r"[0-9a-f]{40}", "a full commit id, 40 lower-case hex digits")
     if pin != hub.upstream.commit:
@@ -216,8 +216,12 @@ def _strings(table: Table, key: str, required: bool = False) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _sections(name: str, text: str) -> tuple[str, dict[str, str]]:
+def _sections(name: str, content: bytes) -> tuple[str, dict[str, str]]:
     """Title and sections of a ``PR.md``."""
+    try:
+        text = content.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise DraftError(f"{name}: PR.md is not UTF-8") from None
     head, *parts = re.split(r"(?m)^## ", text)
     title = re.fullmatch(r"# ([^\n\[][^\n]*)\n\s*", head)  # git am drops a [...] in front
     if title is None:

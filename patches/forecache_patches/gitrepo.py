@@ -1,8 +1,11 @@
-"""The few git operations that are needed, on bytes. GitPython is imported on first use: it needs a git executable."""
+"""The few git operations that are needed, on bytes, whatever the caller's own git is doing."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -10,47 +13,81 @@ from tempfile import TemporaryDirectory
 from .errors import CheckoutError, PatchError
 from .lock import Upstream
 
-# No questions on a terminal; hooked files are text, so large-file filters have nothing to do.
-_ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1", "GIT_OPTIONAL_LOCKS": "0"}
+# No questions on a terminal; hooked files are text, so large-file filters have nothing to do; paths are no patterns;
+# reasons in English, which _NO_SUCH_COMMIT reads.
+_ENVIRONMENT = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_LFS_SKIP_SMUDGE": "1",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_LITERAL_PATHSPECS": "1",
+    "LANGUAGE": "C",
+    "LC_ALL": "C",
+}
+#: For repositories and files of our own making: no settings of user or machine (hooks, signatures, ways of diff).
+BARE = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+# What the caller may say: where settings and git's own programs are, and how a server is reached.
+_CALLERS = re.compile(r"GIT_(CONFIG_(GLOBAL|SYSTEM|NOSYSTEM)|EXEC_PATH|ASKPASS|(HTTP|PROXY|SSH|SSL)(_\w+)?)")
 _NO_SUCH_COMMIT = re.compile(r"not our ref|unadvertised object|couldn't find remote ref|not a tree|unable to read tree")
 
 
-def run(arguments: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> tuple[int, bytes, str]:
-    """Run ``git <arguments>`` in ``folder``, with more variables; returns exit status, stdout, last line of stderr.
+def environment(**more: str) -> dict[str, str]:
+    """The variables for a program that is, or may start, git.
+
+    Inside a hook, a rebase or an alias git exports ``GIT_DIR``, ``GIT_INDEX_FILE`` and more; handed on, they would turn
+    every call of ours to the caller's repository. All ``GIT_*`` are dropped, but those that say how to reach a server.
+    """
+    kept = {name: text for name, text in os.environ.items() if not name.startswith("GIT_") or _CALLERS.fullmatch(name)}
+    return kept | more
+
+
+def run(arguments: Sequence[str], folder: Path, variables: Mapping[str, str] | None = None) -> tuple[int, bytes, str]:
+    """Run ``git <arguments>`` in ``folder``, with more variables; returns exit status, stdout, and git's own reason.
+
+    A repository is looked for in ``folder`` and not above it.
 
     Raises:
-        PatchError: GitPython or git is not there.
+        PatchError: git is not there, or cannot be started in ``folder``.
     """
     try:
-        from git import Git
-        from git.exc import GitCommandNotFound
-    except ImportError as error:  # also raised by GitPython when it finds no git executable
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "import failed"
-        raise PatchError(
-            f"git is needed here: pip install 'forecache[patches]', and a git executable ({reason})"
-        ) from None
-    try:
-        status, stdout, stderr = Git(str(folder)).execute(
-            ["git", *arguments],
-            with_extended_output=True,
-            with_exceptions=False,
-            stdout_as_string=False,
-            strip_newline_in_stdout=False,
-            env={**_ENVIRONMENT, **(environment or {})},
+        given = _ENVIRONMENT | {"GIT_CEILING_DIRECTORIES": str(folder.resolve().parent)} | dict(variables or {})
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, env=environment(**given), stdin=subprocess.DEVNULL, capture_output=True
         )
-    except GitCommandNotFound:
-        raise PatchError("git is needed here, and there is no git executable on the PATH") from None
-    lines = [line for line in _text(stderr).splitlines() if line.strip() and not line.startswith("warning:")]
-    errors = [line for line in lines if line.startswith(("fatal:", "error:"))]
-    return int(status), _bytes(stdout), (errors or lines or [f"exit status {status}"])[-1].strip()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+        if shutil.which("git") is None:
+            raise PatchError("git is needed here, and there is no git executable on the PATH") from None
+        raise PatchError(f"cannot run git in {folder}: {getattr(error, 'strerror', None) or error}") from None
+    lines = (line.strip() for line in done.stderr.decode(errors="replace").splitlines())
+    said = " ".join(line for line in lines if line and not line.startswith(("warning:", "hint:")))
+    return done.returncode, done.stdout, said or f"exit status {done.returncode}"
 
 
-def _text(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+def call(root: Path, *arguments: str, **variables: str) -> bytes:
+    """What ``git <arguments>`` prints in ``root``.
+
+    Raises:
+        PatchError: it failed; the message has git's reason.
+    """
+    status, stdout, reason = run(arguments, root, variables)
+    if status:
+        raise _failure(arguments, root, reason)
+    return stdout
 
 
-def _bytes(value: object) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()
+def _failure(arguments: Sequence[str], root: Path, reason: str) -> PatchError:
+    return PatchError(f"git {arguments[0]} failed in {root}: {reason}")
+
+
+def _is(root: Path, *arguments: str) -> bool:
+    """The answer of a git command that says no with exit status 1; what fails is no answer.
+
+    Raises:
+        PatchError: it failed.
+    """
+    status, _, reason = run(arguments, root)
+    if status not in (0, 1):
+        raise _failure(arguments, root, reason)
+    return status == 0
 
 
 def is_repository(root: Path) -> bool:
@@ -59,28 +96,46 @@ def is_repository(root: Path) -> bool:
 
 
 def head(root: Path) -> str:
-    """Commit that is checked out, ``""`` if none."""
-    status, stdout, _ = run(["rev-parse", "--verify", "HEAD^{commit}"], root)
-    return stdout.decode().strip() if status == 0 else ""
+    """Commit that is checked out, ``""`` if none.
+
+    Raises:
+        PatchError: git cannot read the repository; the message has its reason.
+    """
+    arguments = ("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+    status, stdout, reason = run(arguments, root)
+    if status not in (0, 1):
+        raise _failure(arguments, root, reason)
+    return stdout.decode().strip()
 
 
-def blob_at(root: Path, commit: str, path: str) -> str:
-    """Blob id of ``path`` at ``commit``, ``""`` if it is not there."""
-    status, stdout, _ = run(["rev-parse", "--verify", f"{commit}:{path}"], root)
-    return stdout.decode().strip() if status == 0 else ""
+def entry(root: Path, commit: str, path: str) -> tuple[str, str]:
+    """Mode and blob id of ``path`` at ``commit``, two times ``""`` if it is not there.
+
+    Raises:
+        PatchError: git cannot read the commit; the message has its reason.
+    """
+    found = call(root, "ls-tree", commit, "--", path).decode(errors="replace").split(maxsplit=3)
+    return (found[0], found[2]) if found else ("", "")
 
 
 def blob_content(root: Path, blob: str) -> bytes | None:
-    """Content of a blob in the object store of ``root``, None if it is not there."""
-    if not is_repository(root):
+    """Content of a blob in the object store of ``root``, None if it is not there.
+
+    Raises:
+        PatchError: git cannot read the repository; the message has its reason.
+    """
+    if not is_repository(root) or not _is(root, "cat-file", "-e", blob):
         return None
-    status, stdout, _ = run(["cat-file", "blob", blob], root)
-    return stdout if status == 0 else None
+    return call(root, "cat-file", "blob", blob)
 
 
 def is_dirty(root: Path, path: str) -> bool:
-    """Whether ``path`` differs, staged or not, from what is committed, or is not committed at all."""
-    return not blob_at(root, "HEAD", path) or run(["diff", "--quiet", "HEAD", "--", path], root)[0] != 0
+    """Whether ``path`` differs, staged or not, from what is committed, or is not committed at all.
+
+    Raises:
+        PatchError: git cannot read the repository; the message has its reason.
+    """
+    return not head(root) or not entry(root, "HEAD", path)[1] or not _is(root, "diff", "--quiet", "HEAD", "--", path)
 
 
 def fetch_commit(root: Path, commit: str, remote: str = "origin") -> None:
@@ -101,7 +156,7 @@ def fetch_commit(root: Path, commit: str, remote: str = "origin") -> None:
 
 
 def _url(root: Path, remote: str) -> str:
-    return run(["config", f"remote.{remote}.url"], root)[1].decode().strip() or remote
+    return run(["config", f"remote.{remote}.url"], root)[1].decode(errors="replace").strip() or remote
 
 
 def checkout_commit(upstream: Upstream, root: Path) -> None:
@@ -125,7 +180,8 @@ def checkout_commit(upstream: Upstream, root: Path) -> None:
     info.mkdir(exist_ok=True)
     (info / "sparse-checkout").write_text(wanted, encoding="utf-8")
     fetch_commit(root, upstream.commit)
-    status, _, reason = run(["checkout", "--quiet", "--detach", upstream.commit], root)
+    no_hooks = ("-c", f"core.hooksPath={os.devnull}")
+    status, _, reason = run([*no_hooks, "checkout", "--quiet", "--detach", upstream.commit], root)
     if status:
         raise CheckoutError(f"cannot check out {upstream.commit} of {upstream.url}: {reason}")
 
@@ -161,9 +217,8 @@ def diff(path: str, old: bytes, new: bytes, *, context: int, executable: bool = 
             "--text",
         ]
         files = [f"a/{path}", f"b/{path}"]
-        status, stdout, reason = run(
-            [*exact, "diff", *options, "--minimal", f"-U{context}", "--", *files], Path(folder)
-        )
+        command = [*exact, "diff", *options, "--minimal", f"-U{context}", "--", *files]
+        status, stdout, reason = run(command, Path(folder), BARE)
     if status not in (0, 1):
         raise PatchError(f"git diff failed: {reason}")
     return stdout

@@ -44,6 +44,24 @@ def insert(content: bytes, insertions: Sequence[Insertion]) -> bytes:
     return b"".join(result + lines[done:])
 
 
+def together(count: int, rounds: Sequence[Sequence[Insertion]]) -> tuple[Insertion, ...]:
+    """What ``rounds`` of insertions, one on top of the other, put into a file of ``count`` lines, as one round."""
+    lines: list[bytes | None] = [None] * count  # None: a line of the file
+    for insertions in rounds:
+        for insertion in reversed(insertions):
+            lines[insertion.after : insertion.after] = insertion.lines
+    result: list[Insertion] = []
+    after, ours = 0, list[bytes]()
+    for line in [*lines, None]:
+        if line is not None:
+            ours.append(line)
+            continue
+        if ours:
+            result.append(Insertion(after, tuple(ours)))
+        after, ours = after + 1, []
+    return tuple(result)
+
+
 def remove(content: bytes, insertions: Sequence[Insertion]) -> bytes:
     """Pre-image of ``content``: the inverse of :func:`insert`.
 

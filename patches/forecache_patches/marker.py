@@ -49,10 +49,14 @@ def read_marker(root: Path) -> Marker | None:
         CheckoutError: the file is there but is not a marker.
     """
     file = root / MARKER
-    if not file.is_file():
-        return None
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        if not file.is_file():
+            return None
+        content = file.read_bytes()
+    except OSError as error:
+        raise CheckoutError(f"cannot read {file}: {error.strerror or error}") from None
+    try:
+        fields = json.loads(content)
         if fields.pop("format") != 1:
             raise ValueError
         marker = Marker(**fields)

@@ -6,7 +6,6 @@ carry no tests). Both trees hold our tests, so that these can be seen to fail wi
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -94,9 +93,8 @@ def require_pin(draft: Draft, root: Path) -> None:
     """
     if gitrepo.head(root) != draft.hub.upstream.commit:
         raise CheckoutError(f"{root} is not at {draft.hub.upstream.pin}, the pin of {draft.hub.name}")
-    status, stdout, reason = gitrepo.run(["status", "--porcelain"], root)
-    if status or stdout:
-        what = reason if status else stdout.decode(errors="replace").splitlines()[0].strip()
+    if changed := gitrepo.call(root, "status", "--porcelain"):
+        what = changed.decode(errors="replace").splitlines()[0].strip()
         raise CheckoutError(f"{root} has changes that are not committed: {what}")
 
 
@@ -301,7 +299,7 @@ def _python(
     arguments: Sequence[str], folder: Path, python_path: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run this Python in ``folder``; nothing but ``python_path`` comes before the installed packages."""
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+    environment = gitrepo.environment(PYTHONDONTWRITEBYTECODE="1", HF_HUB_OFFLINE="1")  # tests of a hub may call git
     environment.pop("PYTHONPATH", None)
     if python_path is not None:
         environment["PYTHONPATH"] = str(python_path.absolute())

@@ -10,7 +10,7 @@ from . import gitrepo
 from .blobs import blob_id, read_hooked
 from .errors import ConflictError, TreeError
 from .marker import read_marker
-from .merge import merge
+from .merge import Carrier
 from .series import Series
 
 
@@ -47,9 +47,15 @@ class TreeState:
         """Why there is no level."""
         if self.level is not None:
             return ""
-        problems = [file.problem for file in self.files if file.problem]
         levels = (f"{file.path} has {max(file.levels)}" for file in self.files if file.levels)
-        return "; ".join(problems) or f"the hooked files do not have the same number of patches: {', '.join(levels)}"
+        return self.unknown or (
+            f"the hooked files do not have the same number of patches: {', '.join(levels)}; apply or revert again"
+        )
+
+    @property
+    def unknown(self) -> str:
+        """Why files are in no state that the tool knows, ``""`` if all are in one."""
+        return "; ".join(file.problem for file in self.files if file.problem)
 
 
 def read_state(series: Series, root: Path) -> TreeState:
@@ -78,44 +84,46 @@ def _file_state(series: Series, root: Path, path: str) -> FileState:
         return _unknown(path, current, f"{path} differs in its line ends only; check it out with core.autocrlf=false")
     original = gitrepo.blob_content(root, pinned)
     if original is not None:
-        return _forked(series, root, path, current, series.contents(path, original))
+        return _forked(root, Carrier(series, path, original), current)
     why = "its history does not hold that blob" if gitrepo.is_repository(root) else "this is not a git repository"
     return _unknown(
         path, current, f"{path} is blob {actual}, the lock says {pinned}, and {why}, so nothing can be merged"
     )
 
 
-def _forked(series: Series, root: Path, path: str, current: bytes, images: list[bytes]) -> FileState:
-    """A fork is at level k if merging the first k patches into it changes nothing, and k is the largest such."""
-    level = 0
-    for candidate in range(len(images) - 1, 0, -1):
-        if images[candidate] != images[0] and _merges_to_itself(series, path, current, images[0], images[candidate]):
-            level = candidate
-            break
+def _forked(root: Path, carrier: Carrier, current: bytes) -> FileState:
+    path, images = carrier.path, carrier.images
+    if _has_crlf(current) != _has_crlf(images[0]):
+        ends = [r"\r\n" if _has_crlf(content) else r"\n" for content in (current, images[0])]
+        problem = f"{path} has line ends {ends[0]}, the pinned file {ends[1]}; check it out with core.autocrlf=false"
+        return _unknown(path, current, problem)
+    found = carrier.find(current)
+    if gitrepo.is_dirty(root, path) and not (found and _only_ours(carrier, found[1], root)):
+        return _unknown(path, current, f"{path} has changes that are not committed; commit or undo them first")
+    if found is None:
+        name = carrier.remains(current)
+        return _unknown(
+            path, current, f"{path} has lines of {name}, but not as the patches put them; take them out first"
+        )
+    level, fork = found
     levels = frozenset(k for k, image in enumerate(images) if image == images[level])
 
     def at(wanted: int) -> bytes:
-        if images[wanted] == images[level]:
-            return current
-        return merge(series, path, current, images[level], images[wanted])
+        return current if wanted in levels else carrier.put(fork, wanted)
 
-    if gitrepo.is_dirty(root, path) and not _only_ours(at, len(images), gitrepo.blob_at(root, "HEAD", path)):
-        return _unknown(path, current, f"{path} has changes that are not committed; commit or undo them first")
     return FileState(path, current, levels, at, merged=True)
 
 
-def _merges_to_itself(series: Series, path: str, current: bytes, base: bytes, theirs: bytes) -> bool:
-    try:
-        return merge(series, path, current, base, theirs) == current
-    except ConflictError:
-        return False
+def _has_crlf(content: bytes) -> bool:
+    return 2 * content.count(b"\r\n") > content.count(b"\n")
 
 
-def _only_ours(at: Callable[[int], bytes], count: int, committed: str) -> bool:
+def _only_ours(carrier: Carrier, fork: bytes, root: Path) -> bool:
     """Whether the file differs from the committed one by patches of the series only."""
-    for level in range(count):
+    committed = gitrepo.entry(root, "HEAD", carrier.path)[1]
+    for level in range(len(carrier.images)):
         try:
-            if blob_id(at(level)) == committed:
+            if blob_id(carrier.put(fork, level)) == committed:
                 return True
         except ConflictError:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,8 +29,8 @@ def store(hub: Hub, root: Path, folder: Path, fetch: Fetch = wheel.fetch) -> lis
     """
     if gitrepo.head(root) != hub.upstream.commit:
         raise CheckoutError(f"{root} is not at {hub.upstream.pin}, the pin of {hub.name}")
-    _, stdout, _ = gitrepo.run(["status", "--porcelain", "-z", "--untracked-files=all", "--no-renames"], root)
-    states = {entry[3:]: entry[:2].strip() for entry in stdout.decode().split("\0") if entry}
+    listing = gitrepo.call(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
+    states = {entry[3:]: entry[:2].strip() for entry in os.fsdecode(listing).split("\0") if entry}
     if not states or set(states.values()) - {"M", "??", "A"}:
         raise DraftError(f"{root} must have edited and new files, and no others; git status names {states or 'none'}")
     written: list[Path] = []
@@ -42,7 +43,7 @@ def store(hub: Hub, root: Path, folder: Path, fetch: Fetch = wheel.fetch) -> lis
             part = "tests" if path.startswith("tests/") else "change"
             content = read_hooked(root, path)
             if state == "M":
-                _, old, _ = gitrepo.run(["cat-file", "blob", f"HEAD:{path}"], root)
+                old = gitrepo.call(root, "cat-file", "blob", f"HEAD:{path}")
                 others = [(newest / path).read_bytes()] if (newest / path).is_file() else []
                 edits[part] += make_edits(path, old, content, [other for other in others if other != old])
             else:

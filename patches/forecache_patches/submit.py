@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import gitrepo
 from .blobs import git_mode
 from .drafts import Draft
-from .errors import CheckoutError, DraftError, PatchError
+from .errors import CheckoutError, DraftError
+from .gitrepo import call
+
+#: Author and committer where git's settings name none.
+NOBODY = "nobody <nobody@example.org>"
+_NOBODY = {
+    f"GIT_{role}_{key}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for key, value in {"NAME": "nobody", "EMAIL": "nobody@example.org"}.items()
+}
 
 
 def build(draft: Draft, root: Path, branch: str = "") -> bytes:
-    """Commit the draft on top of the pin in the repository ``root``; author and committer are git's.
+    """Commit the draft on top of the pin in the repository ``root``.
+
+    Author and committer are those of git's settings, or :data:`NOBODY` where these name none.
 
     Args:
         draft: what to commit.
@@ -25,7 +37,7 @@ def build(draft: Draft, root: Path, branch: str = "") -> bytes:
     Raises:
         CheckoutError: ``root`` is no repository, or is not at the pin.
         DraftError: the draft does not fit, or the branch is there already.
-        PatchError: git failed, for instance for want of a name and an address.
+        PatchError: git failed; the message has its reason.
     """
     pin = draft.hub.upstream.commit
     if not gitrepo.is_repository(root):
@@ -37,21 +49,22 @@ def build(draft: Draft, root: Path, branch: str = "") -> bytes:
     contents = draft.submission(root)
     with TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
-        _git(root, "read-tree", pin, **index)
+        call(root, "read-tree", pin, **index)
         for path, content in contents.items():
             file = Path(folder, "content")
             file.write_bytes(content)
-            blob = _git(root, "hash-object", "-w", "--no-filters", "--", str(file)).strip().decode()
+            blob = call(root, "hash-object", "-w", "--no-filters", "--", str(file)).strip().decode()
             mode = git_mode(root / path) if (root / path).exists() else "100644"
-            _git(root, "update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}", **index)
+            call(root, "update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}", **index)
         # a partial clone lacks the blobs of files that nobody asked for
-        tree = _git(root, "write-tree", "--missing-ok", **index).strip().decode()
+        tree = call(root, "write-tree", "--missing-ok", **index).strip().decode()
         message = Path(folder, "message")
         message.write_text(f"{draft.title}\n\n{draft.body}\n", encoding="utf-8")
-        commit = _git(root, "commit-tree", tree, "-p", pin, "-F", str(message)).strip().decode()
-        patch = _git(root, *_FORMAT, "--src-prefix=a/", "--dst-prefix=b/", commit)
+        who = {} if _has_identity(root) else _NOBODY
+        commit = call(root, "commit-tree", tree, "-p", pin, "-F", str(message), **who).strip().decode()
+        patch = call(root, *_FORMAT, "--src-prefix=a/", "--dst-prefix=b/", commit)
     if branch:
-        _git(root, "branch", "--no-track", branch, commit)
+        call(root, "branch", "--no-track", branch, commit)
     return patch
 
 
@@ -62,31 +75,26 @@ def applied(draft: Draft, patch: bytes, root: Path) -> dict[str, bytes]:
         PatchError: it does not apply.
     """
     edited = {edit.path for part in ("change", "tests") for edit in draft.edits(part)}
-    who = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in _NOBODY.items()}
     with TemporaryDirectory() as folder:
         repository = Path(folder, "repository")
         repository.mkdir()
-        _git(repository, "init", "--quiet")
-        _git(repository, "config", "core.autocrlf", "false")
+        bare = gitrepo.BARE | _NOBODY
+        call(repository, "init", "--quiet", **bare)
         for path in edited:
             (repository / path).parent.mkdir(parents=True, exist_ok=True)
             (repository / path).write_bytes((root / path).read_bytes())
-        _git(repository, "add", "--all")
-        _git(repository, "commit", "--quiet", "--allow-empty", "--message", "base", **who)
+        call(repository, "add", "--all", "--force", **bare)
+        call(repository, "commit", "--quiet", "--allow-empty", "--message", "base", **bare)
         file = Path(folder, "draft.patch")
         file.write_bytes(patch)
-        _git(repository, "am", "--quiet", "--keep-cr", str(file), **who)
-        names = _git(repository, "diff", "--name-only", "-z", "HEAD~1", "HEAD").decode().split("\0")
+        call(repository, "am", "--quiet", "--keep-cr", str(file), **bare)
+        names = os.fsdecode(call(repository, "diff", "--name-only", "-z", "HEAD~1", "HEAD", **bare)).split("\0")
         return {name: (repository / name).read_bytes() for name in names if name}
 
 
 # as git writes it without settings of the user
 _FORMAT = ("format-patch", "-1", "--stdout", "--no-attach", "--no-renames", "--no-ext-diff", "--no-color")
-_NOBODY = {"NAME": "nobody", "EMAIL": "nobody@example.org"}
 
 
-def _git(root: Path, *arguments: str, **environment: str) -> bytes:
-    status, stdout, reason = gitrepo.run(arguments, root, environment)
-    if status:
-        raise PatchError(f"git {arguments[0]} failed in {root}: {reason}")
-    return stdout
+def _has_identity(root: Path) -> bool:
+    return not any(gitrepo.run(["var", f"GIT_{role}_IDENT"], root)[0] for role in ("AUTHOR", "COMMITTER"))

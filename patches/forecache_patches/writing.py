@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
@@ -15,7 +17,7 @@ from .errors import PatchError
 
 
 def write_all(root: Path, contents: Mapping[str, bytes]) -> None:
-    """Replace ``root/path`` by its new content, for every path, keeping the file modes.
+    """Replace ``root/path`` by its new content, for every path, keeping mode, owner and extended attributes.
 
     Each file is written beside the old one and renamed over it. If a rename fails, those already done are undone. A
     signal that would end the process waits until all is done: between two renames it would leave a mixture.
@@ -25,6 +27,45 @@ def write_all(root: Path, contents: Mapping[str, bytes]) -> None:
     """
     with signals_wait():
         _write_all(root, contents)
+
+
+@contextlib.contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Keep other commands from changing files in ``root`` until the end of the block, where the system has such locks.
+
+    Raises:
+        PatchError: another one is at work there.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(root, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows; a folder that is not there, of which the block will say more
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PatchError(
+                    f"another command is changing the files of {root}; try again when it is done"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def tidy(root: Path, paths: Iterable[str]) -> None:
+    """Remove what a killed :func:`write_all` has left beside the files; only :func:`alone`, which sees to it that none
+    is at work.
+    """
+    for path in paths:
+        name = re.compile(re.escape(f".{Path(path).name}.") + r"\w{8}\.partial")
+        with contextlib.suppress(OSError):
+            for file in (root / path).parent.iterdir():
+                if name.fullmatch(file.name):
+                    file.unlink()
 
 
 @contextlib.contextmanager
@@ -91,7 +132,7 @@ def _restore(undo: list[tuple[Path, Path]], count: int) -> None:
 
 
 def _beside(target: Path, content: bytes) -> Path:
-    """A temporary file in the folder of ``target``, with its mode and this content, on disk."""
+    """A temporary file in the folder of ``target``, with its mode, owner and attributes and this content, on disk."""
     handle, name = mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
     temporary = Path(name)
     try:
@@ -99,7 +140,11 @@ def _beside(target: Path, content: bytes) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(target.stat().st_mode & 0o7777)
+        if hasattr(os, "chown"):
+            with contextlib.suppress(OSError):  # only root may give files away
+                os.chown(temporary, target.stat().st_uid, target.stat().st_gid)
+        shutil.copystat(target, temporary)
+        os.utime(temporary)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

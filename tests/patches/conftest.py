@@ -1,10 +1,11 @@
-"""Fixtures: the toy upstream without patches, and with a series of two."""
+"""Fixtures: the toy upstream without patches, and with a series of two; the toy hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from toy_hub import Hub
 from toy_upstream import CRLF, FILES, OUTSIDE, Toy, commit_all, edit_first, edit_second, git
 
 import forecache_patches as patches
@@ -38,3 +39,14 @@ def toy(bare_toy: Toy) -> Toy:
     edit_second(root)
     patches.make(bare_toy.series, root, "Second hook")
     return bare_toy
+
+
+@pytest.fixture
+def bare_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inner runs of pytest need no plugins, and half of their time goes into loading them."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Hub:
+    return Hub(tmp_path_factory.mktemp("hub"))

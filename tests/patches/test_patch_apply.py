@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,13 +56,33 @@ def test_a_partly_applied_series_is_continued_and_reverted(toy: Toy, root: Path)
     assert snapshot(root) == original
 
 
-def test_files_at_different_levels_are_refused(toy: Toy, root: Path) -> None:
+@pytest.mark.parametrize("operation", [patches.apply, patches.revert])
+def test_what_a_kill_between_two_files_left_is_finished(toy: Toy, root: Path, operation: Callable[..., object]) -> None:
+    unpatched = snapshot(root)
+    patches.apply(toy.series, root)
+    patched = snapshot(root)
+    (root / TAIL).write_bytes(FILES[TAIL])
+    (root / "pkg/.tail.py.abcd1234.partial").write_bytes(b"half of it")
+    (root / "pkg/.tail.py.mine.partial").write_bytes(b"not ours")
+    status = patches.status(toy.series, root)
+    assert status.text == "patched in part" and "pkg/tail.py has 0; apply or revert again" in status.problem
+    for refused in (patches.export, lambda *given: patches.verify(toy.upstream, *given)):
+        with pytest.raises(patches.TreeError, match="do not have the same number of patches"):
+            refused(toy.series, root)
+    operation(toy.series, root)
+    assert (root / "pkg/.tail.py.mine.partial").exists()
+    (root / "pkg/.tail.py.mine.partial").unlink()
+    assert snapshot(root) == (patched if operation is patches.apply else unpatched)
+
+
+def test_a_file_in_an_unknown_state_is_not_finished(toy: Toy, root: Path) -> None:
     patches.apply(toy.series, root)
     (root / TAIL).write_bytes(FILES[TAIL])
+    edit(root / LOOP, b"END = 1\n", b"END = 2\n")
     before = snapshot(root)
     assert patches.status(toy.series, root).text == "modified"
     for operation in (patches.apply, patches.revert):
-        with pytest.raises(patches.TreeError, match="do not have the same number of patches"):
+        with pytest.raises(patches.TreeError, match="loop"):
             operation(toy.series, root)
     assert snapshot(root) == before
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,24 @@ def test_a_conflict_names_the_hunk_and_changes_nothing(toy: Toy) -> None:
     assert snapshot(root) == before and git(root, "status", "--porcelain") == ""
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "has"),
+    [
+        (b"        y = x\n", b"        y = x\n        y += 1\n", "it has 'y += 1' there"),  # at our place
+        (b"        y = x\n    return", b"        y = x\n    if x:\n        pass\n    return", "it has 'if x:' there"),
+        (b"        y = x\n", b"", "removed the lines next to it"),
+    ],
+)
+def test_a_fork_that_writes_at_our_place_conflicts(toy: Toy, old: bytes, new: bytes, has: str) -> None:
+    root = toy.fork(lambda root: edit(root / LOOP, old, new))
+    before = snapshot(root)
+    with pytest.raises(
+        patches.ConflictError, match=rf"0002-second-hook\.patch hunk 2 .* conflicts: the fork .*{re.escape(has)}"
+    ):
+        patches.apply(toy.series, root)
+    assert snapshot(root) == before
+
+
 def test_uncommitted_changes_on_a_fork_are_refused(toy: Toy) -> None:
     root = toy.fork(far)
     edit(root / LOOP, b"import os\n", b"import sys\n")
@@ -101,3 +121,42 @@ def test_export_on_a_fork_fits_the_fork(toy: Toy) -> None:
     git(root, "checkout", "-q", ".")
     patches.apply(toy.series, root)
     assert snapshot(root) == exported
+
+
+def blank_line(root: Path) -> None:
+    edit(root / LOOP, b"END = 1\n", b"\nEND = 1\n")
+
+
+def lines_of_theirs(root: Path) -> None:
+    edit(root / LOOP, b"        x += i\n", b"        x += i\n        y = x\n")
+
+
+@pytest.mark.parametrize("hook", [blank_line, lines_of_theirs])
+def test_a_hook_that_could_not_be_told_from_the_forks_own_lines_is_refused(
+    bare_toy: Toy, hook: Callable[[Path], None]
+) -> None:
+    root = bare_toy.checkout("edited")
+    hook(root)
+    patches.make(bare_toy.series, root, "Nothing of its own")
+    assert patches.apply(
+        bare_toy.series, bare_toy.checkout()
+    ).changed  # control: on the pinned file it is known by its id
+
+    def twice(root: Path) -> None:
+        (root / LOOP).write_bytes(b"\n        x += i\n        y = x\n" + FILES[LOOP])
+
+    fork = bare_toy.fork(twice)
+    before = snapshot(fork)
+    with pytest.raises(patches.ConflictError, match=r"could not be told from the fork's and taken out again; nothing"):
+        patches.apply(bare_toy.series, fork)
+    assert snapshot(fork) == before and patches.status(bare_toy.series, fork).level == 0
+
+
+def test_a_fork_that_has_one_of_our_lines_already_is_refused(toy: Toy) -> None:
+    root = toy.fork(lambda root: edit(root / LOOP, b"END = 1\n", b"END = 1\n\n\ndef f():\n    hook = None\n"))
+    before = snapshot(root)
+    assert "has lines of 0001-first-hook.patch hunk 1 ('hook = None')" in patches.status(toy.series, root).problem
+    for operation in (patches.apply, patches.revert):
+        with pytest.raises(patches.TreeError, match="but not as the patches put them; take them out first"):
+            operation(toy.series, root)
+    assert snapshot(root) == before

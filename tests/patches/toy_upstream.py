@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import forecache_patches as patches
+from forecache_patches.gitrepo import environment
 
 LOOP = "pkg/loop.py"
 CRLF = "pkg/deep/crlf.py"
@@ -38,7 +39,7 @@ def git(folder: Path, *arguments: str) -> str:
             f"GIT_{role}_DATE": "2026-01-01T00:00:00Z",
         }
     command = ["git", "-c", "core.autocrlf=false", *arguments]
-    result = subprocess.run(command, cwd=folder, env=os.environ | who, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=folder, env=environment(**who), capture_output=True, text=True)
     assert result.returncode == 0, (arguments, result.stderr)
     return result.stdout.strip()
 
