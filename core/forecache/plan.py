@@ -132,7 +132,9 @@ class Plan:
             raise ValueError("plan was made for something else: " + "; ".join(found))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON atomically: the file is either the old plan or the new one."""
+        """Write JSON atomically: the file is either the old plan or the new one, with the old one's mode; a symbolic link
+        stays one. Threads and processes may save to one path.
+        """
         body = {"forecache_plan": VERSION, **asdict(self)}
         body["weights"] = _steps(self.weights)
         body["groups"] = {
