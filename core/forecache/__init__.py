@@ -5,10 +5,11 @@ function of the snapshot times and of the ``n x n`` Gram matrix of the snapshots
 """
 
 from .calibrate import Calibration, calibrate
+from .digest import fingerprint
 from .forecaster import Forecaster
 from .groups import Group
 from .guidance import AdaptiveGuidance
-from .plan import Plan, Weights, fingerprint
+from .plan import Plan, Weights
 from .streams import Guided
 from .trace import Trace
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -12,8 +11,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from . import files
 
@@ -227,18 +224,3 @@ def _plain(value: Any) -> Any:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"made_for must hold what JSON can, got {value!r:.80}: {error}") from None
-
-
-def fingerprint(network: torch.nn.Module, values: int = 64) -> str:
-    """A short hash of a network's parameters for a plan's key: names, shapes and evenly picked ``values`` of each.
-
-    Reads a few numbers of every tensor, not all of them: milliseconds on a CPU for any size, one small copy per tensor
-    elsewhere. Another fine-tune, checkpoint or precision has another fingerprint.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        if tensor.numel():
-            picked = tensor.detach().reshape(-1)[:: max(tensor.numel() // values, 1)]
-            digest.update(picked.double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
