@@ -10,8 +10,8 @@ from .forecaster import Forecaster
 from .groups import Group
 from .guidance import AdaptiveGuidance
 from .plan import Plan, Weights
-from .streams import Guided
 from .trace import Trace
+from .tree import Guided
 
 __version__ = "0.1.0"
 __all__ = [

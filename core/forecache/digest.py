@@ -15,7 +15,7 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.S
 
 
 def fingerprint(network: torch.nn.Module) -> str:
-    """A short hash of a network's parameters and persistent buffers (its ``state_dict``) for a plan's key: names, dtypes,
+    """A short hash of a network's parameters and saved buffers (its ``state_dict``) for a plan's key: names, dtypes,
     shapes and every bit of the values.
 
     Two networks that differ in a single number, a name, a shape or a precision differ in their fingerprint; CPU and GPU
@@ -23,11 +23,11 @@ def fingerprint(network: torch.nn.Module) -> str:
     cryptographic hash: who wants to can make two networks with one fingerprint. Buffers that a network does not save
     (tables that it makes itself) are no part of it.
 
-    Each 8 bytes are a word ``x_k``. It is mixed, ``y = x_k m_k``, ``z = y ^ (y >> 32)``, and ``sum_k z_k m_{k+1}`` taken
-    over chunks of words, all mod ``2^64``, on the device that holds them; the odd multipliers m depend on the position.
-    An odd number has an inverse and the fold too, so a change of one word changes the sum. The fold brings down what the
-    products leave in the highest bits, where the signs of numbers lie. The host reads the sums at once, one for 512 KiB
-    of weights. A tensor that is not contiguous is copied, one at a time.
+    Each 8 bytes are a word ``x_k``. It is mixed, ``y = x_k m_k``, ``z = y ^ (y >> 32)``, and ``sum_k z_k m_{k+1}`` is
+    taken over chunks of words, all mod ``2^64``, on the device that holds them; the odd multipliers m depend on the
+    position. An odd number has an inverse and so has the fold: a change of one word changes the sum. The fold brings
+    down what products leave in the highest bits, where the signs of numbers lie. The host reads all sums at once, one
+    for 512 KiB of weights. A tensor that is not contiguous is copied, one at a time.
 
     Raises:
         ValueError: a tensor whose values are not there (on the meta device, as under sequential offloading, or not yet
@@ -87,15 +87,15 @@ def _sums(name: str, tensor: torch.Tensor, tables: dict[torch.device, torch.Tens
         words, rest = _words(tensor)
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
-            f"fingerprint: {name!r} ({type(tensor).__name__}, {tensor.dtype}, {tensor.layout}) cannot be read as bytes: "
-            f"{error}"
+            f"fingerprint: {name!r} ({type(tensor).__name__}, {tensor.dtype}, {tensor.layout}) cannot be read as bytes"
+            f": {error}"
         ) from error
     if words.device not in tables:
         tables[words.device] = torch.from_numpy(_multipliers(CHUNK + 1)).to(words.device)
     table, sums = tables[words.device], []
     whole = len(words) // CHUNK * CHUNK
     rows = words[:whole].view(-1, CHUNK)
-    blocks = [*rows.split(AT_ONCE.get(words.device.type, 64)), words[None, whole:], rest[None]]
+    blocks = [*torch.split(rows, AT_ONCE.get(words.device.type, 64)), words[None, whole:], rest[None]]
     work = torch.empty((2, max(block.numel() for block in blocks)), dtype=torch.int64, device=words.device)
     for block in blocks:
         if count := block.numel():

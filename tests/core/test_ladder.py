@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from test_calibrate import GRID, STEPS, run
 
 from forecache import Calibration, Forecaster, Plan
