@@ -13,10 +13,9 @@ import torch
 
 from . import schedule, tree
 from .basis import make_rule
-from .basis.guard import told
 from .groups import Group, Groups
 from .plan import Plan
-from .planned import Planned, Planner
+from .planned import Planner
 from .snapshots import MAX_HISTORY
 from .streams import Guided, Stream, products
 from .trace import Step, Trace
@@ -150,9 +149,11 @@ class Forecaster:
             raise ValueError(
                 f"history must be >= {self._planner.longest}, the longest weights of the plan, got {history}"
             )
-        served = {group: self._planner.rule(group, rule) for group, rule in rules.items()}
-        of_stream = self.groups.of_stream  # a lambda that held `self` would keep a dropped forecaster for the collector
-        self._stream: Callable[[str], Stream] = lambda name: Stream(served[of_stream(name)], history, batch_dim, guard)
+        # a lambda that held `self` would keep a dropped forecaster for the collector
+        of_stream, least = self.groups.of_stream, self._planner.longest
+        self._stream: Callable[[str], Stream] = lambda name: Stream(
+            rules[of_stream(name)], history, batch_dim, guard, least
+        )
         self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
         self._streams: dict[str, Stream] = {}
         self._structure: tree.Structure | None = None
@@ -244,7 +245,7 @@ class Forecaster:
             self._planner.check_state(i, state, leaves)
         known = {} if fresh else self._streams
         streams = {name: known.get(name) or self._stream(name) for name in leaves}
-        rows = products(streams, leaves)
+        rows = products(streams, leaves, self._planner.taken())
         audits = {name: streams[name].audit(i, self.times[i], rows[name]) for name in leaves}
         error = {name: float(audit.error.max()) for name, audit in audits.items() if audit is not None}
         skill = {name: float(audit.skill.max()) for name, audit in audits.items() if audit is not None}
@@ -255,10 +256,8 @@ class Forecaster:
             self._streams, self._structure, self._last = streams, structure, i
             self._kind, self._guided, self._shapes = kind, guided, shapes
             if corrected:
-                values, how = self._planner.correct(i, streams, state)
-                entry.rules.update({name: each.rule for name, each in how.items()})
-                entry.fallbacks.update({name: list(each.fallbacks) for name, each in how.items() if each.fallbacks})
-                value = value if entry.fallbacks else self._rebuilt(values)
+                values = self._planner.correct(i, streams, state, entry)
+                value = value if values is None else self._rebuilt(values)
         except BaseException:
             self._free()
             raise
@@ -289,16 +288,8 @@ class Forecaster:
             leaves = {name: stream.reuse() for name, stream in self._streams.items()}
             entry = Step(i, self.times[i], "still")
         else:
-            leaves, rules, fallbacks = {}, {}, {}
-            for name, stream in self._streams.items():
-                leaves[name], served = stream.forecast(i, self.times[i])
-                rules[name], reasons = told(served)
-                if reasons:
-                    fallbacks[name] = reasons
-            if all(rule == Planned.name for rule in rules.values()):
-                self._planner.check_state(i, state, leaves)
-                self._planner.add_columns(i, self._streams, leaves, state)
-            entry = Step(i, self.times[i], "forecast", rules=rules, fallbacks=fallbacks)
+            entry = Step(i, self.times[i], "forecast")
+            leaves = self._planner.forecast(i, self._streams, state, entry)
         value = self._rebuilt(leaves)
         self._last = i
         self.trace.steps.append(entry)
@@ -336,6 +327,7 @@ class Forecaster:
     def close(self) -> None:
         """Free every snapshot. The trace stays."""
         with self._alone("close() or reset()"):
+            self._planner.settle()
             self._free()
 
     def _free(self) -> None:

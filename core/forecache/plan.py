@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from . import files
 
 VERSION = 3
+COLUMNS = 8.0  # largest norm of what a plan adds to the weights of the velocity (forecache.planned.Planner)
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Plan:
             raise ValueError("plan was made for something else: " + "; ".join(found))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON atomically: the file is either the old plan or the new one, with the old one's mode; a symbolic link
+        """Write JSON atomically: the file is either the old plan or the new one, and keeps its mode; a symbolic link
         stays one. Threads and processes may save to one path.
         """
         body = {"forecache_plan": VERSION, **asdict(self)}
