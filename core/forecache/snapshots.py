@@ -16,6 +16,12 @@ Array = npt.NDArray[np.float64]
 
 CHUNK = 1 << 15  # the float64 copy of so many values of the window stays in a CPU's cache
 MAX_HISTORY = 8
+
+
+class Unforecastable(ValueError):
+    """A value that can be no snapshot: not finite, or of a kind that has no weighted sum."""
+
+
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -85,9 +91,9 @@ class Snapshots:
     because compiled and graph-captured networks reuse their output buffers. State: ``capacity`` snapshots.
 
     Raises:
-        ValueError: ``capacity`` outside 1..8; a value whose shape, dtype or device is not the first one's, that is
-            not a dense floating-point tensor of 16 bits or more, or that is not finite; a time that does not move on in
-            the run's direction.
+        ValueError: ``capacity`` outside 1..8; a value whose shape, dtype or device is not the first one's; a time that
+            does not move on in the run's direction.
+        Unforecastable: a value that is not a dense floating-point tensor of 16 bits or more, or not finite.
         RuntimeError: :meth:`combine` on an empty window.
     """
 
@@ -132,20 +138,22 @@ class Snapshots:
         if self._like is None:
             if value.layout is not torch.strided or value.is_nested or value.is_meta:  # before its shape is asked for
                 kind = "nested" if value.is_nested else f"{value.layout}, device {value.device}"
-                raise ValueError(f"{name} must be a dense tensor that holds numbers, got one that is {kind}")
+                raise Unforecastable(f"{name} must be a dense tensor that holds numbers, got one that is {kind}")
             if value.dtype not in DTYPES or value.numel() == 0:
-                raise ValueError(
+                raise Unforecastable(
                     f"{name} must be a non-empty floating-point tensor of 16 bits or more, got {value.dtype} "
                     f"{tuple(value.shape)}"
                 )
             if value.ndim > 1 and self.batch_dim is not None and not -value.ndim <= self.batch_dim < value.ndim:
                 raise ValueError(f"batch_dim must be an axis of shape {tuple(value.shape)}, got {self.batch_dim}")
             return
-        for what, was, now in zip(
-            ("shape", "dtype", "device"), self._like, (value.shape, value.dtype, value.device), strict=True
-        ):
-            if was != now:
-                raise ValueError(f"{name} changed its {what} within a run: {was} before, {now} now; call reset() first")
+        if other := self.differs(value, name):
+            raise ValueError(f"{other}; call clear() first")
+
+    def differs(self, value: torch.Tensor, name: str = "value") -> str:
+        """In what ``value`` has not the form of the snapshots, in words; "": in nothing."""
+        parts = zip(("shape", "dtype", "device"), self._like or (), (value.shape, value.dtype, value.device))  # noqa: B905
+        return ", ".join(f"{name} had {what} {was}, now {now}" for what, was, now in parts if was != now)
 
     def queued(self, value: torch.Tensor, name: str = "value") -> torch.Tensor:
         """What :meth:`products` reads, for :func:`read` to read that of several streams at once."""
@@ -160,7 +168,7 @@ class Snapshots:
         """
         row = (read([self.queued(value, name)])[0] if known is None else known)[:, [*self._slots, -1]]
         if not np.isfinite(row).all() and not bool(torch.isfinite(value.detach()).all()):
-            raise ValueError(f"{name} holds NaN or infinity")
+            raise Unforecastable(f"{name} holds NaN or infinity")
         return row
 
     def push(self, time: float, value: torch.Tensor, row: Array | None = None) -> None:
