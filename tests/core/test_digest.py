@@ -190,7 +190,7 @@ def test_quantised_and_other_tensors_are_read_by_their_parts() -> None:
     def each(x: torch.Tensor, scale: float) -> list[dict[str, Any]]:
         scales, zeros = torch.tensor([scale, 0.1], dtype=torch.float64), torch.tensor([0, 0])
         return [
-            {"w": torch.quantize_per_tensor(x, scale, 0, torch.qint8)},
+            {"w": torch.quantize_per_tensor(x * scale, scale, 0, torch.qint8)},
             {"w": torch.quantize_per_channel(x, scales, zeros, 0, torch.qint8)},
             {"w": (torch.quantize_per_tensor(x, scale, 0, torch.quint8), None)},
             {"w": (x * scale).to_sparse()},
