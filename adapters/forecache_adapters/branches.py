@@ -263,9 +263,12 @@ class Adaptive(Apart):
         if self.guidance is None:
             times = self.times[: self.guided[-1] + 2]
             self.guidance = self.settings.guidance(times, self.strength, None if is_sparse(cond) else 0)
-        if self.computed and self.guidance.needs_uncond(self.i):
+        if not self.computed and not self.guidance.fits(cond):  # begun anew: no full step, but nothing to forecast from
+            return compute()
+        if self.computed and self.guidance.needs_uncond(self.i, cond):
             value = compute()
             self.guidance.observe(self.i, cond, value)
+            self.trace.notes.extend(note for note in self.guidance.notes if note not in self.trace.notes)
             return value
         self.trace.saved += self.computed
         return self.guidance.uncond(self.i, cond)

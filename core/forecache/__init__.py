@@ -5,12 +5,13 @@ function of the snapshot times and of the ``n x n`` Gram matrix of the snapshots
 """
 
 from .calibrate import Calibration, calibrate
+from .digest import fingerprint
 from .forecaster import Forecaster
 from .groups import Group
 from .guidance import AdaptiveGuidance
-from .plan import Plan, Weights, fingerprint
-from .streams import Guided
+from .plan import Plan, Weights
 from .trace import Trace
+from .tree import Guided
 
 __version__ = "0.1.0"
 __all__ = [

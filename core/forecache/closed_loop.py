@@ -114,7 +114,7 @@ class ClosedLoop:
         for group, at in self.model.parts.items():
             theirs = {seed: each[:, at] for seed, each in columns.items()}
             goal = {seed: each[at] for seed, each in wanted.items()}
-            fitted[group], misfit = fit(theirs, goal, toward, n, self.ridge)
+            fitted[group], misfit = fit(theirs, goal, toward, n, self.ridge, len(apart))
             misfits.append(misfit)
         self.misfits[str(i)] = float(np.sqrt(np.mean(np.square(misfits))))
         weights = {

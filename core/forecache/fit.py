@@ -9,6 +9,7 @@ import torch
 
 from .basis import GUARD, Linear
 from .basis.guard import blend, serve
+from .plan import COLUMNS
 from .snapshots import Array, gram_matrix
 
 
@@ -18,8 +19,9 @@ def prior(times: Array, target: float) -> Array:
 
 
 def fit(
-    columns: Mapping[int, torch.Tensor], wanted: Mapping[int, torch.Tensor], prior: Array, ones: int, ridge: float
-) -> tuple[Array, float]:
+    columns: Mapping[int, torch.Tensor], wanted: Mapping[int, torch.Tensor], prior: Array, ones: int, ridge: float,
+    apart: int = 0,
+) -> tuple[Array, float]:  # fmt: skip
     """``min sum_s ||F_s w - u_s||^2 / ||u_s||^2 + lam ||w - w0||^2`` with the first ``ones`` weights summing to 1.
 
     Args:
@@ -28,6 +30,7 @@ def fit(
         prior: ``w0 [m]``.
         ones: how many columns are velocity snapshots; their weights sum to 1 and keep ``||w||_1 <= 4``.
         ridge: ``lam = ridge tr(K) / ones`` over the velocity columns of ``K = sum F_s^T F_s / ||u_s||^2``.
+        apart: how many columns after those are guidance differences; their weights keep ``||w||_1 <= 8``.
 
     Returns:
         Weights ``[m]`` (blended toward the prior where the guard asks for it), and the root mean square over the runs
@@ -41,12 +44,12 @@ def fit(
         k += g[:m, :m] / scale
         r += g[:m, m] / scale
         rows.append(g / scale)
-    w = solve(k, r, prior, ones, ridge)
+    w = solve(k, r, prior, ones, ridge, apart)
     signed = np.append(-w, 1.0)
     return w, float(np.sqrt(np.mean([max(signed @ g @ signed, 0) for g in rows])))
 
 
-def solve(k: Array, r: Array, prior: Array, ones: int, ridge: float) -> Array:
+def solve(k: Array, r: Array, prior: Array, ones: int, ridge: float, apart: int = 0) -> Array:
     """The minimiser above from its normal equations ``K [m, m]``, ``r [m]``."""
     m = len(prior)
     lam = ridge * float(np.trace(k[:ones, :ones])) / ones
@@ -54,6 +57,7 @@ def solve(k: Array, r: Array, prior: Array, ones: int, ridge: float) -> Array:
     system[:m, :m] = k + lam * np.eye(m)
     system[:ones, m] = system[m, :ones] = 1
     w: Array = np.linalg.solve(system, np.append(r + lam * prior, 1.0))[:m]
-    if np.abs(w[:ones]).sum() > GUARD:
-        w = prior + blend(w[:ones], prior[:ones], GUARD) * (w - prior)
+    for part, limit in ((slice(ones), GUARD), (slice(ones, ones + apart), COLUMNS)):
+        if np.abs(w[part]).sum() > limit:
+            w = prior + blend(w[part], prior[part], limit) * (w - prior)
     return w

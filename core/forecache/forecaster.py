@@ -11,10 +11,9 @@ import torch
 
 from . import schedule, tree
 from .basis import make_rule
-from .basis.guard import told
 from .groups import Group, Groups
 from .plan import Plan
-from .planned import Planned, Planner
+from .planned import Planner
 from .snapshots import MAX_HISTORY, Unforecastable
 from .streams import Guided, Stream, products
 from .trace import Step, Trace
@@ -157,9 +156,11 @@ class Forecaster:
             raise ValueError(
                 f"history must be >= {self._planner.longest}, the longest weights of the plan, got {history}"
             )
-        served = {group: self._planner.rule(group, rule) for group, rule in rules.items()}
-        of_stream = self.groups.of_stream  # a lambda that held `self` would keep a dropped forecaster for the collector
-        self._stream: Callable[[str], Stream] = lambda name: Stream(served[of_stream(name)], history, batch_dim, guard)
+        # a lambda that held `self` would keep a dropped forecaster for the collector
+        of_stream, least = self.groups.of_stream, self._planner.longest
+        self._stream: Callable[[str], Stream] = lambda name: Stream(
+            rules[of_stream(name)], history, batch_dim, guard, least
+        )
         self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
         self._streams: dict[str, Stream] = {}
         self._structure: tree.Structure | None = None
@@ -256,7 +257,7 @@ class Forecaster:
         streams = {name: known.get(name) or self._stream(name) for name in leaves}
         entry, storing = Step(i, self.times[i], "computed"), False
         try:
-            rows = products(streams, leaves)
+            rows = products(streams, leaves, self._planner.taken())
             for name, stream in streams.items():
                 if (audit := stream.audit(i, self.times[i], rows[name])) is not None:
                     entry.forward_error[name] = float(audit.error.max())
@@ -266,10 +267,8 @@ class Forecaster:
                 streams[name].push(i, self.times[i], leaf, rows[name])
             self._streams, self._structure, self._branch, self._shapes = streams, structure, branch, shapes
             if corrected:
-                values, how = self._planner.correct(i, streams, state)
-                entry.rules.update({name: each.rule for name, each in how.items()})
-                entry.fallbacks.update({name: list(each.fallbacks) for name, each in how.items() if each.fallbacks})
-                value = value if entry.fallbacks else self._rebuilt(values)
+                values = self._planner.correct(i, streams, state, entry)
+                value = value if values is None else self._rebuilt(values)
         except (Unforecastable, torch.cuda.OutOfMemoryError) as reason:
             self._streams = {}
             self._note(f"step {i}: the history ends, since its value can be no snapshot: {reason}")
@@ -321,16 +320,8 @@ class Forecaster:
             leaves = {name: stream.reuse() for name, stream in self._streams.items()}
             entry = Step(i, self.times[i], "still")
         else:
-            leaves, rules, fallbacks = {}, {}, {}
-            for name, stream in self._streams.items():
-                leaves[name], served = stream.forecast(i, self.times[i])
-                rules[name], reasons = told(served)
-                if reasons:
-                    fallbacks[name] = reasons
-            if all(rule == Planned.name for rule in rules.values()):
-                self._planner.check_state(i, state, leaves)
-                self._planner.add_columns(i, self._streams, leaves, state)
-            entry = Step(i, self.times[i], "forecast", rules=rules, fallbacks=fallbacks)
+            entry = Step(i, self.times[i], "forecast")
+            leaves = self._planner.forecast(i, self._streams, state, entry)
         value = self._rebuilt(leaves)
         self._last = i
         self.trace.steps.append(entry)
@@ -372,6 +363,7 @@ class Forecaster:
     def close(self) -> None:
         """Free every snapshot. The trace stays."""
         with self._alone("close() or reset()"):
+            self._planner.settle()
             self._free()
 
     def _free(self) -> None:

@@ -85,6 +85,10 @@ class Groups:
         name = stream.rpartition(".")[2]
         return name if name in self.groups else ""
 
+    def branch(self, stream: str) -> str:
+        """``cond`` or ``uncond`` for a stream of a :class:`forecache.Guided`; "": none, as a group of that name is."""
+        return "" if stream in self.groups else tree.branch(stream)
+
     def pack(self, leaves: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Leaves to streams.
 

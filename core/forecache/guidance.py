@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from . import tree
 from .basis import Linear, Rule
 from .schedule import effective_steps
-from .snapshots import Snapshots
+from .snapshots import Snapshots, Unforecastable
 from .streams import Stream, products
 
 
@@ -24,12 +25,16 @@ class AdaptiveGuidance:
 
     ::
 
-        if guidance.needs_uncond(i):
-            c, u = model(x, cond), model(x, uncond)
+        c = model(x, cond)
+        if guidance.needs_uncond(i, c):
+            u = model(x, uncond)
             guidance.observe(i, c, u)
         else:
-            c = model(x, cond)
             u = guidance.uncond(i, c)
+
+    A ``cond`` of another structure, shape, dtype or device than before, and a difference that is not finite or of a
+    kind that has no weighted sum, begin anew: both branches are called until there is a difference to forecast from.
+    ``notes`` says so.
 
     Args:
         times: the N + 1 grid times.
@@ -40,9 +45,13 @@ class AdaptiveGuidance:
         rule: forecasts ``d``; by default a straight line through the last two.
         history: snapshots of ``d`` kept.
 
+    Attributes:
+        saved: unconditional calls dropped. errors: by full step, the largest relative forward error of the guidance
+            term. notes: where it began anew, and why.
+
     Raises:
-        ValueError: an argument out of range.
-        RuntimeError: :meth:`uncond` before two full steps.
+        ValueError: an argument out of range; branches that differ in structure or shape.
+        RuntimeError: :meth:`uncond` before two full steps of its form.
     """
 
     def __init__(
@@ -73,16 +82,33 @@ class AdaptiveGuidance:
 
     def reset(self) -> None:
         """Start a new run."""
-        self.saved = 0  #: unconditional calls dropped
-        self.errors: list[tuple[int, float]] = []  #: (step, largest relative forward error of the guidance term)
+        self.saved = 0
+        self.errors: list[tuple[int, float]] = []
+        self.notes: list[str] = []
+        self._forget()
+
+    def _forget(self, note: str = "") -> None:
+        """Begin anew: both branches are called again."""
         self._streams: dict[str, Stream] = {}
+        self._structure: tree.Structure | None = None
+        self._form: list[tuple[Any, ...]] = []  # shape, dtype and device of each leaf of cond
         self._seen: list[int] = []
         self._agrees = False
+        if note:
+            self.notes.append(note)
 
-    def needs_uncond(self, i: int) -> bool:
-        """Whether step ``i`` calls the unconditional branch."""
+    def fits(self, cond: Any = None) -> bool:
+        """Whether there are two full steps to forecast from, of the form of ``cond`` if that is given."""
+        return len(self._seen) >= 2 and (cond is None or not self._differs(*tree.flatten(cond)))
+
+    def _differs(self, conds: dict[str, torch.Tensor], structure: tree.Structure) -> bool:
+        return self._structure is not None and (not tree.same(structure, self._structure) or _form(conds) != self._form)
+
+    def needs_uncond(self, i: int, cond: Any = None) -> bool:
+        """Whether step ``i`` calls the unconditional branch; ``cond``: the value of the other one, if it is known."""
         return (
-            len(self._seen) < self.warmup
+            not self.fits(cond)
+            or len(self._seen) < self.warmup
             or i >= self._last_effective
             or i - self._seen[-1] >= self.refresh
             or not self._agrees
@@ -93,24 +119,44 @@ class AdaptiveGuidance:
         if not 0 <= i < len(self.times) - 1:
             raise ValueError(f"step must be 0..{len(self.times) - 2}, got {i}")
         conds, structure = tree.flatten(cond)
-        unconds, other = tree.flatten(uncond)
-        if not tree.same(structure, other):
-            raise ValueError(f"branches differ in structure: cond {structure[1]}, uncond {other[1]}")
+        unconds, theirs = tree.flatten(uncond)
+        if not tree.same(structure, theirs):
+            raise ValueError(f"branches differ in structure: cond {structure[1]}, uncond {theirs[1]}")
         for name, c in conds.items():
             if c.shape != unconds[name].shape:
                 raise ValueError(f"branches differ in shape: {name} {tuple(c.shape)} and {tuple(unconds[name].shape)}")
-        if self._streams and self._streams.keys() != conds.keys():
-            raise ValueError(f"cond changed its leaves: {list(self._streams)} before, {list(conds)} now; call reset()")
-        streams = self._streams or {name: Stream(self.rule, self.history, self.batch_dim, None) for name in conds}
         differences = {name: c - unconds[name] for name, c in conds.items()}
+        if self._differs(conds, structure):
+            self._forget(f"step {i}: begins anew, since cond has another form: {_form(conds)}, before {self._form}")
+        elif other := [d for name, d in differences.items() if self._seen and self._streams[name].snapshots.differs(d)]:
+            self._forget(f"step {i}: begins anew, since cond - uncond is now of {other[0].dtype}")
+        elif self._seen and i < self._seen[-1]:
+            self._forget(f"step {i}: begins anew, since it comes after step {self._seen[-1]}")
+        elif self._seen and self.times[i] == self.times[self._seen[-1]]:
+            return  # nothing has moved since
+        try:
+            self._take(i, conds, unconds, differences)
+        except Unforecastable as reason:
+            self._forget(f"step {i}: begins anew, since {reason}")
+        except BaseException:  # the leaves may not have come equally far
+            self._forget()
+            raise
+        else:
+            self._structure, self._form = structure, _form(conds)
+
+    def _take(
+        self, i: int, conds: dict[str, torch.Tensor], unconds: dict[str, torch.Tensor],
+        differences: dict[str, torch.Tensor],
+    ) -> None:  # fmt: skip
+        streams = self._streams or {name: Stream(self.rule, self.history, self.batch_dim, None) for name in conds}
         rows = products(streams, differences)
         worst, lowest, s = 0.0, 1.0, self.scale
         for name, c in conds.items():
             row = rows[name]
             audit = streams[name].audit(i, self.times[i], row)
             one = Snapshots(1, self.batch_dim)  # products of c, u and v = c + s d, per item
-            one.push(0.0, c)
-            with_u = one.products(unconds[name])
+            one.push(0.0, c.to(differences[name]))
+            with_u = one.products(unconds[name].to(differences[name]))
             cc, cu, uu = one.gram[:, 0, 0], with_u[:, 0], with_u[:, 1]
             size = np.sqrt(np.maximum((1 + s) ** 2 * cc - 2 * s * (1 + s) * cu + s * s * uu, 1e-300))
             if audit is not None:
@@ -118,12 +164,8 @@ class AdaptiveGuidance:
             else:
                 worst = float("inf")
             lowest = min(lowest, float((cu / np.sqrt(np.maximum(cc * uu, 1e-300))).min()))
-        try:
-            for name, d in differences.items():
-                streams[name].push(i, self.times[i], d, rows[name])
-        except BaseException:  # the leaves may not have come equally far: both branches are called again
-            self._streams, self._seen, self._agrees = {}, [], False
-            raise
+        for name, d in differences.items():
+            streams[name].push(i, self.times[i], d, rows[name])
         self._streams = streams
         self._agrees = worst <= self.tolerance if self.cosine is None else lowest >= self.cosine
         self._seen.append(i)
@@ -131,10 +173,14 @@ class AdaptiveGuidance:
 
     def uncond(self, i: int, cond: Any) -> Any:
         """``u^ = c - d^`` for step ``i``."""
-        if len(self._seen) < 2:
-            raise RuntimeError(f"uncond of step {i} before two full steps: observe() both branches first")
         conds, structure = tree.flatten(cond)
+        if not self.fits(cond):
+            raise RuntimeError(f"uncond of step {i} before two full steps of its form: observe() both branches first")
         self.saved += 1
         return tree.unflatten(
             {name: c - self._streams[name].forecast(i, self.times[i])[0] for name, c in conds.items()}, structure
         )
+
+
+def _form(leaves: dict[str, torch.Tensor]) -> list[tuple[Any, ...]]:
+    return [(tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in leaves.values()]

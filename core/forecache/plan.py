@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -13,11 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from . import files
 
 VERSION = 3
+COLUMNS = 8.0  # largest norm of what a plan adds to the weights of the velocity (forecache.planned.Planner)
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,9 @@ class Plan:
             raise ValueError("plan was made for something else: " + "; ".join(found))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON atomically: the file is either the old plan or the new one."""
+        """Write JSON atomically: the file is either the old plan or the new one, and keeps its mode; a symbolic link
+        stays one. Threads and processes may save to one path.
+        """
         body = {"forecache_plan": VERSION, **asdict(self)}
         body["weights"] = _steps(self.weights)
         body["groups"] = {
@@ -225,18 +225,3 @@ def _plain(value: Any) -> Any:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"made_for must hold what JSON can, got {value!r:.80}: {error}") from None
-
-
-def fingerprint(network: torch.nn.Module, values: int = 64) -> str:
-    """A short hash of a network's parameters for a plan's key: names, shapes and evenly picked ``values`` of each.
-
-    Reads a few numbers of every tensor, not all of them: milliseconds on a CPU for any size, one small copy per tensor
-    elsewhere. Another fine-tune, checkpoint or precision has another fingerprint.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        if tensor.numel():
-            picked = tensor.detach().reshape(-1)[:: max(tensor.numel() // values, 1)]
-            digest.update(picked.double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

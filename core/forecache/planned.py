@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from . import tree
-from .basis import Reuse, Rule, Unfit
-from .basis.guard import Served, serve
+from . import schedule, tree
+from .basis import GUARD
+from .basis.guard import ROUNDING, Served, fallen, norm, told
+from .basis.rule import newest
 from .groups import Groups
-from .plan import Plan, Weights
-from .snapshots import Array
-from .streams import Stream
+from .plan import COLUMNS, Plan, Weights
+from .snapshots import MAX_HISTORY, Array, read
+from .streams import Asked, Stream
+from .trace import Step
 
-
-class Planned(Rule):
-    """A plan's weights where it has them, the calibration-free rule elsewhere."""
-
-    name = "plan"
-    uses_gram = True  # for the rule below it
-
-    def __init__(self, plan: Mapping[int, Weights], times: Sequence[float], otherwise: Rule) -> None:
-        self._otherwise = otherwise
-        self._weights = {times[step]: np.array(w.velocity) for step, w in plan.items()}
-
-    def weights(self, times: Array, target: float, gram: Array) -> Array:
-        w = self._weights.get(target)
-        if w is None:
-            raise Unfit("no weights for this step")
-        if len(w) > len(times):
-            raise Unfit(f"{len(times)} of {len(w)} snapshots")
-        return np.concatenate([np.zeros(len(times) - len(w)), w])
-
-    def lower(self) -> Rule | None:
-        return self._otherwise
+PLAN = "plan"  # what the trace calls it; nothing else depends on this name
 
 
 class Planner:
-    """The weights of a plan by step and leaf group, applied to the streams of a forecaster.
+    """Serves the streams of a forecaster: by the weights of a plan where it has some that fit, else by their own rules.
+
+    Weights fit the snapshots that they were made for, at the times that the schedule gives them. In a run whose history
+    began anew unplanned, the rule serves until the window is again the plan's. No weights beyond the guard are served,
+    of no column: ``||velocity||_1``, ``||difference||_1`` and, since a sampler adds ``h v``, ``|h state|``.
+
+    A sum with a column for the state may overflow or be NaN whatever the snapshots are, because the state's size is not
+    known. It is looked at where it lies, and an item of it that is not finite is replaced there by the newest snapshot:
+    the host waits for nothing. On a CPU the trace says so at once; elsewhere the host reads it together with the next
+    computed value, or in :meth:`settle`.
 
     Args:
         plan: ``None``: no weights at all. effective: steps that move the state. computed: of the run.
-        times: the grid. groups: of the run. guard: largest ``||w||_1`` of a correction.
+        times: the grid. groups: of the run.
+        guard: largest norm of each kind of column; ``None``: 4 for the velocity, 8 for the others.
     """
 
     def __init__(
@@ -53,10 +48,15 @@ class Planner:
     ) -> None:  # fmt: skip
         self.times, self.groups, self.guard, self.computed = times, groups, guard, frozenset(computed)
         self.weights: dict[str, dict[int, Weights]] = {}
+        self.asked: list[Asked] = []  #: what the device knows of earlier steps and the trace does not
+        self._anchors: dict[int, tuple[float, ...]] = {}  # by step, times of the snapshots that the weights are for
         if plan is not None:
             self.weights = {
                 group: {i: w for i, w in each.items() if i in effective} for group, each in plan.by_group().items()
             }
+            for i in {i for each in self.weights.values() for i in each}:
+                known = schedule.window([k for k in computed if k <= i], MAX_HISTORY, plan.edges)
+                self._anchors[i] = tuple(times[k] for k in known)
 
     def _all(self) -> list[Weights]:
         return [w for each in self.weights.values() for w in each.values()]
@@ -79,13 +79,6 @@ class Planner:
         """Whether the plan has weights for ``cond - uncond``."""
         return any(w.difference for w in self._all())
 
-    def rule(self, group: str, otherwise: Rule) -> Rule:
-        """The rule of a stream: the plan's weights where it has them for skipped steps, ``otherwise`` elsewhere."""
-        if not self.weights.get(group):
-            return otherwise
-        skipped = {i: w for i, w in self.weights[group].items() if i not in self.computed}
-        return Planned(skipped, self.times, otherwise)  # also for a correction alone: it needs the plan's snapshots
-
     def check_state(self, i: int, state: Any, values: Mapping[str, torch.Tensor]) -> None:
         """Refuse a state that is missing, or has not the form of ``values`` (of one branch, by stream), where the plan
         has a column for it.
@@ -93,40 +86,137 @@ class Planner:
         Raises:
             ValueError: names the step.
         """
-        if not any(w.state for w in self.at(i).values()):
-            return
+        if any(w.state for w in self.at(i).values()):
+            self._states(i, state, values)
+
+    def _states(self, i: int, state: Any, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The state by stream, of both branches."""
         if state is None:
             raise ValueError(f"state must be given at step {i}: this plan has a column for it (step(..., state=x))")
-        given = [(tuple(x.shape), x.device) for x in self.groups.pack(tree.flatten(state)[0]).values()]
-        wanted = [(tuple(v.shape), v.device) for name, v in values.items() if not name.startswith("uncond")]
+        mine = [name for name in values if self.groups.branch(name) != "uncond"]
+        parts = list(self.groups.pack(tree.flatten(state)[0]).values())
+        given = [(tuple(x.shape), x.device) for x in parts]
+        wanted = [(tuple(values[name].shape), values[name].device) for name in mine]
         if given != wanted:
             shown = ("; ".join(f"{shape} {device}" for shape, device in each) for each in (wanted, given))
             raise ValueError(f"state of step {i} must have the form of the velocity, {', got '.join(shown)}")
+        found = dict(zip(mine, parts, strict=True))
+        return {name: found[self._cond(name)].detach() for name in values}
 
-    def correct(
-        self, i: int, streams: Mapping[str, Stream], state: Any
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Served]]:
-        """The computed values of step ``i``, the newest snapshots, with what the plan adds to them; and how."""
-        values, served = {}, {}
+    def _cond(self, stream: str) -> str:
+        """The conditional stream that belongs to one of ``uncond``; any other is its own."""
+        return stream.removeprefix("un") if self.groups.branch(stream) == "uncond" else stream
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+    def forecast(self, i: int, streams: Mapping[str, Stream], state: Any, entry: Step) -> dict[str, torch.Tensor]:
+        """The values of a skipped step by stream; ``entry`` of the trace is told how each was made."""
+        return self._serve(i, streams, state, entry, lambda stream: stream.forecast(i, self.times[i]))[0]
+
+    def correct(self, i: int, streams: Mapping[str, Stream], state: Any, entry: Step) -> dict[str, torch.Tensor] | None:
+        """The computed values of step ``i``, the newest snapshots, with what the plan adds to them; ``None``: nothing
+        was added to any. ``entry`` is told how.
+        """
+
+        def computed(stream: Stream) -> tuple[torch.Tensor, list[Served]]:
+            return stream.reuse(), [Served(newest(len(stream.snapshots)), "reuse")]
+
+        values, planned = self._serve(i, streams, state, entry, computed)
+        return values if planned else None
+
+    def _serve(
+        self, i: int, streams: Mapping[str, Stream], state: Any, entry: Step,
+        otherwise: Callable[[Stream], tuple[torch.Tensor, list[Served]]],
+    ) -> tuple[dict[str, torch.Tensor], bool]:  # fmt: skip
+        """The values, and whether the plan served any of them."""
+        values: dict[str, torch.Tensor] = {}
+        planned: dict[str, Weights] = {}
         for name, stream in streams.items():
-            known, mine = stream.snapshots, self.weights.get(self.groups.of_stream(name), {})
-            rule = Planned({k: w for k, w in mine.items() if k == i}, self.times, Reuse())
-            served[name] = serve(rule, np.array(known.times), self.times[i], np.eye(len(known)), self.guard)
-            values[name] = known.combine(served[name].weights)
-        if not any(each.fallbacks for each in served.values()):
-            self.add_columns(i, streams, values, state)
-        return values, served
+            w, why = self._chosen(i, name, streams)
+            if w is None:
+                values[name], served = otherwise(stream)
+                _tell(entry, name, [replace(each, fallbacks=(*why, *each.fallbacks)) for each in served])
+            else:
+                values[name], planned[name] = _sum(stream, w.velocity), w
+        xs = self._states(i, state, values) if any(w.state for w in planned.values()) else {}
+        for name, w in planned.items():  # cond before uncond, as in a Guided
+            mine, cond = streams[name], self._cond(name)
+            if cond != name and w.difference:
+                values[name] = values[cond] - (_sum(streams[cond], w.difference) - _sum(mine, w.difference))
+            elif w.state:  # more than the dtype holds is infinite: add_() would raise
+                most = torch.finfo(values[name].dtype).max
+                values[name].add_(xs[name], alpha=w.state if abs(w.state) <= most else math.copysign(math.inf, w.state))
+            served = [Served(_padded(w.velocity, len(mine.snapshots)), PLAN)]
+            if w.state or (cond != name and w.difference):
+                values[name] = self._watched(mine, values[name], entry, name, served)
+            else:
+                values[name], served = mine.checked(values[name], served)
+                _tell(entry, name, served)
+        if self.corrects(i):  # the last computed step: no other one will read what is asked
+            self.settle()
+        return values, bool(planned)
 
-    def add_columns(self, i: int, streams: Mapping[str, Stream], values: dict[str, torch.Tensor], state: Any) -> None:
-        """What a plan adds to the sums of velocities: the state, and weights of their own for ``cond - uncond``."""
-        weights = {name: self.weights[self.groups.of_stream(name)][i] for name in values}
-        if any(w.state for w in weights.values()):
-            given = self.groups.pack(tree.flatten(state)[0])
-            names = [name for name in values if not name.startswith("uncond")]
-            for name, x in zip(names, given.values(), strict=True):
-                values[name].add_(x.detach(), alpha=weights[name].state)
-        for name in [name for name in values if name.startswith("uncond") and weights[name].difference]:
-            n, w = len(weights[name].difference), np.array(weights[name].difference)
-            cond, uncond = (streams[key].snapshots for key in (name.removeprefix("un"), name))
-            d = cond.combine(np.pad(w, (len(cond) - n, 0))) - uncond.combine(np.pad(w, (len(uncond) - n, 0)))
-            values[name] = values[name.removeprefix("un")] - d
+    def _chosen(self, i: int, name: str, streams: Mapping[str, Stream]) -> tuple[Weights | None, tuple[str, ...]]:
+        """The weights of step ``i`` that serve a stream, or ``None`` and why there are none."""
+        w = self.weights.get(self.groups.of_stream(name), {}).get(i)
+        if w is None:
+            return None, (f"{PLAN}: no weights for this step",) if self._all() else ()
+        cond = self._cond(name)
+        apart = [(streams[each], len(w.difference)) for each in (cond, name)] if cond != name else []
+        for stream, n in [(streams[name], len(w.velocity)), *apart]:
+            times = tuple(stream.snapshots.times)
+            if n > len(times):
+                return None, (f"{PLAN}: {len(times)} of {n} snapshots",)
+            if n and times[-n:] != self._anchors[i][-n:]:
+                return None, (f"{PLAN}: other snapshots than the plan's",)
+        h = self.times[i + 1] - self.times[i]
+        sizes = {"|w|_1": norm(np.array(w.velocity)), "|difference|_1": norm(np.array(w.difference)),
+                 "|h state|": abs(h * w.state)}  # fmt: skip
+        for what, size in sizes.items():
+            limit = self.guard if self.guard is not None else GUARD if what == "|w|_1" else COLUMNS
+            if not size <= limit * (1 + ROUNDING):
+                return None, (f"{PLAN}: {what} = {size:.3g} > {limit:g}",)
+        return w, ()
+
+    def _watched(
+        self, stream: Stream, value: torch.Tensor, entry: Step, name: str, served: list[Served]
+    ) -> torch.Tensor:
+        """``value`` without items that are not finite; ``entry`` is told which were, as soon as the host knows."""
+        value, finite = stream.mended(value)
+
+        def tell(known: Array) -> None:
+            _tell(entry, name, fallen(served, known.astype(bool).tolist(), "not finite"))
+
+        _tell(entry, name, served)
+        if finite.device.type == "cpu":
+            tell(finite.numpy())
+        else:
+            self.asked.append((finite.float()[:, None], tell))
+        return value
+
+    # --- what the trace does not know yet ---------------------------------------------------------------------------
+    def taken(self) -> list[Asked]:
+        """What is still asked of the device, for whoever reads it now."""
+        asked, self.asked = self.asked, []
+        return asked
+
+    def settle(self) -> None:
+        """Read what is still asked. A device that fails at that fails again where its values are needed, not here."""
+        if asked := self.taken():
+            with contextlib.suppress(RuntimeError):
+                for (_, tell), known in zip(asked, read([flags for flags, _ in asked]), strict=True):
+                    tell(known)
+
+
+def _sum(stream: Stream, weights: Sequence[float]) -> torch.Tensor:
+    return stream.snapshots.combine(_padded(weights, len(stream.snapshots)))
+
+
+def _padded(weights: Sequence[float], n: int) -> Array:
+    """Weights of the newest snapshots as weights of all ``n``."""
+    return np.concatenate([np.zeros(n - len(weights)), weights])
+
+
+def _tell(entry: Step, name: str, served: Sequence[Served]) -> None:
+    entry.rules[name], reasons = told(served)
+    if reasons:
+        entry.fallbacks[name] = reasons

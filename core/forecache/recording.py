@@ -16,7 +16,7 @@ import torch
 from . import files, tree
 from .groups import WHOLE, Parts, relative
 from .snapshots import Array
-from .streams import Guided
+from .tree import Guided
 
 
 def flat(value: Any) -> torch.Tensor:

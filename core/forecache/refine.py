@@ -19,7 +19,7 @@ import torch
 from .basis import GUARD
 from .basis.guard import blend
 from .closed_loop import ClosedLoop
-from .plan import Weights
+from .plan import COLUMNS, Weights
 from .search import power_mean
 from .snapshots import Array
 from .tapes import Rollout, Served
@@ -168,8 +168,13 @@ class Refiner:
 
 
 def _guarded(weights: Weights, before: Weights) -> Weights:
-    old, new = np.array(before.velocity), np.array(weights.velocity)
-    if np.abs(new).sum() <= GUARD:
+    velocity = _within(weights.velocity, before.velocity, GUARD)
+    return replace(weights, velocity=velocity, difference=_within(weights.difference, before.difference, COLUMNS))
+
+
+def _within(weights: tuple[float, ...], before: tuple[float, ...], limit: float) -> tuple[float, ...]:
+    """As far from ``before`` to ``weights`` as ``||w||_1 <= limit`` allows."""
+    old, new = np.array(before), np.array(weights)
+    if np.abs(new).sum() <= limit:
         return weights
-    new = old + blend(new, old, GUARD) * (new - old)
-    return replace(weights, velocity=tuple(map(float, new)))
+    return tuple(map(float, old + blend(new, old, limit) * (new - old)))

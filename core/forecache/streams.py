@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from .basis import Rule
-from .basis.guard import Served, serve
+from .basis.guard import Served, fallen, serve
 from .snapshots import Array, Snapshots, read, residual
+from .tree import Guided as Guided
 
 TINY = 1e-100  # denominator of a zero value: the ratio is huge and finite
 ROUNDOFF = 1e-7  # of the norm: residuals below it are noise of the Gram matrix, and reuse is exact
-
-
-class Guided(NamedTuple):
-    """The two branches of classifier-free guidance, apart: each is a stream. The guidance formula stays outside."""
-
-    cond: Any
-    uncond: Any
 
 
 @dataclass(frozen=True)
@@ -32,21 +25,36 @@ class Audit:
     skill: Array  #: the error divided by that of reuse; below 1 the rule earns its place
 
 
-def products(streams: Mapping[str, Stream], values: Mapping[str, torch.Tensor]) -> dict[str, Array]:
-    """:meth:`Snapshots.products` of the value of each stream. The host waits for the device once, not for each."""
-    known = read([streams[name].snapshots.queued(value, name) for name, value in values.items()])
+Asked = tuple[torch.Tensor, Callable[[Array], None]]  #: numbers ``[n, 1]`` of a device and who is told them, ``[n]``
+
+
+def products(
+    streams: Mapping[str, Stream], values: Mapping[str, torch.Tensor], asked: Sequence[Asked] = ()
+) -> dict[str, Array]:
+    """:meth:`Snapshots.products` of the value of each stream. The host waits for the device once, not for each; with
+    that it reads what else is ``asked``.
+    """
+    queued = [streams[name].snapshots.queued(value, name) for name, value in values.items()]
+    known = read([*queued, *(numbers for numbers, _ in asked)])
+    for (_, tell), numbers in zip(asked, known[len(queued) :], strict=True):
+        tell(numbers)
     return {
         name: streams[name].snapshots.products(value, name, row)
-        for (name, value), row in zip(values.items(), known, strict=True)
+        for (name, value), row in zip(values.items(), known[: len(queued)], strict=True)
     }
 
 
 class Stream:
-    """Snapshots of one tensor, its rule, and both clocks (the sampler's time, the step index)."""
+    """Snapshots of one tensor, its rule, and both clocks (the sampler's time, the step index).
 
-    def __init__(self, rule: Rule, history: int, batch_dim: int | None, guard: float | None) -> None:
+    ``history`` snapshots are kept, or as many as the rule reads; ``least``: of those, as many as somebody else needs.
+    """
+
+    def __init__(
+        self, rule: Rule, history: int, batch_dim: int | None, guard: float | None, least: int = 0
+    ) -> None:  # fmt: skip
         self.rule, self.guard = rule, guard
-        self.snapshots = Snapshots(min(history, rule.window), batch_dim)
+        self.snapshots = Snapshots(min(history, max(rule.window, least)), batch_dim)
         self.indices: list[int] = []
         self._times, self._steps = np.zeros(0), np.zeros(0)  # of the window, as time and as step index
 
@@ -85,18 +93,33 @@ class Stream:
         return Audit(error / norm, error / np.maximum(reuse, ROUNDOFF * norm))
 
     def forecast(self, index: int, time: float) -> tuple[torch.Tensor, list[Served]]:
-        """The forecast value at ``time`` and how it was made.
+        """The forecast value at ``time`` and how it was made."""
+        served = self._served(index, time)
+        weights = served[0].weights if len(served) == 1 else np.stack([s.weights for s in served])
+        return self.checked(self.snapshots.combine(weights), served)
+
+    def checked(self, value: torch.Tensor, served: list[Served]) -> tuple[torch.Tensor, list[Served]]:
+        """``value``, the sum of snapshots that ``served`` says, or the newest snapshot for items of it that overflow.
 
         Overflow of a half-precision result is excluded by ``max|v^| <= ||w||_1 max ||v_j||`` without touching a tensor;
-        only where that bound fails is the value itself checked, and replaced by reuse.
+        only where that bound fails does the host look at the value.
         """
-        served = self._served(index, time)
-        value = self.snapshots.combine(served[0].weights if len(served) == 1 else np.stack([s.weights for s in served]))
-        bound = max(s.size for s in served) * self.snapshots.largest
-        if bound > torch.finfo(value.dtype).max and not bool(torch.isfinite(value).all()):
-            served = [Served(s.weights, "reuse", (*s.fallbacks, f"{s.rule}: overflows {value.dtype}")) for s in served]
-            value = self.reuse()
+        if max(s.size for s in served) * self.snapshots.largest > torch.finfo(value.dtype).max:
+            value, finite = self.mended(value)
+            served = fallen(served, finite.cpu().tolist(), f"overflows {value.dtype}")
         return value, served
+
+    def mended(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``value`` with the newest snapshot in place of each item that is not finite, and which are, ``[items]``; the
+        host does not wait.
+        """
+        axis, items = self.snapshots.batch_dim, self.snapshots.items
+        if axis is None or value.ndim <= 1:
+            finite = torch.isfinite(value).all().view(1)
+            return torch.where(finite.view(()), value, self.reuse()), finite
+        finite = torch.isfinite(value).movedim(axis, 0).reshape(items, -1).all(1)
+        shape = [items if d == axis % value.ndim else 1 for d in range(value.ndim)]
+        return torch.where(finite.view(shape), value, self.reuse()), finite
 
     def reuse(self) -> torch.Tensor:
         """The newest snapshot, exactly."""

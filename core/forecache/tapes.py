@@ -18,7 +18,7 @@ from .groups import Parts, combine, norms, parts
 from .plan import Weights
 from .recording import Recording, Velocity, flat, give_back
 from .snapshots import Array, products
-from .streams import Guided
+from .tree import Guided
 
 # weights of one step by leaf group, and the anchors that they belong to
 Served = tuple[Mapping[str, Weights], Mapping[str, Sequence[int]]]

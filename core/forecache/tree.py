@@ -7,7 +7,7 @@ are the leaf, coordinates and layout the context) with ``torch.utils._pytree.reg
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree
@@ -17,19 +17,42 @@ Structure = tuple[_pytree.TreeSpec, tuple[str, ...], list[Any]]
 _TENSOR = object()  # stands for a tensor among the leaves
 
 
+class Guided(NamedTuple):
+    """The two branches of classifier-free guidance, apart: each is a stream. The guidance formula stays outside."""
+
+    cond: Any
+    uncond: Any
+
+
 def flatten(value: Any) -> tuple[dict[str, torch.Tensor], Structure]:
     """Tensor leaves by name (``"v"`` for a bare tensor, else their path) and what :func:`unflatten` needs.
+
+    No two leaves have one name: of two keys that are written alike the second is ``[key]#2``. Only the leaves of a
+    :class:`Guided` begin with ``cond`` and ``uncond``; the field ``cond`` of another structure is ``.cond``.
 
     Raises:
         TypeError: no tensor among the leaves.
     """
     paths, spec = _pytree.tree_flatten_with_path(value)
-    names = tuple(_pytree.keystr(path).lstrip(".") or "v" for path, _ in paths)
+    names = _names([_pytree.keystr(path) for path, _ in paths], isinstance(value, Guided))
     leaves = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True) if isinstance(leaf, torch.Tensor)}
     if not leaves:
         raise TypeError(f"value must be a tensor or a structure of tensors, got {type(value).__name__}")
     others = [_TENSOR if isinstance(leaf, torch.Tensor) else leaf for _, leaf in paths]
     return leaves, (spec, names, others)
+
+
+def _names(paths: list[str], guided: bool) -> tuple[str, ...]:
+    found: dict[str, None] = {}  # a set in order
+    for path in paths:
+        name = path.lstrip(".") or "v"
+        if not guided and branch(name):
+            name = f".{name}"
+        unique, k = name, 2
+        while unique in found:
+            unique, k = f"{name}#{k}", k + 1
+        found[unique] = None
+    return tuple(found)
 
 
 def unflatten(leaves: dict[str, torch.Tensor], structure: Structure) -> Any:
@@ -40,11 +63,11 @@ def unflatten(leaves: dict[str, torch.Tensor], structure: Structure) -> Any:
 
 def key(name: str) -> str:
     """The last key of a leaf's path: ``scale`` of ``cond['pose']['scale']``."""
-    return "".join(re.findall(r"\['([^']*)'\]|\[([^\]]*)\]|\.?([^.\[\]]+)", name)[-1])
+    return "".join(re.findall(r"\['([^']*)'\]|\[([^\]]*)\]|\.?([^.\[\]]+)", re.sub(r"#\d+$", "", name))[-1])
 
 
 def branch(name: str) -> str:
-    """``cond`` or ``uncond`` for a leaf of a :class:`forecache.Guided`; "": no branch."""
+    """``cond`` or ``uncond`` for a leaf of a :class:`Guided`; "": no branch."""
     return next((each for each in ("cond", "uncond") if re.match(rf"{each}($|[.\[])", name)), "")
 
 

@@ -72,8 +72,6 @@ class Refreshing(Forecaster):
             planned = [k for k in self.computed if k < i]
             if mine[-n:] != planned[-n:]:
                 self._planner.weights = {}
-                for stream in self._streams.values():
-                    stream.rule = self.rule
         return super().needs_compute(i)
 
 

@@ -12,7 +12,7 @@ from forecache import Calibration, Forecaster, Guided, Plan, Weights, calibrate
 from forecache.basis import Linear
 from forecache.fit import fit
 from forecache.recording import load, positions
-from forecache.refine import Refiner, Shift
+from forecache.refine import Refiner, Shift, _guarded
 from forecache.schedule import effective_steps
 from forecache.search import Gaps, power_mean, probe_steps, search, survival
 from forecache.tapes import record
@@ -344,6 +344,21 @@ def test_fit_prefers_the_prior_where_the_data_say_nothing():
     flat = {0: torch.ones(2, 8)}
     w, miss = fit(flat, {0: torch.ones(8)}, np.array([-0.5, 1.5]), 2, 1e-3)
     assert np.allclose(w, [-0.5, 1.5]) and miss < 1e-6
+
+
+def test_a_fit_keeps_its_columns_to_what_is_served():
+    """Differences that ask for weights of 1-norm 30 get 8, as the velocity's get 4; a plan with more falls back."""
+    steps = torch.randn(3, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    anchors = torch.stack([steps[0], steps[0] + 0.1 * steps[1]])
+    columns = {0: torch.cat((anchors, anchors.flip(1)))}
+    wanted = {0: anchors[1] + (torch.tensor([-15.0, 15.0], dtype=torch.float64) @ anchors).flip(0)}
+    prior = np.array([-0.5, 1.5, -0.5, 1.5])
+    free = np.abs(fit(columns, wanted, prior, 2, 1e-9)[0][2:]).sum()
+    held = np.abs(fit(columns, wanted, prior, 2, 1e-9, apart=2)[0])
+    assert free > 20 and held[2:].sum() <= 8 + 1e-9 and held[:2].sum() <= 4 + 1e-9
+    before = Weights((1.0,), 0.0, (-0.5, 1.5))
+    assert np.isclose(np.abs(_guarded(Weights((1.0,), 0.0, (-9.0, 10.0)), before).difference).sum(), 8)
+    assert _guarded(before, before) == before
 
 
 @pytest.mark.parametrize(

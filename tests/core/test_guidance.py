@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from forecache import AdaptiveGuidance
 from forecache.basis import Linear
+from forecache.streams import Stream
 
 Tensor = torch.Tensor
 GRID = [i / 20 for i in range(21)]
@@ -169,14 +171,103 @@ def test_structures_and_errors() -> None:
             AdaptiveGuidance(times=GRID, scale=2.0, **bad)
 
 
-def test_a_refused_leaf_changes_nothing_and_reset_forgets() -> None:
+def ahead(guidance: AdaptiveGuidance, change: Callable[[int, Tensor], Tensor]) -> tuple[list[int], list[Tensor]]:
+    """A run whose values ``change`` at a step; full steps and unconditional values."""
+    full, served = [], []
+    for i in range(20):
+        c = change(i, c_of(GRID[i]))
+        u = c - change(i, small(GRID[i]))
+        if guidance.needs_uncond(i, c):
+            full.append(i)
+            guidance.observe(i, c, u)
+        else:
+            u = guidance.uncond(i, c)
+        served.append(u)
+    return full, served
+
+
+PLAIN = [0, 1, 5, 9, 13, 17, 19]
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 7, 19])
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda v: v[:1], r"step \d+: begins anew, since cond has another form"),
+        (lambda v: v[:, :20], r"another form"),
+        (lambda v: v.float(), r"another form.*float32"),
+        (lambda v: torch.cat((v, v)), r"another form"),
+    ],
+    ids=["smaller batch", "shape", "dtype", "larger batch"],
+)
+def test_another_kind_of_call_begins_anew(at: int, change: Callable[[Tensor], Tensor], note: str) -> None:
+    """Both branches are called until two differences of the new kind are there; control: without the change."""
+    guidance = AdaptiveGuidance(times=GRID, scale=2.0, refresh=4)
+    full, served = ahead(guidance, lambda i, v: v if i < at else change(v))
+    expected = [i for i in PLAIN if i < at] + [
+        i for i in range(at, 20) if i < at + 2 or (i - at - 1) % 4 == 0 or i == 19
+    ]
+    assert full == expected and all(torch.isfinite(u).all() for u in served)
+    assert len(guidance.notes) == (at > 0) and (not at or re.search(note, guidance.notes[0]))
+    plain = AdaptiveGuidance(times=GRID, scale=2.0, refresh=4)
+    assert ahead(plain, lambda i, v: v)[0] == PLAIN and not plain.notes
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("branch", ["cond", "uncond"])
+def test_a_value_that_is_not_finite_begins_anew(bad: float, branch: str) -> None:
+    """As without a cache, the run goes on with what the network gave."""
+    guidance = AdaptiveGuidance(times=GRID, scale=2.0, refresh=4)
+    full = []
+    for i in range(20):
+        c, u = c_of(GRID[i]), c_of(GRID[i]) - small(GRID[i])
+        if i == 5:
+            (c if branch == "cond" else u)[0, 3] = bad
+        if guidance.needs_uncond(i, c):
+            full.append(i)
+            guidance.observe(i, c, u)
+        else:
+            assert torch.isfinite(guidance.uncond(i, c)).all()
+    assert full == [0, 1, 5, 6, 7, 11, 15, 19] and guidance.saved == 12
+    assert guidance.notes == ["step 5: begins anew, since v holds NaN or infinity"]
+    guidance.reset()
+    assert not guidance.notes and not guidance.fits()
+
+
+def test_other_leaves_kinds_and_orders_begin_anew_too() -> None:
+    guidance, one = AdaptiveGuidance(times=[0.0, 0.1, 0.1, 0.3, 0.4, 0.5], scale=2.0, batch_dim=None), torch.ones(3)
+    pair, mixed, whole = {"a": one, "b": one}, {"a": one.double(), "b": one}, torch.ones(3, dtype=torch.int64)
+    steps: list[tuple[int, Any, Any]] = [
+        (0, one, one), (1, pair, pair), (2, pair, pair), (3, pair, mixed), (1, pair, mixed), (3, whole, whole),
+        (4, one, one),
+    ]  # fmt: skip
+    for step in steps:
+        guidance.observe(*step)
+    reasons = ["another form", "float64", "after step 3", "another form", "int64"]
+    assert len(guidance.notes) == len(reasons)
+    assert all(reason in note for reason, note in zip(reasons, guidance.notes, strict=True))
+    assert [i for i, _ in guidance.errors] == [0, 1, 3, 1, 4], (
+        "step 2 does not move, and step 3 the second time is none"
+    )
+    assert not guidance.fits(one) and guidance.needs_uncond(3)
+
+
+def test_a_wrong_axis_is_still_an_error() -> None:
+    with pytest.raises(ValueError, match="batch_dim must be an axis"):
+        AdaptiveGuidance(times=GRID, scale=2.0, batch_dim=5).observe(0, torch.ones(2, 3), torch.ones(2, 3))
+
+
+def test_a_failure_half_way_forgets_and_reset_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
     guidance = AdaptiveGuidance(times=GRID, scale=2.0, batch_dim=None)
     pair = {"a": torch.ones(3), "b": torch.ones(3)}
     guidance.observe(0, pair, pair)
-    with pytest.raises(ValueError, match="'b'"):
-        guidance.observe(1, {"a": torch.ones(3), "b": torch.full((3,), float("nan"))}, pair)
-    assert [len(s.snapshots) for s in guidance._streams.values()] == [1, 1] and len(guidance.errors) == 1
     guidance.observe(1, pair, pair)
+    assert guidance.fits(pair)
+    with monkeypatch.context() as patched:
+        patched.setattr(Stream, "push", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            guidance.observe(2, pair, pair)
+    assert not guidance.fits(pair) and guidance.needs_uncond(3)
     guidance.reset()
     assert guidance.needs_uncond(2) and guidance.saved == 0 and not guidance.errors
     guidance.observe(0, torch.ones(7), torch.ones(7))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from test_calibrate import GRID, STEPS, run
 
-from forecache import Calibration, Forecaster, Plan, fingerprint
+from forecache import Calibration, Forecaster, Plan
 from forecache.ladder import ladder, table
 
 
@@ -31,16 +30,6 @@ def test_a_ladder_measures_each_budget_on_other_conditions():
     assert table(rungs).count("\n") == 3
     with pytest.raises(ValueError, match=r"not calibrated on, got \[8\]; \[2, 3\]"):
         ladder(made, [8], range(2, 6))
-
-
-def test_a_fingerprint_tells_weights_apart():
-    a, b = torch.nn.Linear(300, 7), torch.nn.Linear(300, 7)
-    b.load_state_dict(a.state_dict())
-    assert fingerprint(a) == fingerprint(b) and len(fingerprint(a)) == 16
-    with torch.no_grad():
-        b.bias[3] += 1e-3
-    assert fingerprint(a) != fingerprint(b)
-    assert fingerprint(torch.nn.Linear(7, 300)) != fingerprint(a)
 
 
 def test_a_plan_of_an_older_version_says_what_to_do(tmp_path):

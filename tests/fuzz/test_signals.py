@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,65 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space"):
         files.replace(file, full)
     assert file.read_bytes() == OLD and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["plan.json", "x" * 240 + ".json"])
+def test_threads_may_replace_one_file(tmp_path: Path, name: str) -> None:
+    """Each has an unfinished file of its own, and the name of that is no longer than a file system takes."""
+    file, both, errors = tmp_path / name, threading.Barrier(2), []
+
+    def write(partial: Path) -> None:
+        partial.write_text(threading.current_thread().name)
+        both.wait(10)  # the two are at work at once
+
+    def replace() -> None:
+        try:
+            files.replace(file, write)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=replace, name=each) for each in ("first", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors  # guard: the random part of the partial's name
+    assert file.read_text() in ("first", "second") and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes and links of POSIX")
+def test_a_file_that_is_replaced_keeps_its_mode_and_the_links_to_it(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    file, link, seen = tmp_path / "kept" / "file", tmp_path / "link", []
+    file.write_bytes(OLD)
+    file.chmod(0o400)  # a file that may not be written may be replaced
+    link.symlink_to(file)
+
+    def write(partial: Path) -> None:
+        seen.append(partial.stat().st_mode & 0o077)
+        partial.write_bytes(NEW)
+
+    files.replace(link, write)
+    assert link.is_symlink() and file.read_bytes() == NEW and not file.is_symlink()  # guard: realpath
+    assert file.stat().st_mode & 0o777 == 0o400 and seen == [0], "and nobody else could read the new one earlier"
+    files.replace(tmp_path / "fresh", write)
+    (tmp_path / "plain").write_bytes(OLD)
+    assert (tmp_path / "fresh").stat().st_mode == (tmp_path / "plain").stat().st_mode, "a new file is like any other"
+    (tmp_path / "dangling").symlink_to("target")
+    files.replace(tmp_path / "dangling", write)
+    assert (tmp_path / "target").read_bytes() == NEW and (tmp_path / "dangling").is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_what_is_no_regular_file_is_written_to(tmp_path: Path) -> None:
+    """As root a rename would put a file in the place of /dev/null."""
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    files.replace(pipe, lambda path: path.write_bytes(NEW))
+    reader.join(10)
+    assert found == [NEW] and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
 
 
 @pytest.fixture

@@ -34,6 +34,17 @@ def told(served: Sequence[Served]) -> tuple[str, list[str]]:
     return rules, list(dict.fromkeys(reason for each in served for reason in each.fallbacks))
 
 
+def fallen(served: Sequence[Served], finite: Sequence[bool], why: str) -> list[Served]:
+    """``served`` with the newest snapshot for the items that are not ``finite``; one entry may be of all items."""
+    if all(finite):
+        return list(served)
+    each = list(served) * (len(finite) if len(served) == 1 else 1)
+    return [
+        s if good else Served(newest(len(s.weights)), "reuse", (*s.fallbacks, f"{s.rule}: {why}"))
+        for s, good in zip(each, finite, strict=True)
+    ]
+
+
 def vector(rule: Rule, n: int, given: Array) -> Array:
     """``given``, if it is one real number per snapshot: a single number would be spread over all of them.
 
