@@ -21,9 +21,9 @@ from fuzz.test_files import VALUES, damaged
 
 STEP = {"index": 0, "time": 1.0, "kind": "forecast", "rule": "dmd", "fallback": "", "error": None}
 RESULT = {
-    "picture": "chair", "digest": "0123", "seed": 0, "method": "dmd", "calls": {"denoise": 3},
-    "seconds": {"denoise": 1.5}, "values": {"latent drift": 0.1}, "trace": {"network": [STEP]}, "mesh": None, "peak": None, "repeated": None,
-    "failed": None, "again": False, "place": 1,
+    "picture": "chair", "digest": "0123", "seed": 0, "method": "dmd", "calls": {"denoise": 3}, "place": 1,
+    "seconds": {"denoise": 1.5}, "values": {"latent drift": 0.1}, "trace": {"network": [STEP]}, "mesh": None,
+    "peak": None, "repeated": None, "failed": None, "again": False,
 }  # fmt: skip
 OBJECT = {"item": "chair", "calls": {"x": 3}, "seconds": {}, "values": {"d": 0.1}, "trace": {"n": [STEP]}, "mesh": None}
 TABLE = {"name": "n", "drift": "d", "higher": ["d"], "floor": {"d": 0.1}}

@@ -555,17 +555,18 @@ def test_pictures_may_have_any_name(four, tmp_path, monkeypatch):
     Image.new("RGB", (64, 64), "white").save(tmp_path / "images" / "![x](http:|evil|x).png")
     (tmp_path / "images" / "torn <b>|x|.png").write_bytes(b"no")
     monkeypatch.setattr(command, "load", lambda *unused: bench_toy.Toy())
-    given = ["bench", "hunyuan21", "--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+    out = tmp_path / "out \x1b[2J\udce9"
+    given = ["bench", "hunyuan21", "--images", str(tmp_path / "images"), "--out", str(out)]
     found = CliRunner().invoke(app, [*given, "--checkout", ".", "--method", METHODS[0]])
     assert found.exit_code == 0, found.output
-    assert "\x1b" not in found.output
-    text = (tmp_path / "out" / "bench.md").read_text(encoding="utf-8")
+    assert "\x1b" not in found.output and r"out \x1b[2J\udce9" in found.output
+    text = (out / "bench.md").read_text(encoding="utf-8")
     assert r"Failed: \!\[x\](http:\|evil\|x), uncached: white pictures have no surface." in text
     assert r"Skipped: torn &lt;b&gt;\|x\|.png: cannot be read" in text
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert "<b>a[/b]</b>" in page and "<b>caf\\udce9</b>" in page, "Jinja's escaping, and what UTF-8 has"
     assert "<b>&lt;script&gt;x&lt;!--</b>" in page and "<script>x" not in page
-    (table,) = report.load(tmp_path / "out").tables
+    (table,) = report.load(out).tables
     assert {os.fsencode(run.item) + b".png" for run in table.runs} == set(NAMES)
 
 
