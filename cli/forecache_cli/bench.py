@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .console import ended_as_by_ctrl_c, say
+from .console import complain, ended_as_by_ctrl_c, progress, say
 
 if TYPE_CHECKING:
     from forecache_lab.subjects.generated import Generator
@@ -94,15 +94,16 @@ def bench(
         measured = lab.Bench(subject, rows, folder, numbers, out, steps, end_to_end, shown)
         say(f"{subject.title}\n{subject.conditions}")
         for file, reason in folder.skipped.items():
-            typer.echo(f"skipped: {file}: {reason}", err=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True)
+            complain(f"skipped: {file}: {reason}")
+        bar = progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with bar, ended_as_by_ctrl_c():
             task = bar.add_task("", total=None)
-            measured.run(lambda done, total, what: bar.update(task, completed=done, total=total, description=what))
+            lost = measured.run(
+                lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+            )
         text = lab.write(measured)
     except (lab.BenchError, LaunchError) as error:
-        typer.echo(f"error: {error}", err=True)
+        complain(f"error: {error}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command makes what is missing", err=True)
@@ -111,8 +112,11 @@ def bench(
     try:
         say(f"wrote {report.write(out)}")
     except report.ReportError as error:
-        typer.echo(f"error: {error}; the same command with a smaller --shown makes the page again", err=True)
+        complain(f"error: {error}; the same command with a smaller --shown makes the page again")
         raise typer.Exit(1) from None
+    if lost:
+        complain(f"error: {lost} runs failed by an error, see {out / lab.LOG}; the same command tries them again")
+        raise typer.Exit(1)
 
 
 def load(name: str, checkout: Path, weights: str | None) -> Generator:

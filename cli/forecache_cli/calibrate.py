@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from .console import say
+from .console import complain, progress, say
 
 SOURCE_HELP = (
     "MODULE:FUNCTION or FILE.py:FUNCTION. The function returns a mapping with `run` (run(seed, cache) -> sample), "
@@ -84,19 +84,19 @@ def calibrate(
     from forecache.ladder import ladder, table
 
     options = dict(load(source)) | ({} if refine is None else {"refine": refine})
-    with Progress(transient=True) as bar:
+    with progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         tasks: dict[str, Any] = {}
 
-        def progress(stage: str, done: int, total: int) -> None:
+        def step(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, total=total)
 
         try:
-            made = Calibration(seeds=seeds_of(seeds), folder=out / "recordings", progress=progress, **options)
+            made = Calibration(seeds=seeds_of(seeds), folder=out / "recordings", progress=step, **options)
             rungs = ladder(made, sorted(set(calls)), seeds_of(test))
         except (ValueError, RuntimeError, TypeError) as error:
-            typer.echo(f"error: {error}", err=True)
+            complain(f"error: {error}")
             raise typer.Exit(1) from None
     for rung in rungs:
         rung.plan.save(out / f"plan-{len(rung.plan.computed)}.json")

@@ -12,12 +12,16 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
 from typer.core import TyperGroup
 
+from forecache_lab.escape import printable
 from forecache_patches import PatchError
 
 #: What a user can cause and mend: one line on stderr, exit status 1. Everything else is a bug and keeps its traceback.
-EXPECTED_ERRORS: tuple[type[Exception], ...] = (PatchError,)
+#: An OSError is the disk's, or that of a path which was given: full, read-only, not there, not ours.
+EXPECTED_ERRORS: tuple[type[Exception], ...] = (PatchError, OSError)
 
 
 @contextmanager
@@ -58,22 +62,13 @@ class ErrorsAsLines(TyperGroup):
             with termination_unwinds():
                 return super().invoke(ctx)
         except EXPECTED_ERRORS as error:
-            typer.echo("error: " + " ".join(str(error).split()), err=True)
-            raise typer.Exit(1) from None
-
-
-class FilesAsLines(TyperGroup):
-    """Commands on files of the user: one that cannot be read or written is an expected error."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # `| head`: ends quietly
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output has gone
                 raise
-            where = f"{error.filename}: " if error.filename else ""
-            raise PatchError(f"{where}{error.strerror or error}") from None
+            what = str(error)
+            if isinstance(error, OSError) and error.strerror:
+                what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            complain("error: " + " ".join(what.split()))
+            raise typer.Exit(1) from None
 
 
 def say(text: str, style: str = "") -> None:
@@ -82,5 +77,23 @@ def say(text: str, style: str = "") -> None:
     What the terminal cannot show, such as a byte of a file name that is no character, is escaped.
     """
     encoding = sys.stdout.encoding or "utf-8"
-    text = text.encode(encoding, "backslashreplace").decode(encoding)
-    Console(soft_wrap=True, markup=False, highlight=False).print(text, style=style or None)
+    shown = "\n".join(map(printable, text.split("\n"))).encode(encoding, "backslashreplace").decode(encoding)
+    Console(soft_wrap=True, markup=False, highlight=False).print(shown, style=style or None)
+
+
+def complain(text: str) -> None:
+    """Print ``text`` on stderr, as it is."""
+    typer.echo("\n".join(map(printable, text.split("\n"))), err=True)
+
+
+class _Words(ProgressColumn):
+    """The description of a task, which may be a name: nothing in it is markup."""
+
+    def render(self, task: Task) -> Text:
+        """As it is shown."""
+        return Text(printable(task.description))
+
+
+def progress(*columns: ProgressColumn) -> Progress:
+    """A bar that begins with the description of its task and is gone at the end."""
+    return Progress(_Words(), *columns, transient=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .console import ended_as_by_ctrl_c, say
+from .console import complain, ended_as_by_ctrl_c, progress, say
 
 SHOWN = 5  # names of jobs
 
@@ -86,8 +86,7 @@ def generate(
             chosen = functools.partial(processes.here, device=devices[0])
         else:
             chosen = functools.partial(processes.processes, devices=devices)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True)
+        bar = progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with bar, ended_as_by_ctrl_c():
             task = bar.add_task("samples", total=None)
             summary = run(
@@ -95,16 +94,16 @@ def generate(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )  # fmt: skip
     except LaunchError as error:
-        typer.echo(f"error: {error}", err=True)
+        complain(f"error: {error}")
         raise typer.Exit(1) from None
 
     for line in (*summary.remarks, *report.lines(summary.entries)):
         say(line)
     say(f"{len(jobs) - len(summary.missing)} of {len(jobs)} samples are in {out}, listed in manifest.json")
     for name, reason in list(summary.failures.items())[:SHOWN]:
-        typer.echo(f"failed: {name}: {reason}", err=True)
+        complain(f"failed: {name}: {reason}")
     if summary.missing:
         shown = ", ".join(summary.missing[:SHOWN]) + (", ..." if len(summary.missing) > SHOWN else "")
-        typer.echo(f"error: {summary.stopped or 'some jobs failed'}", err=True)
-        typer.echo(f"{len(summary.missing)} missing: {shown}\nthe same command makes what is missing", err=True)
+        complain(f"error: {summary.stopped or 'some jobs failed'}")
+        complain(f"{len(summary.missing)} missing: {shown}\nthe same command makes what is missing")
         raise typer.Exit(130 if summary.stopped == "interrupted" else 1)

@@ -11,13 +11,11 @@ import typer
 
 import forecache_patches as patches
 
-from .console import FilesAsLines, say
+from .console import say
 from .options import LOCK, SERIES, Folder, LockOption, Name, SeriesOption, Source, open_series, open_upstream
 from .upstream import tell_licence, tell_status
 
-app = typer.Typer(
-    cls=FilesAsLines, help="The patches that put inert hooks into upstream samplers.", no_args_is_help=True
-)
+app = typer.Typer(help="The patches that put inert hooks into upstream samplers.", no_args_is_help=True)
 
 
 @app.command("list")

@@ -13,9 +13,9 @@ import typer
 import forecache_patches as patches
 from forecache_patches.writing import write_new
 
-from .console import FilesAsLines, say
+from .console import say
 
-app = typer.Typer(cls=FilesAsLines, help="Drafts of submissions to other projects.", no_args_is_help=True)
+app = typer.Typer(help="Drafts of submissions to other projects.", no_args_is_help=True)
 
 
 class Against(str, Enum):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import SpinnerColumn
 
-from .console import say
+from .console import complain, progress, say
 
 
 def report(
@@ -25,10 +25,10 @@ def report(
         raise typer.Exit(1) from None
 
     try:
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), transient=True) as bar:
+        with progress(SpinnerColumn()) as bar:
             task = bar.add_task("reading", total=None)
             file = lab.write(folder, out, lambda what: bar.update(task, description=what))
     except lab.ReportError as error:
-        typer.echo(f"error: {error}", err=True)
+        complain(f"error: {error}")
         raise typer.Exit(1) from None
     say(f"wrote {file}, {file.stat().st_size / 1e6:.1f} MB; it opens in any browser, without a network")

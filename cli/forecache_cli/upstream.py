@@ -12,12 +12,10 @@ from rich.text import Text
 
 import forecache_patches as patches
 
-from .console import FilesAsLines, say
+from .console import say
 from .options import LOCK, SERIES, Folder, LockOption, Name, SeriesOption, Source, open_series, open_upstream
 
-app = typer.Typer(
-    cls=FilesAsLines, help="Checkouts of the upstream repositories, at the pins of the lock.", no_args_is_help=True
-)
+app = typer.Typer(help="Checkouts of the upstream repositories, at the pins of the lock.", no_args_is_help=True)
 
 
 @app.command("list")

@@ -92,17 +92,30 @@ def _voxels(mesh: trimesh.Trimesh, pitch: float) -> npt.NDArray[np.int64]:
     return np.unique(index[:, 0] << 42 | index[:, 1] << 21 | index[:, 2])
 
 
+def check(mesh: trimesh.Trimesh, name: str = "mesh") -> None:
+    """Whether a mesh can be measured.
+
+    Raises:
+        ValueError: it has no faces, a vertex that is not finite, or all vertices at one place.
+    """
+    if mesh is None or len(getattr(mesh, "faces", ())) == 0:
+        raise ValueError(f"{name} has no faces: its surface extraction failed")
+    if not np.isfinite(mesh.vertices).all():
+        raise ValueError(f"{name} has vertices that are not finite")
+    if not mesh.extents.max() > 0:
+        raise ValueError(f"{name} has no extent: all vertices are at one place")
+
+
 def _check(mesh: trimesh.Trimesh, reference: trimesh.Trimesh) -> None:
-    for name, each in (("mesh", mesh), ("reference", reference)):
-        if each is None or len(getattr(each, "faces", ())) == 0:
-            raise ValueError(f"{name} has no faces: its surface extraction failed")
+    check(mesh)
+    check(reference, "reference")
 
 
 def chamfer(mesh: trimesh.Trimesh, reference: trimesh.Trimesh, seed: int = 0) -> float:
     """:attr:`Geometry.chamfer` alone, a tenth of the work of :func:`compare`.
 
     Raises:
-        ValueError: a mesh without faces.
+        ValueError: see :func:`check`.
     """
     _check(mesh, reference)
     (forth, _), (back, _) = _directed(mesh, reference, seed), _directed(reference, mesh, seed + 2)
@@ -113,7 +126,7 @@ def compare(mesh: trimesh.Trimesh, reference: trimesh.Trimesh, seed: int = 0) ->
     """Distances of ``mesh`` to ``reference``; ``seed`` draws the surface points.
 
     Raises:
-        ValueError: a mesh without faces (an extraction that failed).
+        ValueError: see :func:`check`.
     """
     _check(mesh, reference)
     unit = float(reference.extents.max())
@@ -152,9 +165,9 @@ def topology(mesh: trimesh.Trimesh) -> Topology:
     """:class:`Topology` of a mesh; the mesh stays as it is.
 
     Raises:
-        ValueError: a mesh without faces.
+        ValueError: see :func:`check`.
     """
-    _check(mesh, mesh)
+    check(mesh)
     welded = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     welded.merge_vertices(merge_tex=True, merge_norm=True)
     pairs = trimesh.graph.connected_components(welded.face_adjacency, nodes=np.arange(len(welded.faces)), min_len=1)
@@ -168,7 +181,7 @@ def distances(mesh: trimesh.Trimesh, reference: trimesh.Trimesh, seed: int = 0) 
     itself.
 
     Raises:
-        ValueError: a mesh without faces.
+        ValueError: see :func:`check`.
     """
     _check(mesh, reference)
     targets = np.concatenate((np.asarray(reference.vertices), _sample(reference, TARGETS, seed)[0]))

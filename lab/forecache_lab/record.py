@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import trimesh
 
@@ -19,7 +19,19 @@ from forecache import Trace, files
 FILE, FORMAT = "run.json", 1
 UNCACHED = "uncached"
 
-Steps = list[dict[str, Any]]  #: of one branch: index, time, kind, rule, error (``None`` where nothing was compared)
+
+class Step(TypedDict):
+    """One step of a branch; ``error``: forward error, ``None`` where nothing was compared."""
+
+    index: int
+    time: float
+    kind: str
+    rule: str
+    fallback: str
+    error: float | None
+
+
+Steps = list[Step]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Any
 
 from forecache import files
 
+from . import reading
+
 SETTINGS = "settings.json"
 
 
@@ -25,7 +27,7 @@ def open_folder(out: Path, settings: Mapping[str, Any]) -> None:
         files.replace(path, lambda partial: partial.write_text(json.dumps(new, indent=1), encoding="utf-8"))
         return
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = reading.build(dict[str, Any], reading.parse(reading.content(path)))
     except ValueError as error:
         raise ValueError(f"out: {path} is torn or no JSON ({error}); take another folder") from None
     differ = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in {**old, **new} if old.get(k) != new.get(k)]

@@ -28,8 +28,13 @@ def compare(sample: Path, reference: Path) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(("psnr", "ssim", "lpips", "drift"))
     found |= {"identical": bool(np.array_equal(a, b)), "absent": {}}
     if a.dtype != np.uint8:
-        found["drift"] = float(np.linalg.norm(a - b) / np.linalg.norm(b))
         found["absent"] = dict.fromkeys(("psnr", "ssim", "lpips"), "latents, not pictures")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drift = float(np.linalg.norm(a - b) / np.linalg.norm(b))
+        if np.isfinite(drift):
+            found["drift"] = drift
+        else:
+            found["absent"]["drift"] = "a latent is not finite, or the reference is zero"
         return found
     if found["identical"]:
         found["absent"]["psnr"] = "infinite: identical"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from forecache_lab import reading
 
 from .errors import LaunchError
 
@@ -18,6 +21,7 @@ FIELDS = {
 }  # fmt: skip
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 LARGEST_SEED = 2**63 - 1
+MOST_SEEDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,15 @@ def read_seeds(text: str) -> list[int]:
     """
     found: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last <= LARGEST_SEED:
-            raise LaunchError(f"--seeds must be like 0,1,2 or 0-3, got {text!r}")
+            raise LaunchError(f"--seeds must be like 0,1,2 or 0-3, below 2^63, got {reprlib.repr(text)}")
+        if last - first >= MOST_SEEDS - len(found):
+            raise LaunchError(f"--seeds must be at most {MOST_SEEDS:,}, got {reprlib.repr(text)}")
         found.extend(range(first, last + 1))
     if len(set(found)) < len(found):
-        raise LaunchError(f"--seeds names a seed twice: {text!r}")
+        raise LaunchError(f"--seeds names a seed twice: {reprlib.repr(text)}")
     return found
 
 
@@ -111,17 +117,17 @@ def read_jobs(path: Path, seeds: Sequence[int]) -> list[Job]:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        given = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise LaunchError(f"{where}: not JSON: {error}") from None
+        given = reading.parse(line)
+    except ValueError as error:
+        raise LaunchError(f"{where}: {error}") from None
     if not isinstance(given, dict):
         raise LaunchError(f"{where}: must be an object, got {line.strip()[:60]}")
     for key, value in given.items():
         kind = FIELDS.get(key)
         if kind is None:
-            raise LaunchError(f"{where}: unknown field {key!r}, allowed are {', '.join(FIELDS)}")
+            raise LaunchError(f"{where}: unknown field {reprlib.repr(key)}, allowed are {', '.join(FIELDS)}")
         if type(value) is not kind:
-            raise LaunchError(f"{where}: {key} must be {kind.__name__}, got {value!r}")
+            raise LaunchError(f"{where}: {key} must be {kind.__name__}, got {reprlib.repr(value)}")
     return given
 
 
@@ -129,17 +135,19 @@ def _job(given: dict[str, Any], folder: Path, where: str) -> Job:
     if not given.get("prompt", "").strip() and "class_label" not in given:
         raise LaunchError(f"{where}: needs a prompt (or a class_label)")
     if "id" in given and not ID.fullmatch(given["id"]):
-        raise LaunchError(f"{where}: id must be letters, digits, '.', '_' and '-', at most 151, got {given['id']!r}")
+        raise LaunchError(
+            f"{where}: id must be letters, digits, '.', '_' and '-', at most 151, got {reprlib.repr(given['id'])}"
+        )
     for key in ("seed", "class_label"):
         if not 0 <= given.get(key, 0) <= LARGEST_SEED:
             raise LaunchError(f"{where}: {key} must be >= 0 and below 2^63, got {given[key]}")
     image, content = None, None
     if "image" in given:
-        image = str((folder / given["image"]).resolve())
         try:
-            content = hashlib.sha256(Path(image).read_bytes()).hexdigest()
-        except OSError as error:
-            raise LaunchError(f"{where}: image {image}: {error.strerror or error}") from None
+            image = str((folder / given["image"]).resolve())
+            content = hashlib.sha256(reading.content(Path(image))).hexdigest()
+        except (ValueError, OSError) as error:
+            raise LaunchError(f"{where}: image {given['image']}: {error}") from None
     return Job(
         id=given.get("id", ""), prompt=given.get("prompt", ""), seed=0, negative_prompt=given.get("negative_prompt"),
         image=image, image_sha256=content, class_label=given.get("class_label"),

@@ -1,21 +1,79 @@
 """What was done: append-only records, one file a worker, and the manifest that is made of them.
 
 A record is a line of JSON, on disk before the next sample begins. A worker that is killed while writing leaves at most
-one torn line, the last of its file; the sample it stood for is made again.
+one torn line, the last of its file. What is torn, or damaged since, is named, and the sample it stood for is made
+again.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from .errors import LaunchError
+from forecache_lab import reading
+from forecache_lab.escape import cell
 
 Record = dict[str, Any]
+
+
+class Sample(TypedDict):
+    """What is relied on in the record of a sample; :meth:`forecache_launch.work.Worker.sample` writes more."""
+
+    id: str
+    kind: str
+    digest: str
+    file: str
+    bytes: int
+    seconds: float
+    first_of_worker: bool
+    calls: dict[str, int]
+    warnings: list[str]
+
+
+class Comparison(TypedDict):
+    """The record of a comparison; a metric that is ``None`` has its reason in ``absent``."""
+
+    id: str
+    kind: str
+    psnr: float | None
+    ssim: float | None
+    lpips: float | None
+    drift: float | None
+    absent: dict[str, str]
+
+
+class Failed(TypedDict):
+    """The record of a job that raised an error."""
+
+    id: str
+    kind: str
+    error: str
+
+
+KINDS = {"forecast": Sample, "uncached": Sample, "comparison": Comparison, "failure": Failed}
+
+
+def read(line: bytes) -> Record:
+    """One record.
+
+    Raises:
+        ValueError: no JSON, a field that is missing or of another kind, or a file outside the run's folder.
+    """
+    body = reading.parse(line)
+    kind = KINDS.get(str(body.get("kind"))) if isinstance(body, dict) else None
+    if kind is None:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}")
+    record: Record = reading.build(kind, body)
+    file = Path(record.get("file", ""))
+    if file.is_absolute() or ".." in file.parts:
+        raise ValueError(f"file must lie in the folder of the run, got {reprlib.repr(record['file'])}")
+    return record
 
 
 class Writer:
@@ -44,26 +102,28 @@ class Records:
     Attributes:
         found: the newest record by (sample's id, kind); kinds are ``forecast``, ``uncached``, ``comparison`` and
             ``failure``.
+        damaged: what is none of them, with its file and the reason.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.found: dict[tuple[str, str], Record] = {}
+        self.damaged: list[str] = []
         self._read: dict[Path, int] = {}
 
     def refresh(self) -> None:
-        """Raises ``LaunchError`` for a line, other than a torn last one, that is no record."""
+        """Read on; a line, other than a torn last one, that is no record stands for nothing."""
         for path in sorted(self.folder.glob("*.jsonl")):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 whole, newline, _ = file.read().rpartition(b"\n")
             self._read[path] = self._read.get(path, 0) + len(whole) + len(newline)
-            for line in whole.splitlines():
+            for line in filter(bytes.strip, whole.split(b"\n")):
                 try:
-                    record = json.loads(line)
+                    record = read(line)
                     self.found[record["id"], record["kind"]] = record
-                except (ValueError, KeyError, TypeError) as error:
-                    raise LaunchError(f"{path}: {line[:80]!r} is no record ({error}); remove the line") from None
+                except ValueError as error:
+                    self.damaged.append(f"{path}: {line[:60]!r} is no record ({error})")
 
     def torn(self) -> list[Path]:
         """Files whose last line is not whole, so far as they were read."""
@@ -73,11 +133,15 @@ class Records:
 def write_text(path: Path, text: str) -> None:
     """Written aside and renamed: whoever reads it finds the old file or the new one."""
     aside = path.with_name(f".{path.name}.partial")
-    with aside.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        # a prompt may hold half a character, which UTF-8 has no bytes for
+        with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 COLUMNS = (
@@ -94,13 +158,11 @@ def row(entry: Mapping[str, Any]) -> dict[str, Any]:
     flat["calls"] = sum(forecast.get("calls", {}).values()) or ""
     flat |= {f"uncached_{name}": uncached.get(name, "") for name in ("file", "seconds")}
     flat["uncached_calls"] = sum(uncached.get("calls", {}).values()) or ""
-    return {name: "" if flat.get(name) is None else flat[name] for name in COLUMNS}
+    return {name: "" if flat.get(name) is None else cell(flat[name]) for name in COLUMNS}
 
 
 def write_csv(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """A line a sample, for spreadsheets."""
-    import io
-
+    """A line a sample, for spreadsheets: text that they would take for a formula begins with ``'``."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()

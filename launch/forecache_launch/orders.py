@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from forecache_lab import reading
+
 from .jobs import Job
 from .manifest import write_text
 from .settings import Settings
@@ -43,6 +45,6 @@ class Orders:
     @classmethod
     def load(cls, folder: Path) -> Orders:
         """Read them from the run's folder."""
-        body: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        body: dict[str, Any] = reading.parse(reading.content(folder / FILE))
         tasks = tuple(Task(Job(**task["job"]), tuple(task["kinds"])) for task in body["tasks"])
         return cls(Settings(**body["settings"]), body["offload"], tasks)

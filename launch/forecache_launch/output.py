@@ -28,20 +28,23 @@ def write(sample: Any, path: Path, fps: int = 16) -> tuple[int, str]:
         size in bytes, sha256.
     """
     aside = path.with_name(f".{path.stem}{PARTIAL}{path.suffix}")
-    if path.suffix == ".png":
-        sample.save(aside)
-    elif path.suffix == ".npy":
-        np.save(aside, _bytes(sample))
-    elif path.suffix == ".mp4":
-        _write_video(_bytes(sample), aside, fps)
-    else:
-        from safetensors.torch import save_file
+    try:
+        if path.suffix == ".png":
+            sample.save(aside)
+        elif path.suffix == ".npy":
+            np.save(aside, _bytes(sample))
+        elif path.suffix == ".mp4":
+            _write_video(_bytes(sample), aside, fps)
+        else:
+            from safetensors.torch import save_file
 
-        save_file({"latent": sample.detach().to("cpu").contiguous()}, aside)
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-        content = file.read()
-    aside.replace(path)
+            save_file({"latent": sample.detach().to("cpu").contiguous()}, aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+            content = file.read()
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     return len(content), hashlib.sha256(content).hexdigest()
 
 
@@ -61,9 +64,14 @@ def read(path: Path) -> NDArray[Any]:
     return found if found.ndim == 4 else found[None]
 
 
+def unfinished(path: Path) -> bool:
+    """Whether a process that was killed had begun to write this file."""
+    return path.name.startswith(".") and PARTIAL in path.name
+
+
 def sweep(folder: Path) -> None:
     """Remove what workers that were killed had begun to write."""
-    for path in folder.rglob(f".*{PARTIAL}*"):
+    for path in filter(unfinished, [*folder.rglob(".*")]):
         path.unlink(missing_ok=True)
 
 

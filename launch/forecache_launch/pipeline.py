@@ -54,11 +54,11 @@ def kind_of(model: str, revision: str | None = None) -> type:
             )
         try:
             name = diffusers.DiffusionPipeline.load_config(model, revision=revision)["_class_name"]
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
+        except Exception as error:  # damaged files fail anywhere in their readers
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise LaunchError(f"--model {model}: no pipeline of diffusers is there, or reachable: {reason}") from None
-    kind: type | None = getattr(diffusers, str(name), None)
-    if kind is None:
+    kind = getattr(diffusers, str(name), None)
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
         raise LaunchError(f"--model {model}: diffusers {diffusers.__version__} has no pipeline {name}")
     return kind
 
@@ -93,6 +93,18 @@ def check(kind: type, settings: Settings, jobs: Iterable[Job]) -> None:
         if takes.get("prompt") is not None and not job.prompt:
             raise LaunchError(f"--prompts, {job.id}: {kind.__name__} needs a prompt")
     encoder_of(_format(kind, settings.format))
+    steps = _steps(takes, settings)
+    if settings.calls is not None and steps is not None and settings.calls > steps:
+        raise LaunchError(f"--calls {settings.calls}: must be at most the number of steps, {steps}")
+
+
+def _steps(takes: Mapping[str, inspect.Parameter], settings: Settings) -> int | None:
+    """How many there will be, by ``--steps`` or the call's default; ``None``: only the pipeline knows."""
+    if {"timesteps", "sigmas"} & set(settings.call):
+        return None
+    default = takes["num_inference_steps"].default if "num_inference_steps" in takes else None
+    steps = settings.steps or default
+    return steps if isinstance(steps, int) else None
 
 
 def _format(kind: type, asked: str) -> str:

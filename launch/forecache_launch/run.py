@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forecache_lab import reading
+
 from . import manifest, output
 from .errors import LaunchError
 from .jobs import Job
@@ -61,7 +63,7 @@ def generate(
 
     Raises:
         LaunchError: ``out`` is no run's folder, or one with other settings or prompts; another command is at work
-            there.
+            there; it cannot be written to.
     """
     out = out.resolve()
     _check(out, settings)
@@ -71,13 +73,17 @@ def generate(
         records.refresh()
         torn = records.torn()
         tasks = [task for job in jobs if (task := missing(job, out, records, baseline)).kinds]
+        # what failed before comes last: a worker gives up after three in a row, and must not always do so at the first
+        tasks.sort(key=lambda task: (task.job.id, "failure") in records.found)
         output.sweep(out)
         manifest.write_text(out / SETTINGS, json.dumps({"forecache_run": 1, **settings.to_dict()}, indent=1))
         remarks = [f"{path}: its last line is torn; that sample is made again" for path in torn]
+        remarks += [f"{what}; what it stood for is made again" for what in records.damaged]
         stopped = None
         if tasks:
             Orders(settings, offload, tuple(tasks)).save(out)
             stopped = _work(engine(out), records, len(jobs) * (2 if baseline else 1), tasks, progress)
+            output.sweep(out)
         records.refresh()
         return _finish(jobs, out, records, settings, baseline, remarks, stopped)
 
@@ -108,14 +114,14 @@ def _check(out: Path, settings: Settings) -> None:
         raise LaunchError(f"--out {out}: is not a folder")
     file = out / SETTINGS
     if not file.exists():
-        if out.exists() and any(path.name != ".lock" for path in out.iterdir()):
+        if out.exists() and any(path.name != ".lock" and not output.unfinished(path) for path in out.iterdir()):
             raise LaunchError(f"--out {out}: has files, but no {SETTINGS} of a run; give a new or empty folder")
         return
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        version = found.pop("forecache_run")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        found = reading.build(dict[str, Any], reading.parse(reading.content(file)))
+    except ValueError as error:
         raise LaunchError(f"{file}: is not a run's settings: {error}") from None
+    version = found.pop("forecache_run", None)
     if version != 1:
         raise LaunchError(f"{file}: version {version!r}, this release reads 1; give another --out")
     changed = differences(found, settings.to_dict())
@@ -146,7 +152,10 @@ def _locked(out: Path) -> Iterator[None]:
         os.set_inheritable(
             file.fileno(), True
         )  # worker processes hold it too: they may outlive a command that is killed
-        yield
+        try:
+            yield
+        except OSError as error:  # the disk is full, or gone
+            raise LaunchError(f"--out {out}: {error.strerror or error}; the same command goes on") from error
 
 
 def missing(job: Job, out: Path, records: Records, baseline: bool) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 from forecache import Plan
 from forecache_adapters.settings import Settings as CacheSettings
+from forecache_lab import reading
 
 from .errors import LaunchError
 
@@ -65,6 +67,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise LaunchError(f"--{name} must be >= 1, got {value}")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise LaunchError(f"--guidance must be finite, got {self.guidance}")
         for name in self.call:
             if name in OURS:
                 raise LaunchError(f"--set {name}: has an option of its own or comes from the prompts")
@@ -126,13 +130,18 @@ def read_arguments(given: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise LaunchError(f"--set must be NAME=VALUE, got {text!r}")
         try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
+            found[name] = reading.parse(value)
+        except ValueError:
             found[name] = value
     return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two :meth:`Settings.to_dict`; where a plan lies does not matter, its content does."""
-    names = [name for name in {**old, **new} if name != "plan" and old.get(name) != new.get(name)]
+    names = [name for name in {**old, **new} if name != "plan" and _text(old.get(name)) != _text(new.get(name))]
     return [f"{name} was {old.get(name)!r} and now is {new.get(name)!r}" for name in names]
+
+
+def _text(value: Any) -> str:
+    """By which two values are compared: as JSON has them, NaN too."""
+    return json.dumps(value, sort_keys=True)

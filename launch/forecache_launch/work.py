@@ -67,8 +67,10 @@ class Worker:
                 pass
         except LaunchError:
             raise
-        except (TypeError, ValueError, OSError, RuntimeError, ImportError) as error:
-            raise LaunchError(f"--model {self.settings.model} on {device}: {' '.join(str(error).split())}") from error
+        except Exception as error:  # damaged files fail anywhere in their readers
+            self._log(self.settings.model)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise LaunchError(f"--model {self.settings.model} on {device}: {reason}") from error
         self.records = Writer(folder / "records" / f"{name}.jsonl")
         self.fresh, self.failed = True, 0
 
@@ -85,14 +87,21 @@ class Worker:
             self.failed = 0
         except Exception as error:
             self.failed += 1
-            log = self.folder / "logs" / f"{self.name}.log"
-            log.parent.mkdir(exist_ok=True)
-            with log.open("a", encoding="utf-8") as file:
-                file.write(f"{task.job.id}\n{traceback.format_exc()}\n")
+            log = self._log(task.job.id)
             reason = f"{type(error).__name__}: {error}"
             self.record(task.job, "failure", {"error": reason})
             if self.failed == IN_A_ROW:
                 raise LaunchError(f"{IN_A_ROW} jobs in a row failed, the last: {reason} ({log})") from error
+        if self.failed and self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the traceback, which held what filled the device, is gone
+
+    def _log(self, what: str) -> Path:
+        """Write the traceback of the error that is handled under ``what``; returns the file."""
+        log = self.folder / "logs" / f"{self.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{what}\n{traceback.format_exc()}\n")
+        return log
 
     @contextmanager
     def attached(self, cache: Mapping[str, Any]) -> Iterator[Handle]:

@@ -14,6 +14,8 @@ CASES = {
     "patch": 200,
     "wheel": 60,
     "recording": 30,
+    "json_text": 300,
+    "json_bytes": 200,
     "runs": 80,
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -377,3 +379,208 @@ def test_statistics_are_over_objects_and_not_over_seeds():
     values = [("a", 1.0), ("a", 3.0), ("b", 10.0), ("b", 20.0), ("b", 60.0)]
     assert table.by_object(values) == [2.0, 20.0]
     assert np.median([value for _, value in values]) != np.median(table.by_object(values))
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("four")
+    for name, path in zip("abcd", bench.write_samples(folder, 4), strict=True):
+        path.rename(folder / f"{name}.png")
+    return folder
+
+
+class Spoiled(bench_toy.Toy):
+    """``spoil`` gets what was made of the picture ``b`` under a method; with ``always``, of every run of it."""
+
+    def __init__(self, folder: Path, spoil, always=False):
+        super().__init__()
+        self.seen, self.spoil, self.always = np.asarray(Image.open(folder / "b.png")), spoil, always
+
+    def generate(self, picture, seed, settings=None, steps=None, given=None):
+        made = super().generate(picture, seed, settings, steps, given)
+        if (self.always or settings is not None) and np.array_equal(np.asarray(picture), self.seen):
+            self.spoil(made)
+        return made
+
+
+def raised(error):
+    def spoil(made):
+        raise error
+
+    return spoil
+
+
+def vertices(value):
+    def spoil(made):
+        changed = made.mesh.vertices.copy()
+        changed[3] = value
+        made.mesh.vertices = changed
+
+    return spoil
+
+
+def no_extent(made):
+    made.mesh.vertices = made.mesh.vertices * 0
+
+
+def no_number(made):
+    made.latents["denoise"].fill_(np.nan)
+
+
+def no_faces(made):
+    made.mesh.faces = made.mesh.faces[:0]
+
+
+FULL = "CUDA out of memory"
+ODD = {  # what is done to the object, why it failed, whether it is tried again
+    "out of memory": (raised(torch.OutOfMemoryError(FULL)), f"OutOfMemoryError: {FULL}", True),
+    "an error": (raised(RuntimeError("boom")), "RuntimeError: boom", True),
+    "a ValueError": (raised(ValueError("x must be finite")), "ValueError: x must be finite", True),
+    "a vertex that is NaN": (vertices(np.nan), "its mesh has vertices that are not finite", False),
+    "a vertex that is infinite": (vertices(np.inf), "its mesh has vertices that are not finite", False),
+    "a mesh without extent": (no_extent, "its mesh has no extent", False),
+    "a mesh without faces": (no_faces, "its mesh has no faces", False),
+    "a latent that is NaN": (no_number, "the latent of denoise is not finite", False),
+}
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("what", ODD)
+def test_one_bad_object_is_named_and_ends_nothing(four, tmp_path, what, always):
+    """An error is tried again by the same command, another object than none is the generator's last word."""
+    spoil, why, again = ODD[what]
+    made = make(four, tmp_path, METHODS[:1], toy=Spoiled(four, spoil, always))
+    assert made.run(silent) == (2 if always else 1) * again
+    text = bench.write(made)
+    report.write(tmp_path)
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert row["latent drift"]["n"] == 3 and np.isfinite(row["latent drift"]["median"])
+    failed = json.loads((tmp_path / "bench.json").read_text())["failed"]
+    named = ["b, uncached: ", "b, dmd-interval3-warmup4: its uncached run failed: "][: 2 if always else 0]
+    assert len(failed) == max(len(named), 1) and all(why in each for each in failed)
+    assert all(
+        each.startswith(name) for each, name in zip(failed, named or ["b, dmd-interval3-warmup4: "], strict=True)
+    )
+    assert why in text and ("Traceback" in (tmp_path / bench.LOG).read_text() if again else True)
+    asked: list[object] = []
+    healed = make(four, tmp_path, METHODS[:1], toy=bench_toy.Toy(note=asked.append))
+    assert healed.run(silent) == 0 and bool(asked) == again, (
+        "the same command makes what an error kept from being there"
+    )
+    bench.write(healed)
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert row["latent drift"]["n"] == 3 + again
+
+
+def test_the_first_picture_may_be_the_bad_one(four, tmp_path):
+    """There a ValueError could be about the method: another picture tells."""
+    shutil.copytree(four, tmp_path / "images")
+    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / "0.png")
+    spoiled = Spoiled(four, raised(ValueError("x must be finite")))
+    made = make(tmp_path / "images", tmp_path / "out", METHODS[:1], toy=spoiled)
+    assert made.run(silent) == 1 and "Failed: 0, dmd-interval3-warmup4: ValueError: x must be" in bench.write(made)
+
+    class Refused(bench_toy.Toy):
+        def generate(self, picture, seed, settings=None, steps=None, given=None):
+            if settings is not None:
+                raise ValueError("not with this scheduler")
+            return super().generate(picture, seed, settings, steps, given)
+
+    with pytest.raises(bench.BenchError, match="--method dmd, interval 3, warmup 4: not with this scheduler"):
+        make(four, tmp_path / "refused", METHODS[:1], toy=Refused()).run(silent)
+
+
+def test_the_command_says_what_failed_and_goes_on_with_it(four, tmp_path, monkeypatch):
+    given = ["bench", "hunyuan21", "--images", str(four), "--out", str(tmp_path), "--checkout", "."]
+    given += ["--method", METHODS[0]]
+    monkeypatch.setattr(command, "load", lambda *unused: Spoiled(four, raised(RuntimeError("boom"))))
+    found = CliRunner().invoke(app, given)
+    assert found.exit_code == 1 and "1 runs failed by an error" in found.output, found.output
+    assert (tmp_path / "report.html").is_file()
+    monkeypatch.setattr(command, "load", lambda *unused: bench_toy.Toy())
+    assert CliRunner().invoke(app, given).exit_code == 0
+
+
+def test_a_picture_that_is_gone_or_torn_by_now(four, tmp_path):
+    shutil.copytree(four, tmp_path / "images")
+    made = make(tmp_path / "images", tmp_path / "out", METHODS[:1])
+    (tmp_path / "images" / "b.png").unlink()
+    (tmp_path / "images" / "c.png").write_bytes(b"torn")
+    assert made.run(silent) == 4 and "n = 2 object(s)" in bench.write(made)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b"[" * 100_000, b"\xff", None])
+def test_a_result_that_was_damaged_is_made_again(ran, images, tmp_path, body):
+    shutil.copytree(ran[0].out, tmp_path / "out")
+    path = next((tmp_path / "out" / "results").rglob("dmd*.json"))
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b'"seed":', b'"seeds":') if body is None else body)
+    with pytest.raises(bench.BenchError, match="the same command makes it again"):
+        results.load(path)
+    make(images, tmp_path / "out", seeds=(0, 1)).run(silent)
+    assert results.load(path).values == results.Result(**json.loads(before)).values
+
+
+def test_a_bench_that_found_the_disk_full_or_was_killed_in_its_first_write_goes_on(four, tmp_path, monkeypatch):
+    given = ["bench", "hunyuan21", "--images", str(four), "--out", str(tmp_path / "out"), "--checkout", "."]
+    given += ["--method", METHODS[0]]
+    monkeypatch.setattr(command, "load", lambda *unused: bench_toy.Toy())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", raised_by_the_disk)
+        found = CliRunner().invoke(app, given)
+    assert found.exit_code == 1 and found.stderr.startswith("error: [Errno 28] No space left"), found.output
+    assert found.stderr.count("\n") == 1 and not list((tmp_path / "out").iterdir())
+    (tmp_path / "out" / f"{SETTINGS}.99.partial").write_text('{"gen')  # a kill leaves this
+    assert CliRunner().invoke(app, given).exit_code == 0
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def raised_by_the_disk(*unused, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+NAMES = [
+    b"a[/b].png", b"[red]x.png", b"caf\xe9.png", b"a|b.png", b"line\nbreak.png", b"<script>x<!--.png",
+    b"%{x}.png", b"\x1b[2J.png",
+]  # fmt: skip
+
+
+def test_pictures_may_have_any_name(four, tmp_path, monkeypatch):
+    """In the bar, in Markdown, on the page and in its plots; JSON keeps the exact name."""
+    for k, name in enumerate(NAMES):
+        path = tmp_path / "images" / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(four / "a.png").rotate(7 * k).save(path)
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "images" / "![x](http:|evil|x).png")
+    (tmp_path / "images" / "torn <b>|x|.png").write_bytes(b"no")
+    monkeypatch.setattr(command, "load", lambda *unused: bench_toy.Toy())
+    out = tmp_path / "out \x1b[2J\udce9"
+    given = ["bench", "hunyuan21", "--images", str(tmp_path / "images"), "--out", str(out)]
+    found = CliRunner().invoke(app, [*given, "--checkout", ".", "--method", METHODS[0]])
+    assert found.exit_code == 0, found.output
+    assert "\x1b" not in found.output and r"out \x1b[2J\udce9" in found.output
+    text = (out / "bench.md").read_text(encoding="utf-8")
+    assert r"Failed: \!\[x\](http:\|evil\|x), uncached: white pictures have no surface." in text
+    assert r"Skipped: torn &lt;b&gt;\|x\|.png: cannot be read" in text
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<b>a[/b]</b>" in page and "<b>caf\\udce9</b>" in page, "Jinja's escaping, and what UTF-8 has"
+    assert "<b>&lt;script&gt;x&lt;!--</b>" in page and "<script>x" not in page
+    (table,) = report.load(out).tables
+    assert {os.fsencode(run.item) + b".png" for run in table.runs} == set(NAMES)
+
+
+def test_two_pictures_that_differ_in_their_ending_are_two_objects(four, tmp_path):
+    shutil.copy(four / "a.png", tmp_path / "a.png")
+    Image.open(four / "b.png").convert("RGB").save(tmp_path / "a.jpg")
+    assert [picture.name for picture in bench.read_folder(tmp_path).pictures] == ["a", "a.png"]
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000, "9" * 5000, "9" * 400, "NaN", "1e999", "null", "[]", "{}", "\ud800", "-1", '"', "true"]
+)
+def test_odd_values_of_a_method_are_refused_by_name(value):
+    """Or they are what the option takes, as history=true is not."""
+    for option in ("interval", "warmup", "calls", "end", "history", "order", "sigma"):
+        with contextlib.suppress(bench.BenchError):
+            bench.parse([f"dmd:{option}={value}"])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import trimesh
 from typer.testing import CliRunner
 
 import forecache_cli.main as cli
@@ -89,6 +93,24 @@ def outside(file, text):
     file.write_text(text.replace("meshes/", "../meshes/"))
 
 
+def put(path, value):
+    """A change of one field of the first run of a method."""
+
+    def harm(file, text):
+        body = json.loads(text)
+        *way, last = path
+        place = body["tables"][0]
+        for key in way:
+            place = place[key]
+        place[last] = value
+        file.write_text(json.dumps(body))
+
+    return harm
+
+
+RUN = ("runs", 1)
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -97,6 +119,20 @@ def outside(file, text):
         (drop_drift, "values must hold 'latent drift'"),
         (other_format, "format must be 1, got 9"),
         (outside, "mesh must lie in the folder"),
+        (lambda file, text: file.write_text("[" * 200_000), r"run\.json is torn or no JSON \(.*64 deep"),
+        (lambda file, text: file.write_text(text.replace("20", "2" * 5000)), "a number has too many digits"),
+        (lambda file, text: file.write_bytes(b"\xff" + text.encode()), "is torn or no JSON"),
+        (lambda file, text: file.write_text("[1]"), "format must be 1, got None"),
+        (put((*RUN, "mesh"), 5), r"tables\[0\].runs\[1\].mesh must be text, got 5"),
+        (put((*RUN, "calls"), None), "calls must be an object, got None"),
+        (put((*RUN, "calls"), {"x": 10**400}), "must be a number"),
+        (put((*RUN, "trace"), [1]), "trace must be an object"),
+        (put((*RUN, "trace"), {"a": [{"x": 1}]}), r"trace\['a'\]\[0\].index is missing"),
+        (put((*RUN, "values"), {"latent drift": "x"}), "must be a number, got 'x'"),
+        (put(("higher",), 3), "higher must be a list, got 3"),
+        (put(("floor",), [1]), "floor must be an object"),
+        (put(("floor",), {"Chamfer": "x"}), "must be a number, got 'x'"),
+        (put(("runs",), None), "runs must be a list, got None"),
         (lambda file, text: file.unlink(), r"is no run folder: it holds no run\.json"),
     ],
 )
@@ -121,11 +157,83 @@ def test_a_missing_and_a_torn_mesh_are_named_on_the_page(tmp_path):
     assert f"meshes/{files[1].name}: cannot be read" in text and text.count("data-card=") == 2 * len(METHODS) - 2
 
 
+def spoiled(mesh, value, which=3):
+    mesh.vertices[which] = value
+    return mesh
+
+
+def torn(file):
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+MESHES = {
+    "a vertex that is NaN": (lambda f: spoiled(ball(1, 0, 1), np.nan).export(f), "vertices that are not finite"),
+    "a vertex that is infinite": (lambda f: spoiled(ball(1, 0, 1), np.inf).export(f), "vertices that are not finite"),
+    "all vertices at one place": (lambda f: spoiled(ball(1, 0, 1), 0, ...).export(f), "has no extent"),
+    "no faces": (lambda f: trimesh.Trimesh([[0, 0, 0]]).export(f), ""),
+    "torn": (torn, "cannot be read"),
+    "a pipe": (pipe, "is no file"),
+}
+
+
+@pytest.mark.parametrize("which", ["dmd, interval 3-0", "uncached-0"])
+@pytest.mark.parametrize("what", MESHES)
+def test_a_mesh_that_is_no_solid_is_named_on_the_page_and_the_others_are_shown(tmp_path, what, which):
+    """The cached one takes one pair with it, the uncached one all of its object."""
+    write(tmp_path, items=2, subdivisions=1)
+    harm, why = MESHES[what]
+    (file,) = (tmp_path / "meshes").glob(f"{which.replace(', ', '-').replace(' ', '_')}.glb")
+    harm(file)
+    text = report.write(tmp_path).read_text(encoding="utf-8")
+    missing = re.search(r'id="missing">(.*?)</div>', text, re.DOTALL)[1]
+    assert f"{file.name}: " in missing and why in missing
+    assert text.count("data-card=") == 2 * len(METHODS) - (1 if which.startswith("dmd") else len(METHODS))
+
+
+def test_a_mesh_that_fails_where_nobody_looked_is_named_too(tmp_path, monkeypatch):
+    write(tmp_path, items=1, subdivisions=1)
+    packed = meshes.packed
+
+    def fails(each):
+        if each.distance is not None:
+            raise OverflowError("signed integer is less than minimum")
+        return packed(each)
+
+    monkeypatch.setattr(meshes, "packed", fails)
+    text = report.write(tmp_path).read_text(encoding="utf-8")
+    assert "3 meshes could not be shown" in text and "OverflowError: signed integer" in text
+
+
+def test_names_are_text_on_the_page_in_its_plots_and_in_the_bar(tmp_path):
+    odd = "a[/b]<b>%{x}</b> \ud83c &amp;"
+    shown = "a[/b]&lt;b&gt;%{x}&lt;/b&gt; \\ud83c &amp;amp;"
+    body = write(tmp_path, items=1, subdivisions=1)
+    (table,) = body.tables
+    runs = [replace(run, item=odd, method=run.method.replace("dmd, interval 3", odd)) for run in table.runs]
+    record.write(tmp_path, replace(body, tables=[replace(table, name=odd, runs=runs)]))
+    result = CliRunner().invoke(cli.app, ["report", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"<b>{shown}</b>" in text and f"<h2>{shown} " in text and "<b>%{x}" not in text
+    figures = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["figures"]
+    for name in ("drift-0-0", "timeline-0-0", "stages-0"):
+        said = json.dumps(figures[name])
+        assert "a[/b]&lt;b&gt;&#37;{x}&lt;/b&gt;" in said and "<b>" not in said, name
+
+
 def test_no_numbers_are_no_crash(tmp_path):
     body = write(tmp_path, items=2, subdivisions=1)
     body.tables[0].runs[1].values["latent drift"] = float("nan")
+    body.tables[0].runs[2].values["latent drift"] = float("inf")
     record.write(tmp_path, body)
-    text = report.write(tmp_path).read_text(encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = report.write(tmp_path).read_text(encoding="utf-8")
     assert 'data-drift="nan"' in text and "NaN" not in re.search(r'id="data">(.*?)</script>', text, re.S)[1]
 
 

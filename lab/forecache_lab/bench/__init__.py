@@ -6,6 +6,7 @@
 """
 
 from .errors import BenchError
+from .failures import LOG
 from .methods import DEFAULT, Method, parse
 from .pictures import Folder, Picture, read_folder, write_samples
 from .run import Bench
@@ -13,6 +14,7 @@ from .table import write
 
 __all__ = [
     "DEFAULT",
+    "LOG",
     "Bench",
     "BenchError",
     "Folder",

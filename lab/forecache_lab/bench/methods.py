@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from forecache import Plan
 from forecache.basis import NAMES, make_rule
 from forecache_adapters.settings import Settings
 
+from .. import reading
 from ..drift import WrongSign
 from .errors import BenchError
 
@@ -90,7 +90,7 @@ def _plan(text: str) -> Method:
             raise BenchError(f"--method {text}: {error}") from None
     name = "+".join(path.stem for path in paths)
     plan = paths if len(paths) > 1 else paths[0]
-    key = f"plan-{re.sub(r'[^A-Za-z0-9._+-]', '_', name)}-{digest.hexdigest()[:8]}"
+    key = f"plan-{re.sub(r'[^A-Za-z0-9._+-]', '_', name)[:100]}-{digest.hexdigest()[:8]}"
     return Method(key, f"plan, {name.removeprefix('plan-')}", {"plan": plan})
 
 
@@ -122,8 +122,8 @@ def _options(text: str, given: str) -> dict[str, Any]:
         if name in found:
             raise BenchError(f"--method {text}: {name} is given twice")
         try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
+            found[name] = reading.parse(value)
+        except ValueError:
             found[name] = value
     return found
 

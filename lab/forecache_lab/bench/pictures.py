@@ -22,7 +22,8 @@ class Picture:
     """One object.
 
     Attributes:
-        name: its path in the folder, without ending. path: of the file. digest: SHA-256 of its content.
+        name: its path in the folder, without ending, unless another picture has that name.
+        path: of the file. digest: SHA-256 of its content.
     """
 
     name: str
@@ -61,8 +62,10 @@ def read_folder(folder: Path, limit: int | None = None) -> Folder:
         if limit is not None and len(found) == limit:
             break
         file = path.relative_to(folder)
-        picture = Picture(file.with_suffix("").as_posix(), path, hashlib.sha256(path.read_bytes()).hexdigest())
         try:
+            name = file.with_suffix("").as_posix()
+            name = file.as_posix() if name in {each.name for each in found.values()} else name
+            picture = Picture(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
             seen = picture.load().getchannel("A").getextrema()[1]
         except Exception as error:  # a torn file fails anywhere in its decoder
             skipped[file.as_posix()] = f"cannot be read ({type(error).__name__}: {error})"

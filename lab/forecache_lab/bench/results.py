@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from forecache import files
 
-from .. import record
+from .. import reading, record
 from .errors import BenchError
 
 
@@ -24,6 +23,7 @@ class Result:
         values: columns, against the uncached run; of that one, the noise floors of its mesh.
         trace: steps by branch, of the pictures that the page shows. mesh: its file, likewise.
         peak: largest memory on the CUDA device, bytes. failed: why there is no object.
+        again: it failed by an error, such as a device that is full, and the same command tries it again.
         repeated: of an uncached run, its drift to itself run once more, where that was measured.
         place: how many measured runs of this picture and seed came before it, in the same process.
     """
@@ -40,6 +40,7 @@ class Result:
     peak: int | None = None
     repeated: float | None = None
     failed: str | None = None
+    again: bool = False
     place: int = 0
 
 
@@ -63,14 +64,21 @@ def load(path: Path) -> Result:
         BenchError: somebody else changed it.
     """
     try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Result(**body)
-    except (ValueError, TypeError) as error:
-        raise BenchError(f"{path} is torn or no result ({error}): delete it, and the same command makes it") from None
+        found: Result = reading.build(Result, reading.parse(reading.content(path)))
+    except ValueError as error:
+        raise BenchError(f"{path} is torn or no result ({error}): the same command makes it again") from None
+    return found
+
+
+def there(path: Path) -> bool:
+    """Whether the file is whole and says the last word; if not, the run is made again."""
+    try:
+        return path.exists() and not load(path).again
+    except BenchError:
+        return False
 
 
 def sweep(out: Path) -> None:
     """Take away what a killed process left unfinished."""
-    for name in ("results", "meshes"):
-        for file in (out / name).rglob("*.partial"):
-            file.unlink()
+    for file in (*out.glob("*.partial"), *(out / "results").rglob("*.partial"), *(out / "meshes").glob("*.partial")):
+        file.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from forecache import fingerprint
 
 from .. import record
 from ..run_folder import open_folder
-from ..subjects.generated import Generated, GenerationFailed, Generator, synchronise
+from ..subjects.generated import Generated, Generator, synchronise
 from . import results, scores
 from .errors import BenchError
+from .failures import Failure, attempt
 from .methods import OWN, UNCACHED, Method
 from .pictures import Folder, Picture
 from .results import Result
@@ -33,9 +35,8 @@ class _Run:
 
     method: Method
     place: int
-    made: Generated | None = None
+    made: Generated | Failure
     peak: int | None = None
-    failed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ class Bench:
             "steps": self.steps, "end_to_end": self.end_to_end, "torch": torch.__version__,
         }  # fmt: skip
 
-    def run(self, progress: Progress) -> None:
-        """Make what is missing. The methods of a picture take turns in coming first, so that none profits from its
-        place; where later stages need the voxels of the uncached run, that one always does.
+    def run(self, progress: Progress) -> int:
+        """Make what is missing; returns how many results an error kept from being there. The methods of a picture take
+        turns in coming first, so that none profits from its place; where later stages need the voxels of the uncached
+        run, that one always does.
 
         Raises:
             BenchError: the folder has other settings; two uncached runs with one noise differ; the generator refuses a
@@ -94,27 +96,43 @@ class Bench:
         except ValueError as error:
             raise BenchError(str(error)) from None
         results.sweep(self.out)
-        total, done, warm = len(self.folder.pictures) * len(self.seeds) * len(self.rows), 0, set[str]()
+        total, done, warm, lost = len(self.folder.pictures) * len(self.seeds) * len(self.rows), 0, set[str](), 0
         for k, (picture, seed) in enumerate((p, s) for p in self.folder.pictures for s in self.seeds):
             missing = [
-                row for row in self.rows if not results.path_of(self.out, picture.digest, seed, row.key).exists()
+                row for row in self.rows if not results.there(results.path_of(self.out, picture.digest, seed, row.key))
             ]
             done += len(self.rows) - len(missing)
             progress(done, total, picture.name)
             if not missing:
                 continue
-            image = picture.load()
             order = self._order(k, [UNCACHED, *(row for row in missing if row is not UNCACHED)])
-            repeated = self._warm_up(order, warm, image, seed)
-            made: dict[str, _Run] = {}
-            for place, row in enumerate(order):
-                made[row.key] = self._measured(row, image, seed, place, made.get(UNCACHED.key))
-                progress(done, total, f"{picture.name}, {row.label}")
-            show = self.shows(picture, seed)
+            made, repeated = self._made(order, picture, seed, warm, partial(progress, done, total))
             for row in (row for row in self.rows if row in missing):
-                results.save(self.out, self._result(picture, seed, made[row.key], made[UNCACHED.key], show, repeated))
-                done += 1
+                found = self._result(picture, seed, made[row.key], made[UNCACHED.key], repeated)
+                results.save(self.out, found)
+                done, lost = done + 1, lost + found.again
             progress(done, total, picture.name)
+        return lost
+
+    def _made(
+        self, order: list[Method], picture: Picture, seed: int, warm: set[str], progress: Callable[[str], None]
+    ) -> tuple[dict[str, _Run], float | None]:
+        """The runs of one picture and seed by method, and the drift of the uncached one to itself."""
+        image = attempt(picture.load, picture.name, self.out)
+        if isinstance(image, Failure):
+            return {row.key: _Run(row, 0, image) for row in order}, None
+        cold = [row for row in order if row.key not in warm]
+        repeated, failed = self._warm_up(cold, picture, image, seed)
+        warm.update(row.key for row in cold if row.key not in failed and UNCACHED.key not in failed)
+        made: dict[str, _Run] = {}
+        for place, row in enumerate(order):
+            progress(f"{picture.name}, {row.label}")
+            failure = failed.get(UNCACHED.key) or failed.get(row.key)
+            uncached = made.get(UNCACHED.key)
+            made[row.key] = (
+                _Run(row, place, failure) if failure else self._measured(row, picture, image, seed, place, uncached)
+            )
+        return made, repeated
 
     def shows(self, picture: Picture, seed: int) -> bool:
         """Whether this object is on the page with its meshes and steps."""
@@ -130,67 +148,94 @@ class Bench:
         """Whether runs get the voxels of the uncached one."""
         return self.generator.paired and not self.end_to_end
 
-    def _warm_up(self, rows: Sequence[Method], warm: set[str], image: Any, seed: int) -> float | None:
-        """Run what is not ``warm`` yet: what only first calls cost belongs to no row. One noise must give one object:
-        returns the drift of the uncached run to itself, if it was run.
+    def _warm_up(
+        self, cold: Sequence[Method], picture: Picture, image: Any, seed: int
+    ) -> tuple[float | None, dict[str, Failure]]:
+        """Run what was not run yet: what only first calls cost belongs to no row. One noise must give one object:
+        returns the drift of the uncached run to itself, if it was run, and what failed, by method: that warms up with
+        the next picture.
         """
         first: Generated | None = None
         repeated = None
-        cold = [row for row in rows if row.key not in warm]
-        try:
-            for row in sorted(cold, key=lambda row: row is not UNCACHED):
-                made = self._generate(row, image, seed, first)
-                if row is UNCACHED:
-                    first = made
-                    again = self._generate(row, image, seed, None)
-                    repeated = max(scores.drifts(again, first).values(), default=float("inf"))
-                warm.add(row.key)
-        except GenerationFailed:  # the measured run says so, and the next picture warms up
-            return repeated
-        except ValueError as error:  # what only a run finds out, such as a plan for another grid
-            raise BenchError(f"--method {row.label}: {error}") from error
+        failed: dict[str, Failure] = {}
+        for row in sorted(cold, key=lambda row: row is not UNCACHED):
+            made = self._tried(row, picture, image, seed, first)
+            if row is UNCACHED and isinstance(made, Generated):
+                first, made = made, self._tried(row, picture, image, seed, None)
+                if isinstance(made, Generated):
+                    repeated = max(scores.drifts(made, first).values(), default=float("inf"))
+            if isinstance(made, Generated):
+                continue
+            failed[row.key] = made
+            if row is UNCACHED:
+                break  # nothing can be compared with it
+            if made.refusal is not None and self._refused(row, picture, seed):
+                raise BenchError(f"--method {row.label}: {made.refusal}")
         if repeated is not None and repeated > REPEATED:
             raise BenchError(f"two uncached runs with one noise differ by {repeated:.2g} of the latent: not comparable")
-        return repeated
+        return repeated, failed
 
-    def _generate(self, row: Method, image: Any, seed: int, given: Generated | None) -> Generated:
-        settings, steps = row.settings, self.steps
-        if row.calls is not None:
-            settings, steps = self.generator.fewer(row.calls)
-        return self.generator.generate(image, seed, settings, steps, given if self._given else None)
+    def _refused(self, row: Method, failed: Picture, seed: int) -> bool:
+        """Whether a ValueError of a method's first run is about the method, as of a plan for another grid, and not
+        about the picture: then another picture has it too.
+        """
+        for other in (picture for picture in self.folder.pictures if picture is not failed):
+            made = self._tried(row, other, None, seed, None)
+            if not isinstance(made, Failure) or made.refusal is not None:
+                return isinstance(made, Failure)
+        return True
 
-    def _measured(self, row: Method, image: Any, seed: int, place: int, uncached: _Run | None) -> _Run:
+    def _tried(
+        self, row: Method, picture: Picture, image: Any | None, seed: int, given: Generated | None
+    ) -> Generated | Failure:
+        """One run of the generator; ``image``: the picture, where it is loaded."""
+
+        def work() -> Generated:
+            settings, steps = row.settings, self.steps
+            if row.calls is not None:
+                settings, steps = self.generator.fewer(row.calls)
+            seen = picture.load() if image is None else image
+            synchronise()
+            start = time.perf_counter()
+            made = self.generator.generate(seen, seed, settings, steps, given if self._given else None)
+            synchronise()
+            made.seconds["rest"] = max(time.perf_counter() - start - sum(made.seconds.values()), 0.0)
+            scores.check(made)
+            return made
+
+        return attempt(work, f"{picture.name}, seed {seed}, {row.key}", self.out)
+
+    def _measured(
+        self, row: Method, picture: Picture, image: Any, seed: int, place: int, uncached: _Run | None
+    ) -> _Run:
         given = None if uncached is None else uncached.made
+        if isinstance(given, Failure):
+            return _Run(row, place, given)
         cuda = torch.cuda.is_available()
-        synchronise()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        try:
-            made = self._generate(row, image, seed, given)
-        except GenerationFailed as error:
-            return _Run(row, place, failed=str(error))
-        synchronise()
-        made.seconds["rest"] = max(time.perf_counter() - start - sum(made.seconds.values()), 0.0)
+        made = self._tried(row, picture, image, seed, given)
         return _Run(row, place, made, torch.cuda.max_memory_allocated() if cuda else None)
 
-    def _result(
-        self, picture: Picture, seed: int, run: _Run, uncached: _Run, show: bool, repeated: float | None
-    ) -> Result:
-        found = Result(picture.name, picture.digest, seed, run.method.key, failed=run.failed, place=run.place)
-        if run.made is None:
-            return found
-        made, values = run.made, {}
-        if run.method is UNCACHED:
-            values = scores.floor(made)
-        elif uncached.made is not None:
-            values = scores.score(made, uncached.made)
-        mesh = None
+    def _result(self, picture: Picture, seed: int, run: _Run, uncached: _Run, repeated: float | None) -> Result:
+        found = Result(picture.name, picture.digest, seed, run.method.key, place=run.place)
+        made, reference = run.made, uncached.made
+        failure = made if isinstance(made, Failure) else None
+        if isinstance(reference, Failure) and run is not uncached:
+            failure = replace(reference, reason=f"its uncached run failed: {reference.reason}")
+        if failure is not None:
+            return replace(found, failed=failure.reason, again=failure.again)
+        assert isinstance(made, Generated) and isinstance(reference, Generated)
+        score = partial(scores.floor, made) if run is uncached else partial(scores.score, made, reference)
+        values = attempt(score, f"{picture.name}, seed {seed}, {run.method.key}, its score", self.out)
+        if isinstance(values, Failure):
+            return replace(found, failed=values.reason, again=values.again)
+        show, mesh = self.shows(picture, seed), None
         if show and made.mesh is not None:
             mesh = record.save_mesh(self.out, f"{picture.digest[:16]}-seed{seed}-{run.method.key}", made.mesh)
         return replace(
             found, calls=made.calls, seconds=made.seconds, values=values, trace=made.trace if show else {}, mesh=mesh,
-            peak=run.peak, repeated=repeated if run.method is UNCACHED else None,
+            peak=run.peak, repeated=repeated if run is uncached else None,
         )  # fmt: skip
 
     def found(self) -> Iterator[tuple[Picture, int, Mapping[str, Result]]]:

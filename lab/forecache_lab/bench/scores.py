@@ -6,7 +6,7 @@ import torch
 
 from .. import geometry
 from ..columns import voxels_and_pose
-from ..subjects.generated import Generated
+from ..subjects.generated import Generated, GenerationFailed
 
 DRIFT = "latent drift"
 HIGHER = (
@@ -29,6 +29,22 @@ def drifts(made: Generated, reference: Generated) -> dict[str, float]:
     """By stage; one whose voxels differ has none."""
     stages = [name for name, latent in made.latents.items() if latent.shape == reference.latents[name].shape]
     return {name: relative(made.latents[name], reference.latents[name]) for name in stages}
+
+
+def check(made: Generated) -> None:
+    """Whether there is something to compare: a median over objects stands no NaN.
+
+    Raises:
+        GenerationFailed: a latent or a vertex that is not finite; a mesh without faces or extent.
+    """
+    for stage, latent in made.latents.items():
+        if not torch.isfinite(latent).all():
+            raise GenerationFailed(f"the latent of {stage} is not finite")
+    if made.mesh is not None:
+        try:
+            geometry.check(made.mesh, "its mesh")
+        except ValueError as error:
+            raise GenerationFailed(str(error)) from None
 
 
 def floor(made: Generated) -> dict[str, float]:

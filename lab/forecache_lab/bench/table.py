@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from forecache import files
 
 from .. import record
+from ..escape import markdown
 from ..report.page import number
 from ..report.statistics import Summary, summarise
 from . import scores
@@ -135,7 +136,7 @@ def _cost(bench: Bench, found: Found, rows: Mapping[str, Mapping[str, Summary]])
             cells = [number(_median(results, "calls", stage)) for stage in called]
             cells += [number(_median(results, "seconds", stage)) for stage in stages]
             cells += ["-" if row is UNCACHED else cell(rows[row.key].get(name)) for name in names]
-            lines.append(f"| {row.label} | {objects(results)} | {' | '.join(cells)} |")
+            lines.append(f"| {markdown(row.label)} | {objects(results)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -148,7 +149,8 @@ def _distance(bench: Bench, found: Found, rows: Mapping[str, Mapping[str, Summar
     for row in bench.methods:
         if rows[row.key]:
             n = objects([pair.result for pair in found.pairs[row.key]])
-            lines.append(f"| {row.label} | {n} | {' | '.join(cell(rows[row.key].get(name)) for name in names)} |")
+            cells = [cell(rows[row.key].get(name)) for name in names]
+            lines.append(f"| {markdown(row.label)} | {n} | {' | '.join(cells)} |")
     if floor:
         cells = [number(floor[name]) if name in floor else "-" for name in names]
         n = objects([result for _, result in found.uncached])
@@ -169,8 +171,8 @@ def cell(summary: Summary | None) -> str:
     return f"{number(summary.median)} / {number(summary.tail)}{interval}"
 
 
-def remarks(bench: Bench, found: Found) -> list[str]:
-    """What a reader must know."""
+def remarks(bench: Bench, found: Found, shown: Callable[[str], str]) -> list[str]:
+    """What a reader must know; ``shown``: how names are written there."""
     n, seeds = objects([result for _, result in found.uncached]), len(bench.seeds)
     lines = [
         f"n = {n} object(s), {seeds} seed(s) each, whose median is the object's value. Cells: median / bad tail over"
@@ -182,8 +184,8 @@ def remarks(bench: Bench, found: Found) -> list[str]:
     repeated = [result.repeated for _, result in found.uncached if result.repeated is not None]
     if repeated:
         lines.append(f"An uncached run, run again, differs from itself by {max(repeated):.2g} of the latent.")
-    lines += [f"Skipped: {file}: {reason}." for file, reason in bench.folder.skipped.items()]
-    lines += [f"Failed: {what}." for what in found.failed]
+    lines += [f"Skipped: {shown(f'{file}: {reason}')}." for file, reason in bench.folder.skipped.items()]
+    lines += [f"Failed: {shown(what)}." for what in found.failed]
     return lines
 
 
@@ -201,7 +203,7 @@ def to_record(bench: Bench, found: Found) -> record.Record:
     ]
     name = "from picture to object" if bench.steps is None else f"from picture to object, {bench.steps} steps"
     table = record.Table(name, scores.DRIFT, runs, scores.HIGHER, floors(found))
-    text = " ".join([bench.generator.conditions + ".", *remarks(bench, found)])
+    text = " ".join([bench.generator.conditions + ".", *remarks(bench, found, str)])
     return record.Record(bench.generator.title, text, scores.UNITS, [table])
 
 
@@ -209,7 +211,8 @@ def write(bench: Bench) -> str:
     """Write ``bench.md``, ``bench.json`` and ``run.json``, which the page is made of; returns the text of the first."""
     found = gather(bench)
     rows = summaries(found)
-    lines = [f"{bench.generator.title}: {bench.generator.conditions}.", "", *remarks(bench, found)]
+    title = markdown(f"{bench.generator.title}: {bench.generator.conditions}.")
+    lines = [title, "", *remarks(bench, found, markdown)]
     lines += ["", *_cost(bench, found, rows), "", *_distance(bench, found, rows), "", f"Units: {scores.UNITS}."]
     text = "\n".join(lines)
     body = {

@@ -41,16 +41,15 @@ def read(file: Path) -> trimesh.Trimesh:
     """The mesh of a file.
 
     Raises:
-        ValueError: missing, torn, or without faces.
+        ValueError: missing, torn, or nothing that can be measured, see :func:`forecache_lab.geometry.check`.
     """
     if not file.is_file():
-        raise ValueError("the file is missing")
+        raise ValueError("the file is missing, or is no file")
     try:
         mesh: Any = trimesh.load(file, force="mesh")
     except Exception as error:  # a torn file fails anywhere in its reader
         raise ValueError(f"cannot be read: {type(error).__name__}: {error}") from None
-    if len(mesh.faces) == 0:
-        raise ValueError("it has no faces")
+    geometry.check(mesh, "it")
     found: trimesh.Trimesh = mesh
     return found
 

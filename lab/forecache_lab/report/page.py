@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import trimesh
@@ -15,12 +16,14 @@ from plotly.offline import get_plotlyjs
 
 from forecache import files
 
+from ..escape import plotly
 from ..record import UNCACHED, Record, Run, Table
 from . import meshes, plots, statistics
 from .load import ReportError, load
 
 NAME = "report.html"
 LARGEST = 10_000_000  # bytes; TOTAL faces stay well below
+T = TypeVar("T")
 
 
 def number(value: float | None) -> str:
@@ -77,37 +80,51 @@ class _Gallery:
         self.left_out = max(0, len(pairs) - most)
         pairs = pairs[:most]
         self._full: dict[str, trimesh.Trimesh | None] = {}
-        self._index: dict[str, tuple[int, meshes.Shape]] = {}
-        found = []
+        self._index: dict[str, tuple[int, meshes.Shape] | None] = {}
+        found: list[tuple[int, Table, Run, tuple[int, meshes.Shape], tuple[int, meshes.Shape]]] = []
         for _, k, table, run, reference in pairs:
             progress(f"{run.method}, {run.item}")
             theirs, mine = self._read(reference.mesh or ""), self._read(run.mesh or "")
             if theirs is not None and mine is not None:
                 left = self._shape(reference.mesh or "", theirs)
-                found.append((k, table, run, left, self._shape(run.mesh or "", mine, theirs)))
+                right = left and self._shape(run.mesh or "", mine, theirs)
+                if left and right:
+                    found.append((k, table, run, left, right))
         #: distance at full colour, one for all, so that colours of two objects can be compared
         far = [float(right[1].distance.max()) for *_, right in found if right[1].distance is not None]
         self.far = float(sorted(far)[int(0.9 * (len(far) - 1))]) if far else 0.0
         for k, table, run, left, right in found:
-            self.cards.append(self._card(k, table, run, left, right))
+            card = self._tried(run.mesh or "", partial(self._card, k, table, run, left, right))
+            self.cards += [card] if card else []
+
+    def _tried(self, file: str, make: Callable[[], T]) -> T | None:
+        """``make()``; a mesh that cannot be shown, and can be odd in more ways than are known, is named with the reason
+        instead.
+        """
+        try:
+            return make()
+        except Exception as error:
+            self.missing.append(
+                f"{file}: {'' if isinstance(error, ValueError) else type(error).__name__ + ': '}{error}"
+            )
+            return None
 
     def _read(self, file: str) -> trimesh.Trimesh | None:
         if file not in self._full:
-            try:
-                self._full[file] = meshes.read(self.folder / file)
-            except ValueError as error:
-                self.missing.append(f"{file}: {error}")
-                self._full[file] = None
+            self._full[file] = self._tried(file, partial(meshes.read, self.folder / file))
         return self._full[file]
 
     def _shape(
         self, file: str, mesh: trimesh.Trimesh, reference: trimesh.Trimesh | None = None
-    ) -> tuple[int, meshes.Shape]:
+    ) -> tuple[int, meshes.Shape] | None:
         if file not in self._index:
-            each = meshes.shape(mesh, self.faces, reference)
-            self._index[file] = (len(self.shapes), each)
-            self.shapes.append(meshes.packed(each))
+            self._index[file] = self._tried(file, partial(self._made, mesh, reference))
         return self._index[file]
+
+    def _made(self, mesh: trimesh.Trimesh, reference: trimesh.Trimesh | None) -> tuple[int, meshes.Shape]:
+        each = meshes.shape(mesh, self.faces, reference)
+        self.shapes.append(meshes.packed(each))
+        return len(self.shapes) - 1, each
 
     def _card(
         self, k: int, table: Table, run: Run, left: tuple[int, meshes.Shape], right: tuple[int, meshes.Shape]
@@ -154,14 +171,14 @@ def render(folder: Path, progress: Callable[[str], None] = lambda what: None) ->
     tables: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
     for k, table in enumerate(record.tables):
-        columns = statistics.columns(table)
-        for j, column in enumerate(columns):
-            figures[f"drift-{k}-{j}"] = plots.drift_against_calls(table, column)
+        drawn = plots.labelled(table)
+        for j, column in enumerate(statistics.columns(drawn)):
+            figures[f"drift-{k}-{j}"] = plots.drift_against_calls(drawn, column)
         items = statistics.worst_first(table)[: plots.TIMELINES]
-        lines = {item: plots.timeline(table, item) for item in items}
+        lines = {item: plots.timeline(drawn, plotly(item)) for item in items}
         traced = [item for item in items if lines[item]]
         figures |= {f"timeline-{k}-{j}": lines[item] for j, item in enumerate(traced)}
-        timed = plots.stages(table)
+        timed = plots.stages(drawn)
         if timed:
             figures[f"stages-{k}"] = timed
         tables.append(
@@ -201,7 +218,7 @@ def write(folder: Path, out: Path | None = None, progress: Callable[[str], None]
         ReportError: see :func:`render`; a page of more than ``LARGEST`` bytes; a file that cannot be written.
     """
     out = folder / NAME if out is None else out
-    text = render(folder, progress).encode()
+    text = render(folder, progress).encode("utf-8", "backslashreplace")  # a name may hold half a character
     if len(text) > LARGEST:
         raise ReportError(f"the page would have {len(text):,} bytes, more than {LARGEST:,}: report fewer runs at once")
     try:

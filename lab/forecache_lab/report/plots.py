@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+from .. import reading
+from ..escape import plotly
 from ..record import UNCACHED, Table
 from . import statistics
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
 OPEN = ("circle-open", "diamond-open", "triangle-up-open", "hexagon-open", "star-open")  # of forecast rules
 TIMELINES = 24  # objects with a timeline, the worst
+
+
+def labelled(table: Table) -> Table:
+    """``table`` with every word, names of columns too, as plotly is to show it; the plots are made of it."""
+
+    def shown(body: Any) -> Any:
+        if isinstance(body, dict):
+            return {plotly(key): shown(value) for key, value in body.items()}
+        if isinstance(body, (list, tuple)):
+            return [shown(value) for value in body]
+        return plotly(body) if isinstance(body, str) else body
+
+    found: Table = reading.build(Table, shown(asdict(table)))
+    return found
 
 
 def _colours(table: Table) -> dict[str, str]:

@@ -34,8 +34,11 @@ def summarise(values: Sequence[float], higher: bool = False) -> Summary:
     array = np.asarray(values, dtype=np.float64)
     low = high = None
     if len(array) >= FEWEST:
-        low, high = bootstrap(values, RESAMPLES, SEED)
-    return Summary(float(np.median(array)), float(np.percentile(array, 5 if higher else 95)), low, high, len(array))
+        with np.errstate(invalid="ignore"):
+            low, high = bootstrap(values, RESAMPLES, SEED)
+    with np.errstate(invalid="ignore"):  # what is no number, or infinite, shows as such
+        median, tail = np.median(array), np.percentile(array, 5 if higher else 95)
+    return Summary(float(median), float(tail), low, high, len(array))
 
 
 def methods(table: Table) -> dict[str, list[Run]]:
