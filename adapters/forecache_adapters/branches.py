@@ -270,7 +270,9 @@ class Adaptive(Apart):
     def _uncond(self, compute: Compute) -> Any:
         cond, self.cond = self.cond, None
         if cond is None or self.i > self.guided[-1]:
-            raise ValueError(f"adaptive_guidance: the sampler asks for 'uncond' alone, or behind its end, at step {self.i}")
+            raise ValueError(
+                f"adaptive_guidance: the sampler asks for 'uncond' alone, or behind its end, at step {self.i}"
+            )
         if self.guidance is None:
             times = self.times[: self.guided[-1] + 2]
             self.guidance = self.settings.guidance(times, self.strength, None if is_sparse(cond) else 0)

@@ -1,4 +1,4 @@
-"""One run of the patched ``FlowEulerSampler``: which step it is at, and which branch a call of the network stands for."""
+"""One run of the patched ``FlowEulerSampler``: which step it is at, and which branch a call stands for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .kinds import Kinds
 from .sparse import Places, is_sparse
 
 FAULTS = (ValueError, TypeError, RuntimeError)  #: of what serves a run, or tells its steps: the run goes on without
+
 
 class Guidance(NamedTuple):
     """Classifier-free guidance of one run: ``g`` of ``u + g (c - u)``, where it is on, and its rescale."""
@@ -116,8 +117,8 @@ class Run:
 
     def _named(self, cond: Any) -> str:
         if self.negative is not None and same_tensor(cond, self.negative):
-            both = same_tensor(cond, self.cond) and self.asked is not None  # one tensor: the samplers ask for cond first
-            return "cond" if both and not self.asked else "uncond"
+            # where both are one tensor, the samplers ask for cond first
+            return "cond" if self.asked == [] and same_tensor(cond, self.cond) else "uncond"
         if same_tensor(cond, self.cond):
             return "cond"
         for k, known in enumerate(self.images):
