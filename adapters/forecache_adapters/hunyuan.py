@@ -183,8 +183,10 @@ class Handle:
         return run
 
     def _begin(self, scheduler: Any, guidance_scale: float | None) -> Run | None:
-        self.trace = getattr(self.cache, "trace", None) or Trace()
+        self.trace, pipe = getattr(self.cache, "trace", None) or Trace(), self.pipe()
         try:
+            if pipe is None:
+                raise ValueError("the pipeline that this handle was made for is gone")
             times = grid_of(scheduler)
         except ValueError as reason:
             if self.cache is not None:
@@ -194,7 +196,6 @@ class Handle:
             return None
         cache = self.cache
         if cache is None:
-            pipe = self.pipe()
             made_for = {} if self.settings.plan is None else self.adapter.key(pipe, guidance_scale)
             cache, self.trace = self.settings.begin(times, made_for)
             if cache is None:
