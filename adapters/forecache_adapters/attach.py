@@ -6,6 +6,7 @@ stored in the object itself, so that
 - taking the cache off gives the former class back, and whatever was set meanwhile stays;
 - a copy is plain, whether by ``copy``, ``deepcopy``, ``pickle``, ``torch.save``, ``type(x)(...)`` or diffusers'
   ``from_pipe``: it is of the former class, and has no cache until it gets one;
+- the parts of a copy are plain too, where they wear the same handle as what is copied (a pipeline's samplers);
 - several wearers, and a wearer within another's call, have nothing in common;
 - the handle holds its object weakly, and what holds a handle does not keep a model.
 
@@ -14,13 +15,16 @@ A class that somebody else derived from ours meanwhile (FSDP does) cannot be tak
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
+Handle = TypeVar("Handle")
 Around = Callable[..., Any]  #: called with the former bound method, then with the arguments of the call
 
 
@@ -39,10 +43,11 @@ class Worn:
     def __init__(
         self, target: Any, handle: Any, methods: Mapping[str, Around], attributes: Mapping[str, Any] | None = None
     ) -> None:
-        self.handle, self.former = handle, type(target)
-        self.in_use = True
-        # an instance attribute, such as accelerate's `forward`, would hide the method of the class
-        self.set_aside = {name: vars(target).pop(name) for name in methods if name in vars(target)}
+        self.handle, self.former, self.names = handle, type(target), tuple(methods)
+        self.in_use = False
+        self.set_aside: dict[str, Any] = {}
+        self.below: Worn | None = None  # what a `with` block put this over, and whether the block is over
+        self.over = False
         self._owner = weakref.ref(target)
         body: dict[str, Any] = {
             **{name: getattr(self.former, name) for name in ("__module__", "__qualname__", "__doc__")},
@@ -53,11 +58,18 @@ class Worn:
         body |= {name: self._attribute(name, value) for name, value in (attributes or {}).items()}
         meta = type(self.former.__name__, (type(self.former),), {"__call__": self._maker()})
         self.kind = meta(self.former.__name__, (self.former,), body)
+        self.put_on(target)
+
+    def put_on(self, target: Any) -> None:
+        """Give the class of this back to the object that wore it, and wears nothing now."""
+        # an instance attribute, such as accelerate's `forward`, would hide the method of the class
+        self.set_aside = {name: vars(target).pop(name) for name in self.names if name in vars(target)}
         try:
             target.__class__ = self.kind
         except TypeError as error:
             vars(target).update(self.set_aside)
             raise TypeError(f"{self.former.__name__} cannot wear a cache: {error}") from error
+        self.in_use = True
 
     def serves(self, instance: Any) -> bool:
         """Whether ``instance`` is the object that wears this, and still does."""
@@ -74,9 +86,9 @@ class Worn:
     def _maker(self) -> Any:
         def made(kind: Any, *args: Any, **kwargs: Any) -> Any:
             """``type(x)(...)`` makes an object of the former class."""
-            return (
-                self.former(*args, **kwargs) if kind is self.kind else type(self.former).__call__(kind, *args, **kwargs)
-            )
+            if kind is not self.kind:
+                return type(self.former).__call__(kind, *args, **kwargs)
+            return self.former(*map(self._plain, args), **{name: self._plain(each) for name, each in kwargs.items()})
 
         return made
 
@@ -118,11 +130,15 @@ class Worn:
             function, *arguments = (self.former if each is self.kind else each for each in (function, *arguments))
             if getattr(function, "__name__", "") in ("__newobj__", "__newobj_ex__"):  # pickle insists on our class
                 function, arguments = _newly(function, arguments)
-            if self.set_aside and rest and isinstance(rest[0], dict) and self._owner() is instance:
-                rest[0] = {**rest[0], **self.set_aside}
+            if rest and isinstance(rest[0], dict) and self._owner() is instance:
+                rest[0] = {name: self._plain(each) for name, each in {**rest[0], **self.set_aside}.items()}
             return function, tuple(arguments), *rest
 
         return reduce
+
+    def _plain(self, part: Any) -> Any:
+        """A copy of what wears the same handle, anything else as it is."""
+        return copy.copy(part) if self.in_use and attached(part) is self.handle else part
 
 
 def _newly(function: Any, arguments: list[Any]) -> tuple[Any, list[Any]]:
@@ -156,3 +172,30 @@ def take_off(target: Any) -> Any:
         return None
     found.take_off(target)
     return found.handle
+
+
+@contextmanager
+def meanwhile(targets: Sequence[Any], enable: Callable[[], Handle]) -> Iterator[Handle]:
+    """What ``enable`` puts on ``targets``, for a ``with`` block; then each of them wears again what it wore before.
+
+    Blocks may end in any order: what another block put on over this one stays, and what is over does not come back.
+    """
+    before = [worn(target) for target in targets]
+    handle = enable()
+    mine = [worn(target) for target in targets]
+    for now, below in zip(mine, before, strict=True):
+        if now is not None:
+            now.below = below
+    try:
+        yield handle
+    finally:
+        for target, now, below in zip(targets, mine, before, strict=True):
+            if now is not None:
+                now.over = True
+            if worn(target) not in (now, None):
+                continue
+            take_off(target)
+            while below is not None and below.over:
+                below = below.below
+            if below is not None and type(target) is below.former:
+                below.put_on(target)

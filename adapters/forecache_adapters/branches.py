@@ -169,14 +169,18 @@ class Joint:
     def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`Server`.
 
+        If the second branch of a step is of another kind, the next step computes and begins the new history.
+
         Raises:
             ValueError: a branch that is neither ``cond`` nor ``uncond``.
         """
         if name not in ("cond", "uncond"):
             raise ValueError(f"plan: it serves one condition and its negative, but the sampler asks for {name!r} too")
+        if name == "uncond" and not self.guidance:
+            raise ValueError("plan: the sampler asks for 'uncond' too, in a run that was said to have no guidance")
+        match(self.cache, form_of(self.state), {f"{part} of {name}": what for part, what in kind.items()})
         if not self.begun:
             self.begun = True
-            match(self.cache, form_of(self.state), kind)
             if not self.cache.needs_compute(self.i):
                 self.served = self.cache.forecast(self.i, self.state)
         if self.served is None:
@@ -238,15 +242,20 @@ class Adaptive(Apart):
         self.guided = [i for i, s in enumerate(strengths) if s > 0]
         self.guidance: AdaptiveGuidance | None = None
         self.computed, self.cond = False, None
+        self.kinds: dict[str, Kind] = {}  # of the newest call, by branch
 
     def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`Server`.
 
         Raises:
-            ValueError: a branch that is neither ``cond`` nor ``uncond``.
+            ValueError: a branch that is neither ``cond`` nor ``uncond``; ``uncond`` without the other.
         """
         if name not in ("cond", "uncond"):
             raise ValueError(f"adaptive_guidance: it serves one condition and its negative, not {name!r}")
+        kind = {**self.form, **kind}
+        if self.kinds.get(name, kind) != kind:
+            self.guidance = None  # d is a difference of calls of other kinds
+        self.kinds[name] = kind
         if name == "uncond":
             return self._uncond(compute)
         self.computed = False
@@ -260,6 +269,10 @@ class Adaptive(Apart):
 
     def _uncond(self, compute: Compute) -> Any:
         cond, self.cond = self.cond, None
+        if cond is None or self.i > self.guided[-1]:
+            raise ValueError(
+                f"adaptive_guidance: the sampler asks for 'uncond' alone, or behind its end, at step {self.i}"
+            )
         if self.guidance is None:
             times = self.times[: self.guided[-1] + 2]
             self.guidance = self.settings.guidance(times, self.strength, None if is_sparse(cond) else 0)

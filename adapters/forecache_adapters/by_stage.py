@@ -47,6 +47,8 @@ def _plans(plan: Any, known: Sequence[str], settings: Mapping[str, Any]) -> dict
     found: dict[str, Settings] = {}
     for each in plan if isinstance(plan, (list, tuple)) else [plan]:
         loaded = Plan.load(each) if isinstance(each, (str, Path)) else each
+        if not isinstance(loaded, Plan):
+            raise TypeError(f"plan must be a Plan, the path of its file, or a list of them, got {loaded!r}")
         stage = str(loaded.made_for.get("stage"))
         if stage not in known or stage in found:
             twice = "twice" if stage in found else f"but the pipeline has {', '.join(known)}"

@@ -7,49 +7,18 @@ several images), so whatever it does there stays exact on forecast steps.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from forecache import fingerprint
 
-from .branches import Adaptive, Apart, Joint, Server, StageTrace, same_tensor
+from .branches import Adaptive, Apart, Joint, Server, StageTrace
+from .flow_run import FAULTS, Guidance, Run
 from .settings import Settings
 from .sparse import is_sparse, register
 
-
-class Guidance(NamedTuple):
-    """Classifier-free guidance of one run: ``g`` of ``u + g (c - u)``, where it is on, and its rescale."""
-
-    scale: float
-    interval: tuple[float, float]
-    rescale: float = 0.0
-
-    def reaches(self, times: Sequence[float]) -> bool:
-        """Whether it is on at any of ``times``: both ends included, compared as the samplers do it."""
-        return any(self.interval[0] <= t <= self.interval[1] for t in times)
-
-
-class Run:
-    """One call of ``sample``: its grid, its step, and what serves its branches. Freed when the call ends."""
-
-    def __init__(self, stage: str, model: Any, cond: Any, negative: Any, guidance: Guidance | None) -> None:
-        self.stage, self.model, self.cond, self.negative, self.guidance = stage, model, cond, negative, guidance
-        self.trace = StageTrace()
-        self.server: Server | None = None
-        self.i = -1
-        self.images: list[Any] = []
-
-    def name(self, cond: Any) -> str:
-        """The branch that a condition stands for."""
-        if self.negative is not None and same_tensor(cond, self.negative):
-            return "uncond"
-        if same_tensor(cond, self.cond):
-            return "cond"
-        for k, known in enumerate(self.images):
-            if same_tensor(cond, known):
-                return f"cond[{k}]"
-        self.images.append(cond)  # kept, so that its address is not given to another
-        return f"cond[{len(self.images) - 1}]"
+__all__ = ["Accelerator", "Guidance", "Run", "plan_key", "stage_of"]
 
 
 def stage_of(network: str) -> str | None:
@@ -60,8 +29,10 @@ def stage_of(network: str) -> str | None:
 class Accelerator:
     """Attached to the samplers of one pipeline; the newest run's trace of each stage is in ``traces``.
 
+    It keeps neither the pipeline nor its networks. A copy of it has the settings and the traces, and serves nothing.
+
     Args:
-        generator: for a plan's key. models: the pipeline's networks by name.
+        generator: for a plan's key. models: returns the pipeline's networks by name.
         stages: settings by stage, or a cache, or ``None`` (off). samplers: stage by sampler.
         guidance_of: reads the keywords of ``sample``.
     """
@@ -69,15 +40,18 @@ class Accelerator:
     def __init__(
         self,
         generator: str,
-        models: Mapping[str, Any],
+        models: Callable[[], Mapping[str, Any]],
         stages: Mapping[str, Any],
         samplers: Mapping[str, Any],
         guidance_of: Callable[[Mapping[str, Any]], Guidance | None],
     ) -> None:
-        self.generator, self.models, self.stages, self.samplers = generator, models, stages, samplers
-        self.guidance_of = guidance_of
+        self.generator, self.models, self.stages = generator, models, stages
+        self.samplers, self.guidance_of = weakref.WeakValueDictionary(samplers), guidance_of
         self.traces: dict[str, StageTrace] = {}
         self._here = threading.local()  # runs of this thread, innermost last
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.generator, dict, self.stages, {}, self.guidance_of), {"traces": self.traces}
 
     @property
     def _runs(self) -> list[Run]:
@@ -86,86 +60,131 @@ class Accelerator:
         runs: list[Run] = self._here.runs
         return runs
 
+    def _at(self, call: Any) -> Run | None:
+        """The run that a call of a sampler's method belongs to; ``None``: a loop of somebody's own."""
+        run = self._runs[-1] if self._runs else None
+        return run if run is not None and call.args[0] is run.sampler else None
+
     def _stage(self, sampler: Any, model: Any) -> str:
         """The network's stage if the pipeline knows it (a cascade uses one sampler for two), else the sampler's."""
-        found = next((stage_of(name) for name, each in self.models.items() if each is model), None)
-        return found or next(name for name, each in self.samplers.items() if each is sampler)
+        known = [stage_of(name) for name, each in self.models().items() if each is model]
+        known += [name for name, each in self.samplers.items() if each is sampler]
+        return next((stage for stage in known if stage is not None), type(sampler).__name__)
 
     def _settings(self, stage: str) -> Any:
         if stage in self.stages:
             return self.stages[stage]
-        return self.stages[next(name for name in self.samplers if stage.startswith(name))]
+        return next((self.stages[name] for name in self.samplers if stage.startswith(name)), None)
 
     # --- what the patched sampler calls -----------------------------------------------------------------------------
     def run(self, call: Any, model: Any, noise: Any, cond: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Encloses ``sample``."""
         if is_sparse(noise):
             register(type(noise))
-        stage = self._stage(call.args[0], model)
-        run = Run(stage, model, cond, kwargs.get("neg_cond"), self.guidance_of(kwargs))
+        sampler = call.args[0]
+        stage = self._stage(sampler, model)
+        run = Run(sampler, stage, model, cond, kwargs.get("neg_cond"), self.guidance_of(kwargs))
         self.traces[stage] = run.trace
         self._runs.append(run)
         try:
             return call(model, noise, cond, *args, **kwargs)
         finally:
             self._runs.pop()
-            if run.server is not None:
-                run.server.close()
+            run.close()
+            if run.i < 0 and not run.trace.notes:
+                run.trace.notes.append("off: no step came through `sample_once` before `sample` ended")
             if len(run.images) > 1 and run.i + 1 == len(run.images):
                 run.trace.notes.append("nothing was forecast: every step came with a condition tensor of its own")
 
-    def begin(self, pairs: Sequence[tuple[float, float]]) -> None:
+    def begin(self, pairs: Any) -> None:
         """The grid of the run, as the sampler made it."""
-        run = self._runs[-1]
-        times = [float(pairs[0][0]), *(float(after) for _, after in pairs)]
+        run = self._runs[-1] if self._runs else None
+        if run is None or run.trace.notes:  # without a run: of a `sample` that yields, and has ended already
+            return
+        if run.times:
+            return run.off("the loop begins again within one run")
         settings = self._settings(run.stage)
-        if settings is None:
-            run.trace.notes.append("off: not asked for in this stage")
-            return
-        guided = run.guidance is not None and run.guidance.reaches(times[:-1])
-        if not isinstance(settings, Settings):
-            run.server = Joint(settings, guided)
-            return
+        reason = "not asked for in this stage" if settings is None else run.grid(pairs)
+        if reason is None:
+            run.server = self._server(run, settings)
+        else:
+            run.trace.notes.append(f"off: {reason}")
+
+    def _server(self, run: Run, settings: Any) -> Server | None:
+        times, guidance = run.times, run.guidance
+        guided = guidance is not None and guidance.reaches(times[:-1])
+        run.given = not isinstance(settings, Settings)
+        if run.given:
+            return Joint(settings, guided)
         reason = settings.off(times)
         if reason is not None:
             run.trace.notes.append(reason)
-        elif settings.plan is not None:
-            cache, run.trace.branches["plan"] = settings.begin(
-                times, plan_key(self.generator, run.stage, run.model, run.guidance)
-            )
-            run.server = Joint(cache, guided)
-        elif (
-            settings.adaptive_guidance is not False and run.guidance is not None and guided and run.guidance.scale != 1
-        ):
-            strengths = [abs(run.guidance.scale - 1) * run.guidance.reaches([t]) for t in times[:-1]]
-            run.server = Adaptive(settings, times, run.trace, strengths)
-        else:
-            run.server = Apart(settings, times, run.trace.branches)
+            return None
+        if settings.plan is not None:
+            made_for = plan_key(self.generator, run.stage, run.model, guidance)
+            cache, run.trace.branches["plan"] = settings.begin(times, made_for)
+            return Joint(cache, guided)
+        if settings.adaptive_guidance is not False and guidance is not None and guided and guidance.scale not in (0, 1):
+            strengths = [abs(guidance.scale - 1) * guidance.reaches([t]) for t in times[:-1]]
+            return Adaptive(settings, times, run.trace, strengths)
+        return Apart(settings, times, run.trace.branches)
 
     def step(self, call: Any, model: Any, x_t: Any, *args: Any, **kwargs: Any) -> Any:
         """Encloses ``sample_once``."""
-        run = self._runs[-1] if self._runs else None
+        run = self._at(call)
         if run is None:
             return call(model, x_t, *args, **kwargs)
-        run.i += 1
-        if run.server is None:
-            return call(model, x_t, *args, **kwargs)
-        run.server.open(run.i, x_t)
-        out = call(model, x_t, *args, **kwargs)
-        return call(model, x_t, *args, **kwargs) if run.server.again() else out
+        run.advance(args[0] if args else kwargs.get("t"))
+        if run.server is not None:
+            run.server.open(run.i, x_t)
+        try:
+            run.asked = []
+            out = call(model, x_t, *args, **kwargs)
+            if self._again(run):
+                run.asked = []
+                out = call(model, x_t, *args, **kwargs)
+            return out
+        finally:
+            run.asked = None
 
     def branch(self, call: Any, model: Any, x_t: Any, t: Any, cond: Any = None, **kwargs: Any) -> Any:
         """Encloses one call of the network."""
-        run = self._runs[-1] if self._runs else None
-        if run is None or run.i < 0:  # called outside of a run, by a user's own loop
+        run = self._at(call)
+        if run is None:
             return call(model, x_t, t, cond, **kwargs)
-        name = run.name(cond)
+        name = run.name(cond, x_t)
+        made: list[Any] = []
+        inside = False
 
         def compute() -> Any:
+            nonlocal inside
             run.trace.count(name)
-            return call(model, x_t, t, cond, **kwargs)
+            inside = True
+            made.append(call(model, x_t, t, cond, **kwargs))
+            inside = False
+            return made[-1]
 
-        return compute() if run.server is None else run.server.branch(name, compute)
+        if run.server is None or run.asked is None:  # between two steps: a corrector of somebody's own
+            return compute()
+        try:
+            return run.server.branch(name, compute, run.kind(name, x_t, {"model": model, "cond": cond, **kwargs}))
+        except FAULTS as reason:
+            if inside or run.given:
+                raise
+            run.off(str(reason))
+            return made[-1] if made else compute()
+
+    @staticmethod
+    def _again(run: Run) -> bool:
+        if run.server is None:
+            return False
+        try:
+            return run.server.again()
+        except FAULTS as reason:
+            if run.given:
+                raise
+            run.off(str(reason))
+            return False
 
 
 def plan_key(generator: str, stage: str, network: Any, guidance: Guidance | None) -> dict[str, Any]:

@@ -11,19 +11,26 @@ import torch
 from torch.utils import _pytree
 
 
-class _Frame:
+class Places:
+    """Where the rows of a sparse tensor stand: its coordinates and its layout by batch item."""
+
+    def __init__(self, value: Any) -> None:
+        self.coords, self.layout = value.coords, list(value.layout)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Places) or self.layout != other.layout or self.coords.shape != other.coords.shape:
+            return False
+        return self.coords.data_ptr() == other.coords.data_ptr() or torch.equal(self.coords, other.coords)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Frame(Places):
     """What a sparse tensor has beside its features; equal if rows and coordinates are."""
 
     def __init__(self, like: Any) -> None:
+        super().__init__(like)
         self.like = like
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Frame) or list(self.like.layout) != list(other.like.layout):
-            return False
-        mine, theirs = self.like.coords, other.like.coords
-        return mine.data_ptr() == theirs.data_ptr() or torch.equal(mine, theirs)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def is_sparse(value: Any) -> bool:

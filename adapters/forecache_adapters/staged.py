@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from .attach import Worn, attached, meanwhile, take_off
 from .by_stage import by_stage
 from .flow_euler import Accelerator, Guidance, plan_key, stage_of
 
@@ -35,6 +37,9 @@ class Adapter:
     ) -> Accelerator:
         """Attach the cache to the samplers of a pipeline from a patched checkout.
 
+        A copy of the pipeline is plain, and so are its samplers. Another pipeline that is given these very samplers has
+        the cache with them, until it is taken off this one.
+
         Args:
             pipeline: of the generator.
             stages: settings of single stages, on top of the others; ``None`` for a stage: off; or a cache of your own,
@@ -59,31 +64,29 @@ class Adapter:
         networks = [stage for stage in map(stage_of, pipeline.models) if stage is not None]
         known = list(dict.fromkeys([*samplers, *networks]))
         chosen = by_stage(samplers, known, stages, plan, settings)
-        accelerator = Accelerator(self.generator, pipeline.models, chosen, samplers, self.guidance)
-        for sampler in samplers.values():
-            sampler.forecache = accelerator
+        accelerator = Accelerator(self.generator, _networks(pipeline), chosen, samplers, self.guidance)
+        self.disable(pipeline)
+        Worn(pipeline, accelerator, {})
+        for each in dict.fromkeys(samplers.values()):
+            take_off(each)  # what another pipeline put on
+            Worn(each, accelerator, {}, {"forecache": accelerator})
         return accelerator
 
     def disable(self, pipeline: Any) -> None:
-        """Detach the cache; nothing happens if there is none."""
-        for sampler in self._samplers(pipeline).values():
-            vars(sampler).pop("forecache", None)
+        """Detach the cache from this pipeline; nothing happens if there is none."""
+        accelerator = take_off(pipeline)
+        for sampler in [] if accelerator is None else list(accelerator.samplers.values()):
+            if attached(sampler) is accelerator:
+                take_off(sampler)
 
     @contextmanager
     def enabled(
         self, pipeline: Any, *, stages: Mapping[str, Any] | None = None, plan: Any = None, **settings: Any
     ) -> Iterator[Accelerator]:
         """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
-        samplers = list(self._samplers(pipeline).values())
-        before = [vars(sampler).get("forecache") for sampler in samplers]
-        accelerator = self.enable(pipeline, stages=stages, plan=plan, **settings)
-        try:
+        targets = [pipeline, *dict.fromkeys(self._samplers(pipeline).values())]
+        with meanwhile(targets, lambda: self.enable(pipeline, stages=stages, plan=plan, **settings)) as accelerator:
             yield accelerator
-        finally:
-            self.disable(pipeline)
-            for sampler, old in zip(samplers, before, strict=True):
-                if old is not None:
-                    sampler.forecache = old
 
     def key(self, pipeline: Any, stage: str, **sampler_params: Any) -> dict[str, Any]:
         """What a plan for a stage is made for (``made_for``), at the pipeline's sampler parameters or those given.
@@ -97,3 +100,14 @@ class Adapter:
         sampler = next(name for name in self.stages if stage.startswith(name))
         given = {**getattr(pipeline, f"{sampler}_sampler_params"), **sampler_params, "neg_cond": True}
         return plan_key(self.generator, stage, networks[stage], self.guidance(given))
+
+
+def _networks(pipeline: Any) -> Callable[[], Mapping[str, Any]]:
+    """What returns the pipeline's networks, which wrappers load when they are needed, and does not keep it."""
+    reference = weakref.ref(pipeline)
+
+    def networks() -> Mapping[str, Any]:
+        alive = reference()
+        return {} if alive is None else alive.models
+
+    return networks

@@ -253,7 +253,7 @@ def test_no_worse_than_the_forks_with_as_many_calls(sample, uncached, pipe, stag
     assert np.median(ours) <= np.median(theirs), (ours, theirs)
 
 
-def test_adaptive_guidance_by_stage(sample, pipe, calls, upstream):
+def test_adaptive_guidance_by_stage(sample, pipe, calls):
     reference = {stage: sample(stage).samples for stage in STAGES}
     calls.clear()
     with adapter.enabled(pipe, interval=1, stages={"slat": {"adaptive_guidance": {"tolerance": 0.05}}}) as handle:
@@ -266,12 +266,6 @@ def test_adaptive_guidance_by_stage(sample, pipe, calls, upstream):
         off = sample("slat", cfg_strength=0.0).samples  # both branches are called, and nothing is to be saved
         assert handle.traces["slat"].saved == 0 and handle.traces["slat"].calls == {"cond": 12, "uncond": 10}
     assert torch.equal(rows(off), rows(sample("slat", cfg_strength=0.0).samples))
-    fresh = trellis.build(upstream)  # an error leaves the upstream's replacement of the sampler's method in place
-    with (
-        adapter.enabled(fresh, interval=1, adaptive_guidance=True),
-        pytest.raises(ValueError, match=r"one condition and its negative, not 'cond\[0\]'"),
-    ):
-        fresh.run_multi_image([3, 4], seed=1, preprocess_image=False)
 
 
 class Damped(Rule):
@@ -473,7 +467,7 @@ def test_enable_is_symmetric(pipe):
 
 # --- plans ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_plan_is_made_and_served_through_the_sampler(pipe, sample, uncached, upstream, tmp_path, stage):
+def test_a_plan_is_made_and_served_through_the_sampler(pipe, sample, uncached, tmp_path, stage):
     def run(seed, cache):
         with adapter.enabled(pipe, stages={stage: cache}):
             return rows(sample(stage, seed).samples)
@@ -494,11 +488,6 @@ def test_a_plan_is_made_and_served_through_the_sampler(pipe, sample, uncached, u
     assert np.median(drift["plan"]) < np.median(drift["even"]), drift
     with adapter.enabled(pipe, plan=made), pytest.raises(ValueError, match=r"guidance_scale: plan 6.0, run 4.0"):
         sample(stage, cfg_strength=3.0)
-    fresh = trellis.build(upstream)  # an error leaves the upstream's replacement of the sampler's method in place
-    for params in (fresh.sparse_structure_sampler_params, fresh.slat_sampler_params):
-        params["steps"] = 12
-    with adapter.enabled(fresh, plan=made), pytest.raises(ValueError, match=r"serves one condition .* 'cond\[0\]'"):
-        fresh.run_multi_image([3, 4], seed=1, preprocess_image=False)
 
 
 def test_a_wrappers_holder(pipe):

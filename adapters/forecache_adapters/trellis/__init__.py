@@ -26,7 +26,7 @@ __all__ = ["Accelerator", "disable", "enable", "enabled", "key"]
 
 def guidance(keywords: Mapping[str, Any]) -> Guidance | None:
     """``(1 + w) c - w u`` where ``cfg_interval`` holds the time: g = 1 + w."""
-    if keywords.get("neg_cond") is None:
+    if keywords.get("neg_cond") is None or "cfg_strength" not in keywords:
         return None
     return Guidance(1.0 + keywords["cfg_strength"], tuple(keywords.get("cfg_interval", (0.0, 1.0))))
 

@@ -27,7 +27,7 @@ __all__ = ["Accelerator", "disable", "enable", "enabled", "key"]
 
 def guidance(keywords: Mapping[str, Any]) -> Guidance | None:
     """``g c + (1 - g) u`` where ``guidance_interval`` holds the time; strength 1, the texture's default, is none."""
-    if keywords.get("neg_cond") is None or keywords["guidance_strength"] == 1:
+    if keywords.get("neg_cond") is None or keywords.get("guidance_strength", 1) == 1:
         return None
     interval = tuple(keywords.get("guidance_interval", (0.0, 1.0)))
     return Guidance(float(keywords["guidance_strength"]), interval, keywords.get("guidance_rescale", 0.0))
