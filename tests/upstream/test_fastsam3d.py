@@ -22,7 +22,8 @@ import fastsam3d_standin as standin
 from forecache import Forecaster, Plan
 from forecache.basis import Linear
 from forecache_adapters import fastsam3d as adapter
-from forecache_adapters import ode_solver
+from forecache_adapters import ode_run
+from forecache_adapters.attach import attached
 from forecache_adapters.fastsam3d import cached
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import fastsam3d, sam3d
@@ -173,7 +174,7 @@ def test_off_is_bit_identical(case):
     assert not any(map(torch.equal, before, inside))
     assert all(map(torch.equal, before, both(case, case.fast)))
     for name, generator in case.fast.models.items():
-        assert set(vars(generator._solver)) == attributes[name] and "forecache" not in vars(generator)
+        assert set(vars(generator._solver)) == attributes[name] and attached(generator) is None
 
 
 def test_a_schedule_that_computes_everything_is_the_plain_sampler(case):
@@ -297,7 +298,7 @@ def test_histories_begin_anew_where_carving_begins(case, monkeypatch):
     drift = {}
     for name in ("ours", "control"):
         if name == "control":
-            monkeypatch.setattr(Forecaster, "close", lambda self: None)
+            monkeypatch.setattr(Forecaster, "match", lambda self, kind: None)
         total = 0.0
         for seed in case.seeds:
             with pinned(case, range(25)):
@@ -355,13 +356,13 @@ def test_a_stage_may_be_off(case):
 @stand_in
 def test_nothing_is_left_behind_by_a_run_that_ends_early(case, monkeypatch):
     made: list[weakref.ref] = []
-    inside = ode_solver.Run.__init__
+    inside = ode_run.Run.__init__
 
     def watched(self, *args):
         inside(self, *args)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(ode_solver.Run, "__init__", watched)
+    monkeypatch.setattr(ode_run.Run, "__init__", watched)
     with adapter.enabled(case.fast, basis="dmd"):
         reference = both(case, case.fast)
         for stage, generator in case.fast.models.items():
@@ -407,8 +408,10 @@ def test_a_run_inside_anothers_step(case):
                 case.fast.sample_sparse_structure(2)
 
         hook = case.fast.models["ss_generator"].reverse_fn.backbone.register_forward_hook(same)
-        with pytest.raises(RuntimeError, match="another generation on it must not begin before this one has ended"):
-            case.fast.sample_sparse_structure(1)
+        expected = uncached(case, "ss", 1)
+        with pytest.warns(UserWarning, match="another generation on it has begun before this one ended"):
+            found = case.fast.sample_sparse_structure(1)
+        assert drifts(found, expected)["shape"] < drifts(dict(zip(found, alone, strict=False)), expected)["shape"]
         hook.remove()
 
 
@@ -430,7 +433,7 @@ def test_refused(case, settings, message):
         warnings.simplefilter("ignore")  # of a budget on the grid that settings are tried on
         with pytest.raises(ValueError, match=message):
             adapter.enable(case.fast, **settings)
-    assert all("forecache" not in vars(generator) for generator in case.fast.models.values())
+    assert all(attached(generator) is None for generator in case.fast.models.values())
 
 
 def plan(case, stage, computed):
@@ -503,7 +506,7 @@ def test_methods_on_the_generators(case):
         fast.enable_adaptive_guidance()
     plain.disable_cache()
     fast.disable_cache()
-    assert "forecache" not in vars(plain) and "forecache" not in vars(fast)
+    assert attached(plain) is None and attached(fast) is None
     assert len(case.counts["ss_generator"]) == 34  # two runs of 17
 
 
