@@ -87,17 +87,15 @@ class Adapter:
             if isinstance(each, Settings) and each.groups is None and each.plan is None:
                 chosen[stage] = replace(each, groups=self.groups_of(generators[stage]))
         accelerator = Accelerator(self.name, pipeline, generators, chosen, branches == "combined", self.hook_of)
-        before = [hook for hook in map(attached, generators.values()) if isinstance(hook, Hook)]
-        for hook in before:
-            hook.detach()
+        for before in map(attached, generators.values()):
+            if isinstance(before, Hook):
+                before.detach()
         try:
             for hook in accelerator.hooks.values():
                 hook.attach()
         except BaseException:
             for hook in accelerator.hooks.values():
                 hook.detach()
-            for hook in before:
-                hook.attach()
             raise
         return accelerator
 

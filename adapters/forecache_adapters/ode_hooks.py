@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .attach import Worn, attached, take_off, worn
+from .attach import Worn, attached, take_off
 from .branches import StageTrace
 from .flow_euler import Guidance, plan_key
 from .ode_run import FAULTS, Run, at_work, here
@@ -33,13 +33,11 @@ class Part:
         Raises:
             ValueError: another cache is on it. TypeError: its class cannot be exchanged.
         """
-        found = attached(target)
+        found = ours(target)
         if found is None:
             found = Part()
             around: dict[str, Any] = {"solve_iter": found.solve_iter, "__call__": found.call}
             Worn(target, found, {name: around[name] for name in methods}, attributes)
-        elif not isinstance(found, Part):
-            raise ValueError(f"generator: its {type(target).__name__} has another cache already; take that off first")
         found.hooks = [each for each in found.hooks if each.alive is not None] + [hook]
 
     @staticmethod
@@ -67,6 +65,18 @@ class Part:
         return run.branch(lambda: inside(*args, **kwargs), args, kwargs)
 
 
+def ours(part: Any) -> Any:
+    """What a part wears, if anything.
+
+    Raises:
+        ValueError: another cache is on it.
+    """
+    found = attached(part)
+    if not isinstance(found, (Part, Hook, type(None))):
+        raise ValueError(f"generator: {type(part).__name__} has another cache already; take that off first")
+    return found
+
+
 class Hook:
     """What one generator wears. It does not keep the generator.
 
@@ -76,8 +86,8 @@ class Hook:
         settings: of the stage, or a cache, or ``None`` (off).
 
     Raises:
-        ValueError: a solver that is not supported, settings that it cannot be served with. TypeError: a guidance
-            wrapper that is not known.
+        ValueError: a solver that is not supported, settings that it cannot be served with, a part that has another
+            cache. TypeError: a guidance wrapper that is not known.
     """
 
     run_type: type[Run] = Run
@@ -94,6 +104,8 @@ class Hook:
             why = f"adaptive_guidance: it serves one condition and its negative, not {three[0]!r}" if three else None
         if why is not None:
             raise ValueError(why)
+        for part in (generator, generator._solver, generator.reverse_fn.backbone):
+            ours(part)
 
     @property
     def alive(self) -> Any:
@@ -124,8 +136,6 @@ class Hook:
         generator = self.alive
         if generator is None:
             return
-        if worn(generator) is not None:
-            raise ValueError(f"generator: {type(generator).__name__} has another cache already; take that off first")
         Worn(generator, self, {"generate_iter": self._generate_iter}, {"forecache": self})
         try:
             self._look(generator)

@@ -562,6 +562,12 @@ def test_a_run_without_steps(case):
                 generator._solver.thresh, generator._solver.carving_ratio = 0.3, 0.1
                 assert list(generator._solver.solve_iter(generator._generate_dynamics, x, times, torch.zeros(2))) == []
                 assert handle.traces[stage.split("_")[0]].notes == ["off: no step moves the state"]
+            generator._solver.solve_iter = lambda *args: iter(())
+    with adapter.enabled(case.fast, basis="linear"):
+        for generator in case.fast.models.values():
+            assert list(generator._solver.solve_iter(generator._generate_dynamics, x, torch.linspace(0, 1, 26))) == []
+    for generator in case.fast.models.values():
+        del generator._solver.solve_iter
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

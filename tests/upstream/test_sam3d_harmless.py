@@ -526,11 +526,33 @@ def test_a_failed_enable_leaves_what_was_on(toy):
     with pytest.raises(ValueError, match="interval must be >= 1"):
         adapter.enable(generator, interval=0)
     assert generator.forecache.accelerator is handle
-    generator.reverse_fn.backbone = Toy()
+    former, generator.reverse_fn.backbone = generator.reverse_fn.backbone, Toy()
     other = Worn(generator.reverse_fn.backbone, object(), {})
     with pytest.raises(ValueError, match="Toy has another cache already"):
         adapter.enable(generator, interval=2)
+    with pytest.warns(UserWarning, match="off: generator: Toy has another cache already"):
+        run(generator)
     other.take_off(generator.reverse_fn.backbone)
+    generator.reverse_fn.backbone = former
+    assert generator.forecache.accelerator is handle
+    run(generator)
+    assert handle.traces["ss"].calls == {"cond": 10, "uncond": 7}
+
+
+def test_a_second_stage_that_cannot_wear_a_cache_leaves_the_first_without(toy):
+    class Slotted:
+        __slots__ = ("__weakref__",)
+
+        def __call__(self, *args):
+            raise NotImplementedError
+
+    pipe = sam3d.Pipeline({"ss_generator": toy(), "slat_generator": toy()})
+    last = pipe.models["slat_generator"].reverse_fn
+    del last.backbone
+    object.__setattr__(last, "backbone", Slotted())
+    with pytest.raises(TypeError):
+        adapter.enable(pipe)
+    assert all(attached(each) is None for each in pipe.models.values())
 
 
 def test_an_attribute_of_the_instance_stays_what_it_was(toy):
@@ -549,7 +571,7 @@ def test_an_attribute_of_the_instance_stays_what_it_was(toy):
 # --- threads ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("shared", ["generator", "network", "nothing"])
 def test_threads_are_independent(toy, shared):
-    """At every call of the network the other thread goes on."""
+    """At every call of the guidance wrapper and of the network the other thread goes on."""
     gate, turn = threading.Condition(), [0]
     network = Toy()
 
@@ -578,7 +600,7 @@ def test_threads_are_independent(toy, shared):
     for each in dict.fromkeys(generators):
         adapter.enable(each, basis=TWO, interval=3)
     alone = [sample(0), sample(1)]
-    for each in {id(g.reverse_fn.backbone): g.reverse_fn.backbone for g in generators}.values():
+    for each in {module for g in generators for module in (g.reverse_fn, g.reverse_fn.backbone)}:
         each.register_forward_pre_hook(hand_over)
     found: dict[int, object] = {}
 
@@ -658,6 +680,15 @@ def test_runs_without_a_step_that_moves(toy, name, branches, settings):
     assert str([t for _, t in found]) == str([t for _, t in expected])
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for (a, _), (b, _) in zip(found, expected, strict=True))
     assert handle.traces["ss"].notes[0].startswith("off:") and handle.traces["ss"].branches == {}
+
+
+@torch.no_grad()
+def test_a_run_without_steps_and_a_cache_of_the_users_own(toy):
+    generator, x = toy(), {"shape": torch.zeros(1, 6, 2)}
+    with adapter.enabled(generator, stages={"ss": Forecaster(steps=12)}) as handle:
+        for times in ([], [0.0]):
+            steps = generator._solver.solve_iter(generator._generate_dynamics, x, times, 0.0, torch.zeros(1))
+            assert list(steps) == [] and handle.traces["ss"].notes == ["off: no step moves the state"]
 
 
 @BRANCHES
