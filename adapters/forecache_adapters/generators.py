@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from .attach import attached
 from .by_stage import SCHEDULE, by_stage
 from .ode_hooks import Accelerator, Hook, key_of
-from .ode_solver import order_of
 from .settings import Settings
 
 BRANCHES = ("apart", "combined")
@@ -38,7 +39,6 @@ class Adapter:
     def _generators(self, target: Any) -> dict[str, Any]:
         """By stage."""
         if hasattr(target, "reverse_fn") and hasattr(target, "_solver"):
-            order_of(target.reverse_fn)
             return {self.stage_of(target): target}
         models = getattr(target, "models", {})
         found = {stage: models[name] for stage, name in self.stages.items() if name in models}
@@ -58,6 +58,9 @@ class Adapter:
     ) -> Accelerator:
         """Attach the cache to the generators of a pipeline, or to one of them; nothing needs to be patched.
 
+        A copy of a generator is plain. A copy of the pipeline that has the same generators has their cache with them,
+        until it is taken off the original or off the generators.
+
         Args:
             pipeline: of the upstream, or a generator of it.
             stages: settings of single stages, on top of the others; ``None`` for a stage: off; or a cache of your own,
@@ -71,21 +74,29 @@ class Adapter:
 
         Raises:
             TypeError: no generator, or one that has a cache of its own.
-            ValueError: a stage that does not exist, a setting out of its range, a solver that is not supported.
+            ValueError: a stage that does not exist, a setting out of its range, a solver that is not supported, or not
+                with these settings; a network that has another cache already.
         """
         if branches not in BRANCHES:
             raise ValueError(f"branches must be one of {', '.join(BRANCHES)}, got {branches!r}")
         generators = self._generators(pipeline)
         for each in generators.values():
-            self._check(each)
+            self._has_no_other(each)
         chosen = by_stage(generators, list(generators), stages, plan, settings)
         for stage, each in chosen.items():
             if isinstance(each, Settings) and each.groups is None and each.plan is None:
                 chosen[stage] = replace(each, groups=self.groups_of(generators[stage]))
-        accelerator = Accelerator(self.name, generators, chosen, branches == "combined", self.hook_of)
-        self.disable(pipeline)
-        for hook in accelerator.hooks.values():
-            hook.attach()
+        accelerator = Accelerator(self.name, pipeline, generators, chosen, branches == "combined", self.hook_of)
+        for before in map(attached, generators.values()):
+            if isinstance(before, Hook):
+                before.detach()
+        try:
+            for hook in accelerator.hooks.values():
+                hook.attach()
+        except BaseException:
+            for hook in accelerator.hooks.values():
+                hook.detach()
+            raise
         return accelerator
 
     def change(self, generator: Any, **settings: Any) -> Accelerator:
@@ -94,8 +105,8 @@ class Adapter:
         Raises:
             TypeError, ValueError: see :meth:`enable`.
         """
-        hook = vars(generator).get("forecache")
-        if hook is None or not isinstance(hook.settings, Settings):
+        hook = attached(generator)
+        if not isinstance(hook, Hook) or not isinstance(hook.settings, Settings):
             return self.enable(generator, **{"interval": 1, **settings})
         kept = {f.name: getattr(hook.settings, f.name) for f in fields(hook.settings)}
         if SCHEDULE & set(settings):
@@ -103,18 +114,29 @@ class Adapter:
         branches = "combined" if hook.accelerator.combined else "apart"
         return self.enable(generator, branches=branches, **{**kept, **settings})
 
-    def _check(self, generator: Any) -> None:
+    def _has_no_other(self, generator: Any) -> None:
         for kind in type(generator).__mro__:
             for ending, advice in self.others.items():
                 if kind.__name__.endswith(ending):
                     raise TypeError(f"generator: {kind.__name__} has a cache of its own; {advice}")
-        self.hook_of(generator).check(generator)
 
     def disable(self, pipeline: Any) -> None:
-        """Detach the cache; nothing happens if there is none."""
+        """Detach the cache; nothing happens if there is none.
+
+        A copy of the pipeline that has the same generators does not switch off the original, and is told so.
+        """
         for generator in self._generators(pipeline).values():
-            if "forecache" in vars(generator):
-                generator.forecache.detach()
+            hook = attached(generator)
+            if not isinstance(hook, Hook):
+                continue
+            if generator is pipeline or hook.accelerator.belongs_to(pipeline, generator):
+                hook.detach()
+            else:
+                warnings.warn(
+                    f"forecache: the {hook.stage} generator keeps its cache, which another pipeline has put on; disable"
+                    " that one or the generator",
+                    stacklevel=2,
+                )
 
     @contextmanager
     def enabled(
@@ -127,16 +149,17 @@ class Adapter:
         **settings: Any,
     ) -> Iterator[Accelerator]:
         """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
-        generators = self._generators(pipeline).values()
-        before = [vars(each).get("forecache") for each in generators]
+        generators = list(self._generators(pipeline).values())
+        below = [attached(each) for each in generators]
         accelerator = self.enable(pipeline, stages=stages, plan=plan, branches=branches, **settings)
+        mine = list(accelerator.hooks.values())
+        for hook, former in zip(mine, below, strict=True):
+            hook.below = former
         try:
             yield accelerator
         finally:
-            self.disable(pipeline)
-            for hook in before:
-                if hook is not None:
-                    hook.attach()
+            for hook in mine:
+                hook.end()
 
     def key(self, pipeline: Any, stage: str) -> dict[str, Any]:
         """What a plan for a stage is made for (``made_for``), at the generator's settings.

@@ -6,6 +6,7 @@ Both are given to the same tests, so the stand-in's contract is the upstream's.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import json
 import sys
@@ -22,7 +23,8 @@ import fastsam3d_standin as standin
 from forecache import Forecaster, Plan
 from forecache.basis import Linear
 from forecache_adapters import fastsam3d as adapter
-from forecache_adapters import ode_solver
+from forecache_adapters import ode_run
+from forecache_adapters.attach import attached
 from forecache_adapters.fastsam3d import cached
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import fastsam3d, sam3d
@@ -173,7 +175,7 @@ def test_off_is_bit_identical(case):
     assert not any(map(torch.equal, before, inside))
     assert all(map(torch.equal, before, both(case, case.fast)))
     for name, generator in case.fast.models.items():
-        assert set(vars(generator._solver)) == attributes[name] and "forecache" not in vars(generator)
+        assert set(vars(generator._solver)) == attributes[name] and attached(generator) is None
 
 
 def test_a_schedule_that_computes_everything_is_the_plain_sampler(case):
@@ -297,7 +299,7 @@ def test_histories_begin_anew_where_carving_begins(case, monkeypatch):
     drift = {}
     for name in ("ours", "control"):
         if name == "control":
-            monkeypatch.setattr(Forecaster, "close", lambda self: None)
+            monkeypatch.setattr(Forecaster, "match", lambda self, kind: None)
         total = 0.0
         for seed in case.seeds:
             with pinned(case, range(25)):
@@ -355,13 +357,13 @@ def test_a_stage_may_be_off(case):
 @stand_in
 def test_nothing_is_left_behind_by_a_run_that_ends_early(case, monkeypatch):
     made: list[weakref.ref] = []
-    inside = ode_solver.Run.__init__
+    inside = ode_run.Run.__init__
 
     def watched(self, *args):
         inside(self, *args)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(ode_solver.Run, "__init__", watched)
+    monkeypatch.setattr(ode_run.Run, "__init__", watched)
     with adapter.enabled(case.fast, basis="dmd"):
         reference = both(case, case.fast)
         for stage, generator in case.fast.models.items():
@@ -407,9 +409,165 @@ def test_a_run_inside_anothers_step(case):
                 case.fast.sample_sparse_structure(2)
 
         hook = case.fast.models["ss_generator"].reverse_fn.backbone.register_forward_hook(same)
-        with pytest.raises(RuntimeError, match="another generation on it must not begin before this one has ended"):
-            case.fast.sample_sparse_structure(1)
+        expected = uncached(case, "ss", 1)
+        with pytest.warns(UserWarning, match="another generation on it has begun before this one ended"):
+            found = case.fast.sample_sparse_structure(1)
+        assert drifts(found, expected)["shape"] < drifts(dict(zip(found, alone, strict=False)), expected)["shape"]
         hook.remove()
+
+
+# --- a cache must not harm --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stage", ["ss", "slat"])
+def test_a_condition_that_changes_within_a_run_begins_a_new_history(case, stage):
+    """At a cached step, which is computed then; the next one of its kind has a history again."""
+    wrapper = case.fast.models[f"{stage}_generator"].reverse_fn
+
+    def sample():
+        asked: list[None] = []
+
+        def change(module, args):
+            asked.append(None)
+            return (*args[:2], args[2] + 1.0, *args[3:]) if len(asked) > 9 else args
+
+        hook = wrapper.register_forward_pre_hook(change)
+        with pinned(case, [0, 1, 2, 6, 11, 18, 21]):
+            both(case, case.fast)
+        hook.remove()
+
+    with adapter.enabled(case.fast, basis="linear") as handle:
+        sample()
+    trace = handle.traces[stage]
+    for branch in trace.branches.values():
+        assert any("step 9: a new history begins: another argument 3" in note for note in branch.notes), branch.notes
+        kinds = {step.index: step.kind for step in branch.steps}
+        assert 9 not in trace.full and kinds[9] == "computed" and kinds[12] == "forecast"
+    assert not any(note.startswith("off") for note in trace.notes)
+
+
+def test_more_calls_than_the_order_names_leave_every_step_computed(case):
+    """Its own rule has missed the steps that were served; what is computed is never wrong."""
+    for stage, generator in case.fast.models.items():
+        wrapper = generator.reverse_fn
+        inside = type(wrapper).forward
+        wrapper.forward = lambda *a, w=wrapper, inside=inside, **k: [inside(w, *a, **k) for _ in range(2)][1]
+        more = "the network is called more than 2 times a step: cond, uncond"
+        with (
+            pinned(case),
+            adapter.enabled(case.fast, basis="linear") as handle,
+            pytest.warns(UserWarning, match=more),
+        ):
+            found = case.fast.sample_sparse_structure(1) if "ss" in stage else case.fast.sample_slat(1, case.coords)
+        del wrapper.forward
+        if "ss" in stage:
+            assert all(torch.equal(found[name], leaf) for name, leaf in uncached(case, "ss").items())
+        assert sum(handle.traces[stage.split("_")[0]].calls.values()) > 60
+
+
+def test_a_generation_that_is_dropped_half_way(case):
+    generators = case.fast.models.values()
+    with adapter.enabled(case.fast, basis="linear") as handle:
+        alone = both(case, case.fast)
+        for generator in generators:
+            inside = type(generator).generate_iter
+            dropped = lambda *a, g=generator, inside=inside: [  # noqa: E731
+                found for found, _ in zip(inside(g, *a), range(7), strict=False)
+            ]
+            generator.generate_iter = dropped
+        both(case, case.fast)
+        for generator in generators:
+            del generator.generate_iter
+        assert all(map(torch.equal, alone, both(case, case.fast)))
+    assert not any(note.startswith("off") for trace in handle.traces.values() for note in trace.notes)
+
+
+@stand_in
+@torch.no_grad()
+def test_a_generation_that_begins_with_another_ones_state(case):
+    """``generate_iter`` by itself does not make the state of the generator's own cache anew."""
+    generator, noise = case.fast.models["ss_generator"], {"shape": torch.zeros(1, 24, 4)}
+
+    def twice():
+        generator(noise, torch.zeros(2))
+        return [x["shape"] for x, *_ in generator.generate_iter(noise, torch.zeros(2))][-1]
+
+    expected = twice()
+    with (
+        adapter.enabled(case.fast, basis="linear") as handle,
+        pytest.warns(UserWarning, match="in the place of step 0"),
+    ):
+        assert torch.equal(twice(), expected)
+    assert handle.traces["ss"].full == []
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, copy.copy], ids=["deepcopy", "copy"])
+def test_copies_of_what_is_attached_are_plain(case, way):
+    before = both(case, case.fast)
+    handle = adapter.enable(case.fast, basis="linear")
+    cached_samples = both(case, case.fast)
+    twins = {name: way(generator) for name, generator in case.fast.models.items()}
+    for name, twin in twins.items():
+        assert not any("_forecache_worn" in vars(kind) for kind in type(twin).__mro__)
+        assert "ss" not in name or twin.forecache is None
+        adapter.disable(twin)
+    found = copy.copy(case.fast)
+    found.models = twins
+    assert all(map(torch.equal, before, both(case, found)))
+    assert all(map(torch.equal, cached_samples, both(case, case.fast))), "the original keeps its cache"
+    assert handle.hooks["ss"].alive is case.fast.models["ss_generator"]
+    adapter.disable(case.fast)
+    for generator in case.fast.models.values():
+        assert not any("_forecache_worn" in vars(kind) for kind in type(generator._solver).__mro__)
+
+
+@stand_in
+def test_generators_that_share_a_solver(case):
+    """The latent stage's solver is what the patched loop runs in; two generators of one solver, one after the other."""
+    one = case.fast.models["slat_generator"]
+    two = copy.deepcopy(one)
+    two._solver = one._solver
+    other = copy.copy(case.fast)
+    other.models = {"slat_generator": two}
+    handles = [adapter.enable(pipe, basis=basis) for pipe, basis in ((case.fast, "linear"), (other, "reuse"))]
+    for order in ((0, 1), (1, 0)):
+        found, rules = {}, {}
+        for k in order:
+            found[k] = (case.fast, other)[k].sample_slat(1, case.coords)
+            rules[k] = {r for s in handles[k].traces["slat"].branches["cond"].steps for r in s.rules.values()}
+        assert rules[1] == {"reuse"} and "linear1" in rules[0] and not torch.equal(found[0], found[1])
+    adapter.disable(case.fast)
+    assert one._solver.forecache is not None
+    adapter.disable(other)
+    assert one._solver.forecache is None
+
+
+@stand_in
+def test_a_solver_that_is_exchanged_leaves_the_generator_to_its_own_rule(case):
+    generator = case.fast.models["ss_generator"]
+    kept = generator._solver
+    with adapter.enabled(case.fast, basis="linear"):
+        generator._solver = standin.Midpoint()
+        with pytest.warns(UserWarning, match="off: solver must be Euler with ShortCut_faster, got Midpoint"):
+            found = case.fast.sample_sparse_structure(1)
+    assert all(map(torch.equal, found.values(), case.fast.sample_sparse_structure(1).values()))
+    generator._solver = kept
+
+
+@stand_in
+@torch.no_grad()
+def test_a_run_without_steps(case):
+    with adapter.enabled(case.fast, basis="linear") as handle:
+        for stage, generator in case.fast.models.items():
+            x = {"shape": torch.zeros(1, 24, 4)} if "ss" in stage else torch.zeros(1, 8, 8)
+            for times in (torch.zeros(0), torch.zeros(1)):
+                generator._solver.thresh, generator._solver.carving_ratio = 0.3, 0.1
+                assert list(generator._solver.solve_iter(generator._generate_dynamics, x, times, torch.zeros(2))) == []
+                assert handle.traces[stage.split("_")[0]].notes == ["off: no step moves the state"]
+            generator._solver.solve_iter = lambda *args: iter(())
+    with adapter.enabled(case.fast, basis="linear"):
+        for generator in case.fast.models.values():
+            assert list(generator._solver.solve_iter(generator._generate_dynamics, x, torch.linspace(0, 1, 26))) == []
+    for generator in case.fast.models.values():
+        del generator._solver.solve_iter
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -430,7 +588,7 @@ def test_refused(case, settings, message):
         warnings.simplefilter("ignore")  # of a budget on the grid that settings are tried on
         with pytest.raises(ValueError, match=message):
             adapter.enable(case.fast, **settings)
-    assert all("forecache" not in vars(generator) for generator in case.fast.models.values())
+    assert all(attached(generator) is None for generator in case.fast.models.values())
 
 
 def plan(case, stage, computed):
@@ -503,7 +661,7 @@ def test_methods_on_the_generators(case):
         fast.enable_adaptive_guidance()
     plain.disable_cache()
     fast.disable_cache()
-    assert "forecache" not in vars(plain) and "forecache" not in vars(fast)
+    assert attached(plain) is None and attached(fast) is None
     assert len(case.counts["ss_generator"]) == 34  # two runs of 17
 
 

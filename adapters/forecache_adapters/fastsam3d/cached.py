@@ -16,9 +16,10 @@ import torch
 
 from forecache import Forecaster
 
-from ..branches import NOTHING, Compute, Joint, Kind, Server, StageTrace
+from ..branches import NOTHING, Compute, Joint, Kind, Server, StageTrace, match
 from ..ode_hooks import Accelerator, Hook
-from ..ode_solver import Run, order_of
+from ..ode_run import Run, at_work, here
+from ..ode_solver import order_of
 from ..settings import Settings
 
 SCHEDULE = ("interval", "warmup", "end", "calls")
@@ -62,16 +63,14 @@ class CachedTrace(StageTrace):
 class Scheduled:
     """A history for each branch; the generator decides which steps compute.
 
-    A carved step computes some of the tokens, without the others in the network's sight: that is another function, so
-    the histories begin anew where carving begins. The carved tokens go on with what their branch had a step before, as
-    they do upstream.
+    A carved step computes some of the tokens, without the others in the network's sight: a call of another kind. The
+    carved tokens go on with what their branch had a step before, as they do upstream.
     """
 
     def __init__(self, settings: Settings, times: Sequence[float], trace: CachedTrace) -> None:
         self.settings, self.times, self.trace = settings, times, trace
         self.histories: dict[str, Forecaster] = {}
         self.newest: dict[str, Any] = {}
-        self.begun_carved: dict[str, bool] = {}
         self.i, self.computes = -1, True
         self.current: Mapping[str, Any] = {}
 
@@ -81,19 +80,18 @@ class Scheduled:
 
     def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`forecache_adapters.branches.Server`."""
-        if not self.computes and name in self.histories:
-            self.newest[name] = self.histories[name].forecast(self.i)
-            return self.newest[name]
-        value = compute()  # at a cached step too if guidance begins there: the branch has no history yet
         kept = carving(self.current) if self.computes else None
         if name not in self.histories:
             self.histories[name] = self.settings.history_of(self.times, 0)
             self.trace.branches[name] = self.histories[name].trace
-        elif self.begun_carved[name] != (kept is not None):
-            self.histories[name].close()
-        self.begun_carved[name] = kept is not None
+        cache = self.histories[name]
+        match(cache, kind, {"set of tokens": kept is not None} if self.computes else NOTHING)
+        if not self.computes and not cache.needs_compute(self.i):
+            self.newest[name] = cache.forecast(self.i)
+            return self.newest[name]
+        value = compute()  # at a cached step too if there is no history: guidance begins, or another kind of call
         self.newest[name] = value if kept is None else self._whole(name, value, kept)
-        self.histories[name].observe(self.i, self.newest[name])
+        cache.observe(self.i, self.newest[name])
         return value
 
     def _whole(self, name: str, value: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -116,19 +114,27 @@ class Scheduled:
 
 
 class CachedRun(Run):
-    """One generation: as :class:`Run`, on the steps that the generator's own schedule computes."""
+    """One generation: as :class:`Run`, on the steps that the generator's own schedule computes.
+
+    The generator keeps the state of its own cache on itself. Where another generation has begun on it meanwhile, the
+    rest of the run is computed: its own rule would go on from the other's state.
+    """
 
     hook: CachedHook
     trace: CachedTrace
     trace_type = CachedTrace
 
+    def __init__(self, hook: Hook, generator: Any) -> None:
+        super().__init__(hook, generator)
+        self.current: Mapping[str, Any] | None = None  # the generator's own, of this run
+        self.served = False
+
     def _serve(self, times: Sequence[float]) -> list[Server]:
-        if self.hook.combined:
-            self.trace.notes.append(f"off: {self.hook.combined}, so its branches cannot be served")
-            return []
+        if self.combined:
+            raise RuntimeError(f"{self.combined}, so its branches cannot be served")
         servers = super()._serve(times)
         if servers and isinstance(servers[0], Joint):
-            planned, own = tuple(servers[0].cache.computed), self.hook.own_schedule(len(times) - 1)
+            planned, own = tuple(servers[0].cache.computed), self.hook.own_schedule(self.generator, len(times) - 1)
             if planned != own:
                 raise ValueError(
                     f"plan: it computes the steps {list(planned)}, the schedule of {self.hook.loop} {list(own)}"
@@ -139,58 +145,84 @@ class CachedRun(Run):
         return [Scheduled(settings, self.grids[0], self.trace)]
 
     def opens(self, current: Mapping[str, Any]) -> bool:
-        """The generator has decided about its next step, ``current``; whether there is anything to serve it.
-
-        Raises:
-            RuntimeError: ``current`` belongs to another generation.
-        """
+        """The generator has decided about its next step, ``current``; whether its velocity comes from here."""
         self.place = 0
         if not self.servers:
-            return False
+            return self.served
         self.call += 1
-        if current["step"] != self.call:
-            raise RuntimeError(
+        self.current = current if self.current is None else self.current
+        if self.current is not current or current["step"] != self.call:
+            self.off(
                 f"step {current['step']} in the place of step {self.call}: the generator keeps the state of its own"
-                " cache on itself, so another generation on it must not begin before this one has ended"
+                " cache on itself, and another generation on it has begun before this one ended"
             )
+        elif self.call >= len(self.grids[0]) - 1:
+            self.off(f"the solver takes step {self.call} of a grid of {len(self.grids[0]) - 1}")
+        if not self.servers:
+            return self.served
         computes = current["type"] == "full"
         if computes:
             self.trace.full.append(self.call)
         for server in self.servers:
             if isinstance(server, Scheduled):
                 server.i, server.computes, server.current = self.call, computes, current
+        self.served = True
         return True
 
     def serve(self, state: Any, guided: Callable[[], Any]) -> Any:
         """The velocity of the open step: ``guided()`` calls the branches and combines them."""
-        server = self.servers[0]
-        server.open(self.call, state)
+        for server in self.servers:
+            server.open(self.call, state)
         velocity = guided()
-        if not server.again():
+        if not self._again():
             return velocity
         self.place = 0
         return guided()
 
+    def kind(self, name: str, k: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`Run`; which tokens there are, and where, is no part of it where they are carved."""
+        if self.hook.loop == "FlowMatching_faster":
+            x, t, *given = args
+            args = x[:, :1], t, *given[:1], None, *given[2:]
+        return super().kind(name, k, args, kwargs)
+
     def ended(self) -> None:
         """All steps are done; says what the generator's schedule leaves to a forecast that nothing repairs."""
-        if self.servers and self.trace.full[-1] != self.call:
+        if self.servers and self.trace.full and self.trace.full[-1] != self.call:
             self.trace.notes.append(
                 f"the last step, {self.call}, was forecast: the schedule of {self.hook.loop} computes up to step"
                 f" {self.trace.full[-1]} of this grid"
             )
 
 
-class CachedHook(Hook):
+class Steps:
+    """What the patched loops ask, on their own object: they mean the run that is in a step in this thread."""
+
+    def opens(self, current: Mapping[str, Any]) -> bool:
+        """See :meth:`CachedRun.opens`; false outside of a run."""
+        run = here.run
+        return isinstance(run, CachedRun) and patched(run.generator).current is current and run.opens(current)
+
+    def serve(self, state: Any, guided: Callable[[], Any]) -> Any:
+        """See :meth:`CachedRun.serve`."""
+        run = here.run
+        assert isinstance(run, CachedRun)  # it opened the step
+        return run.serve(state, guided)
+
+
+class CachedHook(Hook, Steps):
     """What is attached to one generator that has a cache of its own.
 
     Raises:
         ValueError: a schedule, where the generator has its own; a plan, where that is not known before the run.
+        RuntimeError: the class of the generator is not patched.
     """
 
-    def __init__(self, accelerator: Accelerator, stage: str, generator: Any, settings: Any, combined: str) -> None:
-        super().__init__(accelerator, stage, generator, settings, combined)
+    run_type = CachedRun
+
+    def __init__(self, accelerator: Accelerator, stage: str, generator: Any, settings: Any) -> None:
         self.loop = str(loop_of(generator))
-        if combined:
+        if accelerator.combined:
             raise ValueError(f"branches must be 'apart' with {self.loop}, got 'combined'")
         given = {name: getattr(settings, name, None) for name in (*SCHEDULE, "plan")}
         for name in SCHEDULE:
@@ -207,85 +239,54 @@ class CachedHook(Hook):
         if planned and self.loop == "FlowMatching_faster":
             raise ValueError(f"plan: {self.loop} decides during the run which steps compute; give it a basis")
 
-    @staticmethod
-    def check(generator: Any) -> None:
-        """See :class:`Hook`.
-
-        Raises:
-            RuntimeError: the class of the generator is not patched.
-        """
-        solver, wanted = type(generator._solver).__name__, LOOPS[str(loop_of(generator))]
-        if solver != wanted:
-            raise ValueError(f"solver must be {wanted} with {loop_of(generator)}, got {solver}")
+        self.slopes(generator)
         if not hasattr(type(patched(generator)), "forecache"):
             raise RuntimeError(
                 f"generator: {type(patched(generator)).__module__}.{type(patched(generator)).__name__} is not patched;"
                 " run `forecache patch apply fastsam3d CHECKOUT` on the checkout it comes from"
             )
-        order_of(generator.reverse_fn)
+        super().__init__(accelerator, stage, generator, settings)
 
-    @property
-    def slopes(self) -> tuple[float, ...]:
-        """One call of the dynamics a step."""
+    def slopes(self, generator: Any) -> tuple[float, ...]:
+        """One call of the dynamics a step.
+
+        Raises:
+            ValueError: another solver than the one of this class.
+        """
+        solver, wanted = type(generator._solver).__name__, LOOPS[self.loop]
+        if solver != wanted:
+            raise ValueError(f"solver must be {wanted} with {self.loop}, got {solver}")
+        order_of(generator.reverse_fn)
         return (0.0,)
 
-    def attach(self) -> None:
-        """See :class:`Hook`; the patched loop asks this object."""
-        super().attach()
-        patched(self.generator).forecache = self
+    def shown(self, generator: Any) -> Mapping[str, Any]:
+        """See :class:`Hook`; the patched loop of the latent stage asks its solver."""
+        return {"forecache": Steps()} if patched(generator) is generator._solver else {}
 
-    def detach(self) -> None:
-        """See :class:`Hook`."""
-        vars(patched(self.generator)).pop("forecache", None)
-        super().detach()
-
-    def own_schedule(self, steps: int) -> tuple[int, ...]:
+    def own_schedule(self, generator: Any, steps: int) -> tuple[int, ...]:
         """The steps that ``ShortCut_faster`` is going to compute: its own rule, run ahead on a copy of its state."""
-        rule = self.generator._generate_dynamics.__func__.__globals__["cal_type"]
-        state: dict[str, Any] = {**self.generator.cache_dic, "cache_counter": 0}
+        rule = generator._generate_dynamics.__func__.__globals__["cal_type"]
+        state: dict[str, Any] = {**generator.cache_dic, "cache_counter": 0}
         current: dict[str, Any] = {"activated_steps": []}
         for i in range(steps):
             rule(state, {**current, "step": i})
         return tuple(current["activated_steps"])
 
-    def _run(
-        self, inside: Callable[..., Any], dynamics: Any, x: Any, times: Any, *args: Any, **kwargs: Any
+    def run(
+        self, inside: Callable[..., Any], generator: Any, dynamics: Any, x: Any, times: Any, *args: Any, **kwargs: Any
     ) -> Iterator[Any]:
         """As in :class:`Hook`, but the run is at work in all of a step: the loop asks outside of the dynamics too."""
-        self._look()
-        run = CachedRun(self, [float(t) for t in times])
-        self.accelerator.traces[self.stage] = run.trace
+        run = self._begin(generator, times)
+        assert isinstance(run, CachedRun)
         steps = inside(dynamics, x, times, *args, **kwargs)
         try:
             while True:
-                runs = self.accelerator.runs()
-                runs.append(run)
                 try:
-                    found = next(steps)
+                    with at_work(run):
+                        found = next(steps)
                 except StopIteration:
                     run.ended()
                     return
-                finally:
-                    runs.pop()
                 yield found
         finally:
             run.close()
-
-    @property
-    def _at_work(self) -> CachedRun | None:
-        """The run of this generator that is in a step now."""
-        runs = self.accelerator.runs()
-        run = runs[-1] if runs else None
-        return run if isinstance(run, CachedRun) and run.hook is self else None
-
-    # --- what the patched loops call --------------------------------------------------------------------------------
-    def opens(self, current: Mapping[str, Any]) -> bool:
-        """See :meth:`CachedRun.opens`; false outside of a run."""
-        run = self._at_work
-        return run is not None and run.opens(current)
-
-    def serve(self, state: Any, guided: Callable[[], Any]) -> Any:
-        """See :meth:`CachedRun.serve`."""
-        run = self._at_work
-        assert run is not None  # it opened the step
-        return run.serve(state, guided)

@@ -31,12 +31,12 @@ GROUPS = {"pose": ("6drotation_normalized", "scale", "translation", "translation
 
 def stage_of(generator: Any) -> str:
     """The stage of a generator, by the class of its network."""
-    return "slat" if type(generator.reverse_fn.backbone).__name__.startswith("SLat") else "ss"
+    return "slat" if type(getattr(generator.reverse_fn, "backbone", None)).__name__.startswith("SLat") else "ss"
 
 
 def groups_of(generator: Any) -> dict[str, tuple[str, ...]]:
     """:data:`GROUPS`, as far as the network has their leaves."""
-    leaves = getattr(generator.reverse_fn.backbone, "latent_mapping", ())
+    leaves = getattr(getattr(generator.reverse_fn, "backbone", None), "latent_mapping", ())
     found = {name: tuple(leaf for leaf in group if leaf in leaves) for name, group in GROUPS.items()}
     return {name: group for name, group in found.items() if group}
 
