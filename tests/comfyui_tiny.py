@@ -10,7 +10,7 @@ import torch
 class Network(torch.nn.Module):
     """``bend = 0``: ``c (1 + 2 sigma)``, c the context; a linear rule forecasts it exactly. Else that bends with x too.
 
-    Three times as much where a ControlNet is at work.
+    Three times as much where a ControlNet is at work; a LoRA's strength times as much, and what patches make of it.
 
     Args:
         bend: how much the state says. out: dtype of what it returns. stored: dtype of its weights.
@@ -29,6 +29,7 @@ class Network(torch.nn.Module):
         self.calls: list[tuple[float, int]] = []
         self.controls: list[Any] = []
         self.loaded: bool | None = None
+        self.lora = 1.0
 
     def forward(
         self, x: Any, t: Any, context: Any = None, control: Any = None, transformer_options: Any = None, **_: Any
@@ -44,4 +45,6 @@ class Network(torch.nn.Module):
         if self.bend:
             mixed = torch.einsum("ij,bjhw->bihw", self.mix.to(x.dtype), x)
             out = out + self.bend * torch.tanh(mixed + context)
-        return (out if control is None else 3 * out).to(self.out)
+        for patch in transformer_options.get("patches", {}).get("output", ()):
+            out = patch(out, transformer_options)
+        return (self.lora * (out if control is None else 3 * out)).to(self.out)
