@@ -199,7 +199,7 @@ class Run:
         known = len(self.names.all)
         name, ended, other = self.names.at(entry, self.i, kind)
         if len(self.names.all) > known and self.exact and self.i > 0:
-            raise Unfollowed(f"{name} begins there, and what has to be given all of a run cannot serve it")
+            raise Unfollowed(f"{name} begins there, and a plan needs it from the first step on")
         if other:
             self._note(f"step {self.i}: {name} begins in place of {ended}: another {', another '.join(other)}")
         if ended and isinstance(server, Apart) and ended in server.histories:
