@@ -182,7 +182,7 @@ def _calc_cond_batch(model: Model, conds: list[Any], x: Any, timestep: Any, mode
         times = torch.cat([timestep] * len(batch))
         hint = None if control is None else control.get_control(inputs, times, {}, len(batch), options)
         given = {"c_crossattn": context, "control": hint, "transformer_options": options}
-        model.diffusion_model.lora = 1.0 if hooked is None else hooked.strength
+        model.diffusion_model.lora = 0.0 if hooked is None else hooked.strength
         wrapper = model_options.get("model_function_wrapper") or (lambda call, at: call(at["input"], times, **at["c"]))
         out = wrapper(model.apply_model, {"input": inputs, "timestep": times, "c": given})
         for (k, _, where), each in zip(batch, out.chunk(len(batch)), strict=True):
@@ -233,9 +233,8 @@ class Sampler:
         self.sampler_function = function
 
     def sample(self, guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any) -> Any:
-        ones = noise.new_ones(len(noise))
         return self.sampler_function(
-            lambda x, sigma, **_: guider(x, sigma * ones, extra_args["model_options"]), noise * sigmas[0], sigmas,
+            lambda x, sigma, **_: guider(x, sigma * x.new_ones(len(x)), extra_args["model_options"]), noise * sigmas[0], sigmas,
             extra_args=extra_args, callback=callback,
         )  # fmt: skip
 
@@ -265,12 +264,13 @@ def model(kind: str = "FLOW", **options: Any) -> tuple[Patcher, Network]:
 
 def sample(
     patcher: Any, noise: Any, positive: Any, negative: Any, *, steps: int = 20, cfg: float = 4.0,
-    sampler: Any = "euler", denoise: float = 1.0, callback: Any = None,
+    sampler: Any = "euler", denoise: float = 1.0, callback: Any = None, sigmas: Any = None,
 ) -> Any:  # fmt: skip
     """One run from ``noise``; entries are pairs of a context and options."""
     grid = torch.linspace(1.0, 0.0, round(steps / denoise) + 1)[-steps - 1 :]
     if patcher.model.kind != "FLOW":
         grid = grid**3 * 14.6
+    grid = grid if sigmas is None else torch.tensor(sigmas)
     function = {"euler": sample_euler, "heun": sample_heun}.get(sampler, sampler)
     told = callback or (lambda i: None)
     return Guider(patcher, positive, negative, cfg).sample(noise, Sampler(function), grid, lambda at: told(at["i"]))
