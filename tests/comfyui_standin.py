@@ -183,7 +183,9 @@ def _calc_cond_batch(model: Model, conds: list[Any], x: Any, timestep: Any, mode
         hint = None if control is None else control.get_control(inputs, times, {}, len(batch), options)
         given = {"c_crossattn": context, "control": hint, "transformer_options": options}
         model.diffusion_model.lora = 0.0 if hooked is None else hooked.strength
-        wrapper = model_options.get("model_function_wrapper") or (lambda call, at: call(at["input"], times, **at["c"]))
+        wrapper = model_options.get("model_function_wrapper") or (
+            lambda call, at: call(at["input"], at["timestep"], **at["c"])
+        )
         out = wrapper(model.apply_model, {"input": inputs, "timestep": times, "c": given})
         for (k, _, where), each in zip(batch, out.chunk(len(batch)), strict=True):
             sums[k][where] += each
@@ -233,10 +235,10 @@ class Sampler:
         self.sampler_function = function
 
     def sample(self, guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any) -> Any:
-        return self.sampler_function(
-            lambda x, sigma, **_: guider(x, sigma * x.new_ones(len(x)), extra_args["model_options"]), noise * sigmas[0], sigmas,
-            extra_args=extra_args, callback=callback,
-        )  # fmt: skip
+        def asked(x: Any, sigma: Any, **_: Any) -> Any:
+            return guider(x, sigma * x.new_ones(len(x)), extra_args["model_options"])
+
+        return self.sampler_function(asked, noise * sigmas[0], sigmas, extra_args=extra_args, callback=callback)
 
 
 def sample_euler(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ import comfyui_standin
 from comfyui_helpers import INSTALLED, LINEAR, NEGATIVE, NOISE, POSITIVE, WORKFLOW, entry, go
 from forecache import Plan, calibrate
 from forecache.basis import Linear
+from forecache_adapters.attach import attached
 from forecache_adapters.branches import Apart
 from forecache_adapters.comfyui import (
     NODE_CLASS_MAPPINGS,
@@ -32,7 +34,6 @@ from forecache_adapters.comfyui import (
 )
 from forecache_lab.drift import WrongSign
 from upstream_helpers import relative
-
 
 comfy, snapshots = comfyui_helpers.comfy, comfyui_helpers.snapshots
 
@@ -520,7 +521,7 @@ def test_the_workflow_of_the_documentation():
 
 
 # --- 3D pipelines of wrappers -----------------------------------------------------------------------------------------
-class Scheduler:
+class FlowMatchEulerDiscreteScheduler:
     """Counts its steps, as Hunyuan3D's does; the last has dt = 0."""
 
     order = 1
@@ -534,18 +535,26 @@ class Scheduler:
         return x + (self.sigmas[i + 1] - self.sigmas[i]) * v
 
 
+Scheduler = FlowMatchEulerDiscreteScheduler
+
+
 class Hunyuan3DDiTFlowMatchingPipeline:
     """A wrapper's: both branches in one batch, and a network that comes with the call and goes with it."""
+
+    scheduler_kind, twice, stronger, callback = Scheduler, False, 99, None
 
     def __init__(self):
         self.model, self.scheduler, self.calls = None, Scheduler(), []
 
+    def grid(self, scheduler):
+        return scheduler.sigmas
+
     def load(self):
-        def network(x, t):
+        def network(x, t, strength):
             self.calls.append(t)
             if t > self.stop:
                 raise InterruptedError
-            return torch.tensor([1.0, -2.0]).reshape(2, 1).repeat_interleave(len(x) // 2, 0) * (1 + 2 * t)
+            return strength * torch.tensor([1.0, -2.0]).reshape(2, 1).repeat_interleave(len(x) // 2, 0) * (1 + 2 * t)
 
         return network
 
@@ -553,12 +562,16 @@ class Hunyuan3DDiTFlowMatchingPipeline:
         self.stop = stop
         if self.model is None:
             self.model = self.load()
-        self.scheduler = Scheduler()
+        self.scheduler = self.scheduler_kind()
         self.scheduler.set_timesteps(steps)
         x = torch.ones(2, 4)
-        for t in self.scheduler.sigmas[:-1]:
-            cond, uncond = self.model(torch.cat([x, x]), t).chunk(2)
+        for i, t in enumerate(self.grid(self.scheduler)[:-1]):
+            strength = torch.ones(1) * (1 if i < self.stronger else 3)
+            for _ in range(1 + self.twice):
+                cond, uncond = self.model(torch.cat([x, x]), t, strength).chunk(2)
             x = self.scheduler.step(uncond + g * (cond - uncond), x)
+            if self.callback:
+                self.callback(i)
         self.model = None
         return x
 
@@ -576,12 +589,14 @@ def test_a_wrappers_pipeline_is_found_copied_and_served(snapshots):
         assert isinstance(made, type(holder))
         served = pipelines.found(made)[1]
         assert relative(served(), reference) < 1e-5 and len(pipe.calls) == 11 and snapshots() == 0
-        assert pipelines.found(holder)[1] is pipe and vars(pipe).keys() == vars(served).keys() - {"forecache"}
+        assert pipelines.found(holder)[1] is pipe and vars(pipe).keys() == vars(served).keys()
+        assert attached(served) is not None and attached(pipe) is None
         assert pipelines.traces_of(made)["shape"].computed == 11
     again = pipelines.forecasting(served, basis="linear", calls=6)  # a second node replaces it
     pipe.calls.clear()
     again()
     assert len(pipe.calls) == 6 and type(again).__mro__[1] is Hunyuan3DDiTFlowMatchingPipeline
+    assert attached(copy.copy(again)) is None  # a copy has none until it gets one
     wrong = pipelines.forecasting(pipe, basis=WrongSign(Linear(1)), interval=2)
     assert relative(wrong(), reference) > 0.01  # the control
     with pytest.warns(UserWarning, match="off: 7 steps"):
@@ -596,12 +611,61 @@ def test_a_wrappers_run_that_breaks_off(snapshots):
     gc.collect()
     assert snapshots() == 0
     assert relative(served(), pipe()) < 1e-5
-    served.scheduler, Scheduler.order = None, 2
-    try:
-        with pytest.raises(ValueError, match="2 times a step"):
-            served()
-    finally:
-        Scheduler.order = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"order": 2}, "calls the network 2 times a step"),
+        ({"sigmas": property(lambda self: None, lambda self, value: vars(self).update(grid=value))}, "has no steps"),
+        ({"step_index": property(lambda self: 0, lambda self, value: None)}, "step 0 by the scheduler's count"),
+    ],
+)
+def test_a_wrappers_scheduler_that_cannot_be_followed_switches_it_off(change, note, snapshots):
+    pipe = Hunyuan3DDiTFlowMatchingPipeline()
+    pipe.scheduler_kind = type("Scheduler", (Scheduler,), change)
+    if note == "has no steps":
+        pipe.scheduler_kind.step = lambda self, v, x: x + v
+        pipe.grid = lambda scheduler: scheduler.grid
+    reference = pipe()
+    served = pipelines.forecasting(pipe, **LINEAR)
+    with pytest.warns(UserWarning, match=note):
+        assert torch.equal(served(), reference)
+    assert note in pipelines.traces_of(served)["shape"].notes[-1] and snapshots() == 0
+
+
+def test_a_wrappers_network_that_is_called_twice_a_step_is_passed_through():
+    pipe = Hunyuan3DDiTFlowMatchingPipeline()
+    pipe.twice = True
+    reference = pipe()
+    for settings in (LINEAR, {"interval": 1}):
+        served = pipelines.forecasting(pipe, **settings)
+        with pytest.warns(UserWarning, match="off from step 1 on: call 2 of the network, step 0"):
+            assert torch.equal(served(), reference)
+
+
+def test_a_wrappers_condition_that_changes_begins_a_history():
+    pipe = Hunyuan3DDiTFlowMatchingPipeline()
+    pipe.stronger = 9  # from this step on
+    reference = pipe()
+    served = pipelines.forecasting(pipe, **LINEAR)
+    assert relative(served(), reference) < 0.05 and "another 2" in report.summary(pipelines.traces_of(served)["shape"])
+
+
+def test_a_wrappers_pipeline_is_called_within_a_call_of_its_own():
+    pipe, inner = Hunyuan3DDiTFlowMatchingPipeline(), []
+    reference = pipe()
+    served = pipelines.forecasting(pipe, **LINEAR)
+
+    def nested(step):
+        if step == 7:
+            network, scheduler, served.callback = served.model, served.scheduler, None
+            inner.append(served())
+            served.model, served.scheduler = network, scheduler
+
+    served.callback = nested
+    assert relative(served(), reference) < 1e-5 and relative(inner[0], reference) < 1e-5
+    assert served.model is None and len(served.calls) == 20 + 22
 
 
 def test_what_is_no_pipeline_is_named():

@@ -1,4 +1,4 @@
-"""Attaching to ComfyUI's models never harms: what changes within a run, what calls the network otherwise, who shares."""
+"""Attaching to ComfyUI's models never harms: what changes in a run, what calls the network otherwise, who shares."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +15,9 @@ import torch
 
 import comfyui_helpers
 import comfyui_standin
-from comfyui_helpers import LINEAR, NEGATIVE, NOISE, POSITIVE, entry, go
-from forecache_adapters.comfyui import calls, conflicts, model as models, patch, ranges, report, run, trace_of
+from comfyui_helpers import LINEAR, NEGATIVE, POSITIVE, entry, go
+from forecache_adapters.comfyui import calls, conflicts, patch, ranges, report, run, trace_of
+from forecache_adapters.comfyui import model as models
 from forecache_adapters.settings import Settings
 from upstream_helpers import relative
 
@@ -163,13 +165,18 @@ def test_a_patch_that_is_put_in_within_a_run_begins_a_history(comfy, monkeypatch
     assert relative(go(comfy, patch(model, **LINEAR)), reference) > 1e-3  # the control
 
 
+def either(one, other, *args):
+    mine, theirs = one(*args), other(*args)
+    return theirs if mine is None else mine
+
+
 def test_two_controlnets_that_take_turns(comfy):
     """Their changes come at two steps in a row, or at one."""
     model, _ = comfy.model()
     for first_end, second_start in ((0.5, 0.5), (0.45, 0.55)):
         one, two = comfy.control(0.0, first_end), comfy.control(second_start, 1.0)
         one.previous_controlnet = two
-        get, one.get_control = one.get_control, lambda *args, two=two: get(*args) or two.get_control(*args)
+        one.get_control = partial(either, one.get_control, two.get_control)
         untouched_and_served(comfy, model, positive=[entry(1.0, -2.0, 0.5, 3.0, control=one)])
 
 
@@ -186,7 +193,7 @@ def test_a_controlnet_runs_where_the_network_does_whatever_the_schedule_said(com
 
 
 def test_a_controlnet_behind_a_nodes_function_is_there_at_every_step(comfy):
-    model, network = comfy.model()
+    model, _ = comfy.model()
     seen, hint = [], comfy.control(0.0, 1.0)
 
     def wrapper(apply_model, given):
@@ -350,7 +357,7 @@ def unknown(apply_model, given):
     ("function", "note"), [(by_row, "is no batch of 2 entries"), (nameless, ""), (unknown, "for no condition")]
 )
 def test_batches_that_are_none_are_passed_through(comfy, function, note):
-    model, network = comfy.model(bend=1.0)
+    model, _ = comfy.model(bend=1.0)
     strange = with_function(model, function)
     reference = go(comfy, strange)
     for settings in ({"interval": 1}, {"basis": "linear", "calls": 9}):

@@ -82,8 +82,11 @@ def kind_of(
 
     Args:
         kinds: of the entry.
-        x: its state. whole: that of its batch, whose place in memory tells tiles apart.
-        cond: the entry. options: of the batch. sigma: of the step.
+        x: its state.
+        whole: the state of its batch, whose place in memory tells tiles apart.
+        cond: the entry.
+        options: of the batch.
+        sigma: of the step.
         given: its arguments, where they may differ from what the entry says.
     """
     values = {name: getattr(each, "cond", each) for name, each in (cond.get("model_conds") or {}).items()}

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..attach import attached
 from . import unpatched
 
 HOLDERS = ("pipeline", "pipe", "model")  # names under which wrappers keep the pipeline
@@ -119,10 +120,7 @@ def _replaced(thing: Any, where: Any, pipeline: Any) -> Any:
 def traces_of(thing: Any) -> dict[str, Any]:
     """The traces of the newest run by stage; empty: no cache, or no run yet."""
     pipeline = found(thing)[1]
-    handle = vars(pipeline).get("forecache")
-    if handle is not None:
-        return {"shape": handle.trace}
-    for name, value in vars(pipeline).items():
-        if name.endswith("_sampler") and "forecache" in vars(value):
-            return dict(value.forecache.traces)
-    return {}
+    handle = attached(pipeline) or vars(pipeline).get("forecache")
+    if handle is None:
+        return {}
+    return dict(handle.traces) if hasattr(handle, "traces") else {"shape": handle.trace}
