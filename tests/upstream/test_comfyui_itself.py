@@ -95,8 +95,7 @@ def test_its_own_caches_in_either_order(node):
     model, network = real.model(bend=0.5)
 
     def cached(model):
-        made = getattr(module, node).execute(model, 0.2, 0.15, 0.95, False)
-        return made[0] if isinstance(made, tuple) else made.result[0]
+        return getattr(module, node).execute(model, 0.2, 0.15, 0.95, False).result[0]
 
     reference = go(real, cached(model))
     for served in (patch(cached(model), interval=3), cached(patch(model, interval=3))):
@@ -110,15 +109,13 @@ def test_its_skip_layer_guidance(span):
     """It asks for conditions twice within its range, once of them with options of its own."""
     module = importlib.import_module("comfy_extras.nodes_slg")
     model, network = real.model()
-    slg = module.SkipLayerGuidanceDiTSimple().execute if hasattr(module.SkipLayerGuidanceDiTSimple, "execute") else None
-    made = (slg or module.SkipLayerGuidanceDiTSimple().skip_guidance)(model, "7", "7", *span)
-    guided = made[0] if isinstance(made, tuple) else made.result[0]
+    (guided,) = module.SkipLayerGuidanceDiTSimple.execute(model, *span, "7", "7").result
     reference = go(real, guided)
     assert torch.equal(go(real, patch(guided, interval=1)), reference)
     network.calls.clear()
     served = patch(guided, **LINEAR)
     assert relative(go(real, served), reference) < 1e-5 and len(network.calls) < 40
-    assert "cond of call 2" in trace_of(served).branches
+    assert "uncond of call 2" in trace_of(served).branches
 
 
 @pytest.mark.parametrize(
