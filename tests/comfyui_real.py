@@ -85,9 +85,9 @@ def control(start: float, end: float) -> Control:
 
 
 def hooks(*keyframes: tuple[float, float]) -> Any:
-    """A LoRA that belongs to a condition: its strength by share of the run. It makes the network's factor 1 more."""
+    """A LoRA that belongs to a condition: its strength by share of the run. It adds its strength to the network's gain."""
     hook = comfy.hooks.WeightHook()
-    hook.weights, hook.need_weight_init = {"diffusion_model.factor": ("diff", (torch.ones(1),))}, False
+    hook.weights, hook.need_weight_init = {"diffusion_model.gain": ("diff", (torch.ones(1),))}, False
     for share, strength in keyframes:
         hook.hook_keyframe.add(comfy.hooks.HookKeyframe(strength, share))
     group = comfy.hooks.HookGroup()

@@ -10,7 +10,7 @@ import torch
 class Network(torch.nn.Module):
     """``bend = 0``: ``c (1 + 2 sigma)``, c the context; a linear rule forecasts it exactly. Else that bends with x too.
 
-    Three times as much where a ControlNet is at work; a LoRA adds its strength to a factor of 1; patches have
+    Three times as much where a ControlNet is at work; a LoRA adds its strength to a gain of 1; patches have
     the last word.
 
     Args:
@@ -31,7 +31,7 @@ class Network(torch.nn.Module):
         self.controls: list[Any] = []
         self.loaded: bool | None = None
         self.lora = 0.0
-        self.factor = torch.nn.Parameter(torch.ones(1), requires_grad=False)  # a LoRA's to change
+        self.gain = torch.nn.Parameter(torch.ones(1), requires_grad=False)  # a LoRA's to change
 
     def forward(
         self, x: Any, t: Any, context: Any = None, control: Any = None, transformer_options: Any = None, **_: Any
@@ -47,7 +47,7 @@ class Network(torch.nn.Module):
         if self.bend:
             mixed = torch.einsum("ij,bjhw->bihw", self.mix.to(x.dtype), x)
             out = out + self.bend * torch.tanh(mixed + context)
-        out = (self.factor + self.lora) * (out if control is None else 3 * out)
+        out = (self.gain + self.lora) * (out if control is None else 3 * out)
         for patch in transformer_options.get("patches", {}).get("output", ()):
             out = patch(out, transformer_options)
         return out.to(self.out)
