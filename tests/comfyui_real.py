@@ -85,7 +85,7 @@ def control(start: float, end: float) -> Control:
 
 
 def hooks(*keyframes: tuple[float, float]) -> Any:
-    """A LoRA that belongs to a condition: its strength by share of the run. It adds its strength to the network's gain."""
+    """A LoRA that belongs to a condition: its strength by share of the run. It adds to the network's gain."""
     hook = comfy.hooks.WeightHook()
     hook.weights, hook.need_weight_init = {"diffusion_model.gain": ("diff", (torch.ones(1),))}, False
     for share, strength in keyframes:

@@ -122,6 +122,11 @@ def closes_over(sigma_start, sigma_end):
     return scaled
 
 
+def bound(sigma_start, sigma_end):
+    return partial(lambda out, options, sigma_start, sigma_end: closes_over(sigma_start, sigma_end)(out, options),
+                   sigma_start=sigma_start, sigma_end=sigma_end)  # fmt: skip
+
+
 class Attention:
     """As attention patches of adapters for pictures keep their ranges."""
 
@@ -133,7 +138,7 @@ class Attention:
         return 4 * out if self.kwargs[0]["sigma_end"] <= sigma <= self.kwargs[0]["sigma_start"] else out
 
 
-@pytest.mark.parametrize("made", [closes_over, Attention])
+@pytest.mark.parametrize("made", [closes_over, bound, Attention])
 def test_a_patch_with_a_range_of_sigmas_begins_a_history(comfy, made, monkeypatch):
     model, _ = comfy.model()
     patched = model.clone()
@@ -303,6 +308,42 @@ def test_tiles_that_cannot_be_told_apart_switch_it_off(comfy, monkeypatch):
     assert len(network.calls) == 40 and "inputs of a node's own" in trace_of(served).notes[0]
     monkeypatch.setattr(run, "within", lambda x, batch: True)
     assert relative(go(comfy, patch(moved(), **settings), **said), reference) > 10 * drift  # the control
+
+
+def test_tiles_in_another_order_begin_histories(comfy):
+    model, _ = comfy.model(bend=1.0)
+    count = iter(range(10**6))
+
+    def wrapper(apply_model, given):
+        tiles, late = given["input"].chunk(2, dim=3), next(count) % 20 >= 9
+        out = [apply_model(each, given["timestep"], **given["c"]) for each in (tiles[::-1] if late else tiles)]
+        return torch.cat(out[::-1] if late else out, 3)
+
+    served = patch(with_function(model, wrapper), **LINEAR)
+    assert relative(go(comfy, served), go(comfy, model)) < 0.05
+    assert "step 9: cond part 2 #2 begins in place of cond part 2: another place" in trace_of(served).notes
+
+
+class Odd:
+    """In a node's options."""
+
+    @property
+    def __dict__(self):
+        raise LookupError("nothing here")
+
+    def __call__(self):
+        pass
+
+
+def test_what_cannot_be_compared_is_passed_through(comfy):
+    model, _ = comfy.model(bend=1.0)
+    strange = model.clone()
+    strange.clone = lambda: strange  # which ComfyUI could not copy either
+    strange.model_options["transformer_options"]["odd"] = Odd()
+    reference = go(comfy, strange)
+    served = patch(strange, basis="linear", calls=9)
+    with pytest.warns(UserWarning, match="cannot be compared: LookupError"):
+        assert torch.equal(go(comfy, served), reference)
 
 
 def test_a_step_with_more_tiles_than_before_switches_it_off(comfy):

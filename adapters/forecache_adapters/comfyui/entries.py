@@ -46,15 +46,15 @@ def told_apart(conds: Sequence[Any]) -> list[Any]:
         seen: Counter[Hashable] = Counter()
         out.append(None if entries is None else [])
         for each in entries or ():
-            copy = seen[each["uuid"]]
-            out[-1].append({**each, "uuid": f"{each['uuid']} #{copy + 1}"} if copy else each)
-            seen[each["uuid"]] += 1
+            uuid = each.get("uuid")
+            out[-1].append({**each, "uuid": f"{uuid} #{seen[uuid] + 1}"} if seen[uuid] else each)
+            seen[uuid] += 1
     return out
 
 
 def by_place(conds: Sequence[Any]) -> dict[Place, Mapping[str, Any]]:
     """The entries of the conditions."""
-    return {(k, each["uuid"]): each for k, entries in enumerate(conds) for each in entries or ()}
+    return {(k, each.get("uuid")): each for k, entries in enumerate(conds) for each in entries or ()}
 
 
 def options_of(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Mapping[str, Any]:

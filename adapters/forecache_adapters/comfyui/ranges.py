@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,22 +16,21 @@ class Control:
     """A ControlNet at one sigma: whether that is in its range."""
 
     control: Any
-    strength: float
+    strength: Any
     at_work: bool
 
 
 def controls(control: Any, sigma: float) -> Iterator[Control]:
     """A ControlNet, and those that it is applied on top of."""
     while control is not None:
-        span = getattr(control, "timestep_range", None)
-        at_work = span is None or float(span[1]) <= sigma <= float(span[0])
-        yield Control(control, float(getattr(control, "strength", 1.0)), at_work)
+        start, end = getattr(control, "timestep_range", None) or (None, None)
+        yield Control(control, getattr(control, "strength", None), _inside(start, end, sigma))
         control = getattr(control, "previous_controlnet", None)
 
 
-def hooks(group: Any) -> list[tuple[Any, float]]:
+def hooks(group: Any) -> list[tuple[Any, Any]]:
     """Of a group of hooks (LoRAs that belong to a condition): which, and how strong each is at this step."""
-    return [(each.hook_ref, float(each.strength)) for each in getattr(group, "hooks", ())]
+    return [(getattr(each, "hook_ref", each), getattr(each, "strength", None)) for each in getattr(group, "hooks", ())]
 
 
 def patches(options: Any, sigma: float) -> list[bool]:
@@ -39,25 +38,32 @@ def patches(options: Any, sigma: float) -> list[bool]:
 
     A patch is the same function at every step, also where it does nothing: what it closes over tells its range.
     """
-    found = []
-    for patch in tree_leaves(options):
-        if callable(patch):
-            found += [float(each["sigma_end"]) <= sigma <= float(each["sigma_start"]) for each in _spans(patch)]
-    return found
+    held = [each for patch in tree_leaves(options) if callable(patch) for each in _held(patch)]
+    spans = [(each["sigma_start"], each["sigma_end"]) for each in held if {"sigma_start", "sigma_end"} <= each.keys()]
+    return [_inside(start, end, sigma) for start, end in spans]
 
 
-def _spans(patch: Any) -> Iterator[Mapping[str, Any]]:
-    held = [dict(getattr(patch, "__dict__", {}))]
+def _inside(start: Any, end: Any, sigma: float) -> bool:
+    """Whether sigma is in a range; one that is no pair of numbers has no end."""
+    below, above = _number(start), _number(end)
+    return (below is None or sigma <= below) and (above is None or above <= sigma)
+
+
+def _number(value: Any) -> float | None:
+    single = isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    return float(value) if single else None
+
+
+def _held(patch: Any) -> Iterator[dict[str, Any]]:
+    """What a function or an object keeps by name: attributes, closure, keywords; and mappings in its ``kwargs``."""
+    own = dict(getattr(patch, "__dict__", {}))
+    yield own
     if isinstance(patch, functools.partial):
-        held.append(patch.keywords)
-    code, cells = getattr(patch, "__code__", None), getattr(patch, "__closure__", None) or ()
-    if code is not None:
-        held.append({name: _content(cell) for name, cell in zip(code.co_freevars, cells, strict=True)})
-    held += [dict(each) for each in tree_leaves(held[0].get("kwargs"), is_leaf=lambda x: isinstance(x, Mapping))
-             if isinstance(each, Mapping)]  # fmt: skip
-    for each in held:
-        if all(isinstance(each.get(name), (int, float, torch.Tensor)) for name in ("sigma_start", "sigma_end")):
-            yield each
+        yield patch.keywords
+    names = getattr(getattr(patch, "__code__", None), "co_freevars", ())
+    yield dict(zip(names, map(_content, getattr(patch, "__closure__", None) or ()), strict=False))
+    kept = tree_leaves(own.get("kwargs"), is_leaf=lambda each: isinstance(each, dict))
+    yield from (each for each in kept if isinstance(each, dict))
 
 
 def _content(cell: Any) -> Any:

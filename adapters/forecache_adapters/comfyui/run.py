@@ -171,11 +171,14 @@ class Run:
                     "the network is called several times a step for one entry, with inputs of a node's own"
                 )
             self._note("the network is called several times a step for parts of a batch: each has its own history")
-        names = []
+        names, options = [], options_of(args, kwargs)
         for k, (entry, place) in enumerate(zip(entries, where, strict=True)):
-            given = arguments(args, kwargs, count, k) if question.altered else {}
-            kinds, options = self.kinds.setdefault(entry, Kinds()), options_of(args, kwargs)
-            kind = kind_of(kinds, parts[k][0], x, question.conds[place], options, self.sigma, given)
+            kinds, cond = self.kinds.setdefault(entry, Kinds()), question.conds[place]
+            try:
+                given = arguments(args, kwargs, count, k) if question.altered else {}
+                kind = kind_of(kinds, parts[k][0], x, cond, options, self.sigma, given)
+            except Exception as error:  # of objects that are not ours: whatever they raise, the run has to go on
+                raise Unfollowed(f"what the network is called with cannot be compared: {error!r}") from error
             names.append(self._name(server, entry, kind))
 
         def denoised(k: int) -> torch.Tensor:
