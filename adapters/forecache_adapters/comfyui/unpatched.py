@@ -151,7 +151,7 @@ def enable(pipe: Any, **settings: Any) -> Handle:
     handle = Handle(Settings(**settings), pipe)
     disable(pipe)
     looks: dict[str, Around] = {"__getattribute__": handle.looked_up, "__setattr__": handle.assigned}
-    Worn(pipe, handle, {"__call__": handle.call, **looks})
+    Worn(pipe, handle, {"__call__": handle.call, **looks}, {"forecache": handle})
     return handle
 
 
