@@ -194,7 +194,10 @@ def comfyui(session: nox.Session) -> None:
             session.skip("ComfyUI's repository is not reachable (the reason stands above)")
         session.run(*git, "checkout", "--quiet", commit, external=True, env=own)
     environment = {"OMP_NUM_THREADS": "1", "FORECACHE_COMFYUI": str(checkout.resolve())}
-    tests = (str(Path("tests", "upstream", name)) for name in ("test_comfyui.py", "test_comfyui_itself.py"))
+    tests = (
+        str(Path("tests", "upstream", name))
+        for name in ("test_comfyui.py", "test_comfyui_harm.py", "test_comfyui_itself.py")
+    )
     session.run("pytest", *tests, env=environment)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 
+import comfyui_standin
 from forecache.basis import Linear
+from forecache.snapshots import Snapshots
 
 CHECKOUT = os.environ.get("FORECACHE_COMFYUI")
 NO_CHECKOUT = "needs ComfyUI's code: FORECACHE_COMFYUI names a checkout, as `nox -s comfyui` makes one"
@@ -35,3 +40,26 @@ def go(comfy: ModuleType, model: Any, **options: Any) -> torch.Tensor:
     """One run."""
     positive, negative = options.pop("positive", POSITIVE), options.pop("negative", NEGATIVE)
     return comfy.sample(model, options.pop("noise", NOISE), positive, negative, **options)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=["standin", "real"] if CHECKOUT else ["standin"])
+def comfy(request: pytest.FixtureRequest) -> ModuleType:
+    """The stand-in, and ComfyUI itself where there is a checkout of it."""
+    torch.set_num_threads(1)
+    backend = comfyui_standin if request.param == "standin" else importlib.import_module("comfyui_real")
+    backend.together[:] = [lambda: True]
+    return backend
+
+
+@pytest.fixture
+def snapshots(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """How many histories are held."""
+    held = weakref.WeakSet[Snapshots]()
+    made = Snapshots.__init__
+
+    def noted(self: Snapshots, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        held.add(self)
+
+    monkeypatch.setattr(Snapshots, "__init__", noted)
+    return lambda: len(held)

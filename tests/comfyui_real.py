@@ -40,6 +40,7 @@ import comfy.cli_args  # noqa: E402
 
 comfy.cli_args.args.cpu = True
 import comfy.controlnet  # noqa: E402
+import comfy.hooks  # noqa: E402
 import comfy.latent_formats  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.model_patcher  # noqa: E402
@@ -83,6 +84,17 @@ def control(start: float, end: float) -> Control:
     return Control().set_cond_hint(torch.zeros(1), timestep_percent_range=(start, end))  # type: ignore[no-any-return]
 
 
+def hooks(*keyframes: tuple[float, float]) -> Any:
+    """A LoRA that belongs to a condition: its strength by share of the run. It adds to the network's gain."""
+    hook = comfy.hooks.WeightHook()
+    hook.weights, hook.need_weight_init = {"diffusion_model.gain": ("diff", (torch.ones(1),))}, False
+    for share, strength in keyframes:
+        hook.hook_keyframe.add(comfy.hooks.HookKeyframe(strength, share))
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    return group
+
+
 def model(kind: str = "FLOW", **options: Any) -> tuple[Any, Network]:
     """A patcher and its network."""
     network, cpu = Network(**options), torch.device("cpu")
@@ -117,14 +129,15 @@ def network(name: str, dtype: Any = torch.float32, cast: Any = None) -> Any:
 
 def sample(
     patcher: Any, noise: Any, positive: Any, negative: Any, *, steps: int = 20, cfg: float = 4.0,
-    sampler: Any = "euler", denoise: float = 1.0, callback: Any = None,
+    sampler: Any = "euler", denoise: float = 1.0, callback: Any = None, sigmas: Any = None, scheduler: str = "simple",
 ) -> Any:  # fmt: skip
     """One run from ``noise``; entries are pairs of a context and options."""
-    grid = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "simple", round(steps / denoise))
+    sampling, total = patcher.get_model_object("model_sampling"), round(steps / denoise)
+    grid = comfy.samplers.calculate_sigmas(sampling, scheduler, total) if sigmas is None else torch.tensor(sigmas)
     chosen = comfy.samplers.KSAMPLER(sampler) if callable(sampler) else comfy.samplers.sampler_object(sampler)
     given = [[[context, dict(options)] for context, options in entries] for entries in (positive, negative)]
     told = callback or (lambda i: None)
     return comfy.sample.sample_custom(
-        patcher, noise, cfg, chosen, grid[-steps - 1 :], *given, torch.zeros_like(noise),
+        patcher, noise, cfg, chosen, grid if sigmas else grid[-steps - 1 :], *given, torch.zeros_like(noise),
         callback=lambda i, *_: told(i), disable_pbar=True, seed=0,
     )  # fmt: skip

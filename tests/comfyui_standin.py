@@ -71,7 +71,10 @@ class Patcher:
     def clone(self) -> Patcher:
         new = Patcher(self.model)
         new.model_options = copy.deepcopy(self.model_options)
-        new.wrappers, new.attachments = copied(self.wrappers), dict(self.attachments)
+        new.wrappers = copied(self.wrappers)
+        for key, attached in self.attachments.items():
+            of_clone = getattr(attached, "on_model_patcher_clone", lambda attached=attached: attached)
+            new.attachments[key] = of_clone()
         return new
 
     def add_wrapper_with_key(self, kind: str, key: Any, wrapper: Any) -> None:
@@ -93,9 +96,32 @@ class Patcher:
         return torch.float32
 
 
+class Cond:
+    """A tensor that the network is called with."""
+
+    def __init__(self, cond: Any) -> None:
+        self.cond = cond
+
+
+class Hooks:
+    """A LoRA of a condition: its strength by share of the run, from a list of pairs."""
+
+    def __init__(self, *keyframes: tuple[float, float]) -> None:
+        self.hooks, self.hook_ref, self.keyframes, self.strength = [self], object(), keyframes, 1.0
+
+    def prepare(self, sigma: float) -> None:
+        self.strength = [strength for share, strength in self.keyframes if sigma <= 1 - share][-1]
+
+
+hooks = Hooks
+
+
 def resolved(positive: list[Any], negative: list[Any], sigmas: Any) -> list[list[dict[str, Any]]]:
     """The entries of a run: labelled; shares of the run as sigmas; each area in both conditions."""
-    conds = [[{**each, "context": context, "uuid": uuid.uuid4()} for context, each in c] for c in (positive, negative)]
+    conds = [
+        [{**each, "model_conds": {"c_crossattn": Cond(context)}, "uuid": uuid.uuid4()} for context, each in c]
+        for c in (positive, negative)
+    ]
     for cond in conds:
         for each in cond:
             each["from"] = sigmas.max() * (1 - each.pop("start_percent", 0.0))
@@ -103,7 +129,7 @@ def resolved(positive: list[Any], negative: list[Any], sigmas: Any) -> list[list
     for mine, other in ((conds[0], conds[1]), (conds[1], conds[0])):
         for each in [each for each in mine if "area" in each]:
             if not any(theirs.get("area") == each["area"] for theirs in other):
-                other.append({**each, "context": other[0]["context"]})
+                other.append({**each, "model_conds": other[0]["model_conds"]})
     return conds
 
 
@@ -136,9 +162,15 @@ def _calc_cond_batch(model: Model, conds: list[Any], x: Any, timestep: Any, mode
             if each["to"] <= timestep[0] <= each["from"]:
                 h, w, top, side = each.get("area", (*x.shape[-2:], 0, 0))
                 left.append((k, each, (..., slice(top, top + h), slice(side, side + w))))
+                if each.get("hooks"):
+                    each["hooks"].prepare(float(timestep[0]))
     while left:
-        control, where = left[0][1].get("control"), left[0][2]
-        fit = [each for each in left if each[1].get("control") is control and x[each[2]].shape == x[where].shape][::-1]
+        control, hooked, where = left[0][1].get("control"), left[0][1].get("hooks"), left[0][2]
+        fit = [
+            each for each in left
+            if each[1].get("control") is control and each[1].get("hooks") is hooked
+            and x[each[2]].shape == x[where].shape
+        ][::-1]  # fmt: skip
         batch = fit if together[0]() else fit[:1]
         left = [each for each in left if not any(each is other for other in batch)]
         options = copied(model_options["transformer_options"])
@@ -146,10 +178,15 @@ def _calc_cond_batch(model: Model, conds: list[Any], x: Any, timestep: Any, mode
         options["uuids"] = [each["uuid"] for _, each, _ in batch]
         options["sigmas"] = timestep
         inputs = torch.cat([x[where] for _, _, where in batch])
-        context = torch.cat([each["context"].expand(len(x), -1, -1) for _, each, _ in batch])
+        context = torch.cat([each["model_conds"]["c_crossattn"].cond.expand(len(x), -1, -1) for _, each, _ in batch])
         times = torch.cat([timestep] * len(batch))
         hint = None if control is None else control.get_control(inputs, times, {}, len(batch), options)
-        out = model.apply_model(inputs, times, c_crossattn=context, control=hint, transformer_options=options)
+        given = {"c_crossattn": context, "control": hint, "transformer_options": options}
+        model.diffusion_model.lora = 0.0 if hooked is None else hooked.strength
+        wrapper = model_options.get("model_function_wrapper") or (
+            lambda call, at: call(at["input"], at["timestep"], **at["c"])
+        )
+        out = wrapper(model.apply_model, {"input": inputs, "timestep": times, "c": given})
         for (k, _, where), each in zip(batch, out.chunk(len(batch)), strict=True):
             sums[k][where] += each
             weights[k][where] += 1
@@ -198,11 +235,10 @@ class Sampler:
         self.sampler_function = function
 
     def sample(self, guider: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any) -> Any:
-        ones = noise.new_ones(len(noise))
-        return self.sampler_function(
-            lambda x, sigma, **_: guider(x, sigma * ones, extra_args["model_options"]), noise * sigmas[0], sigmas,
-            extra_args=extra_args, callback=callback,
-        )  # fmt: skip
+        def asked(x: Any, sigma: Any, **_: Any) -> Any:
+            return guider(x, sigma * x.new_ones(len(x)), extra_args["model_options"])
+
+        return self.sampler_function(asked, noise * sigmas[0], sigmas, extra_args=extra_args, callback=callback)
 
 
 def sample_euler(model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, **_: Any) -> Any:
@@ -230,12 +266,13 @@ def model(kind: str = "FLOW", **options: Any) -> tuple[Patcher, Network]:
 
 def sample(
     patcher: Any, noise: Any, positive: Any, negative: Any, *, steps: int = 20, cfg: float = 4.0,
-    sampler: Any = "euler", denoise: float = 1.0, callback: Any = None,
+    sampler: Any = "euler", denoise: float = 1.0, callback: Any = None, sigmas: Any = None,
 ) -> Any:  # fmt: skip
     """One run from ``noise``; entries are pairs of a context and options."""
     grid = torch.linspace(1.0, 0.0, round(steps / denoise) + 1)[-steps - 1 :]
     if patcher.model.kind != "FLOW":
         grid = grid**3 * 14.6
+    grid = grid if sigmas is None else torch.tensor(sigmas)
     function = {"euler": sample_euler, "heun": sample_heun}.get(sampler, sampler)
     told = callback or (lambda i: None)
     return Guider(patcher, positive, negative, cfg).sample(noise, Sampler(function), grid, lambda at: told(at["i"]))

@@ -10,7 +10,8 @@ import torch
 class Network(torch.nn.Module):
     """``bend = 0``: ``c (1 + 2 sigma)``, c the context; a linear rule forecasts it exactly. Else that bends with x too.
 
-    Three times as much where a ControlNet is at work.
+    Three times as much where a ControlNet is at work; a LoRA adds its strength to a gain of 1; patches have
+    the last word.
 
     Args:
         bend: how much the state says. out: dtype of what it returns. stored: dtype of its weights.
@@ -29,6 +30,8 @@ class Network(torch.nn.Module):
         self.calls: list[tuple[float, int]] = []
         self.controls: list[Any] = []
         self.loaded: bool | None = None
+        self.lora = 0.0
+        self.gain = torch.nn.Parameter(torch.ones(1), requires_grad=False)  # a LoRA's to change
 
     def forward(
         self, x: Any, t: Any, context: Any = None, control: Any = None, transformer_options: Any = None, **_: Any
@@ -38,10 +41,13 @@ class Network(torch.nn.Module):
         sigmas = transformer_options["sigmas"]
         self.calls.append((float(sigmas.max()), len(x)))
         self.controls.append(control)
-        sigma = sigmas.repeat(len(x) // len(sigmas)).reshape(-1, 1, 1, 1)
+        sigma = sigmas.max()
         context = context.reshape(len(x), -1)[:, :4].reshape(-1, 4, 1, 1)
         out = context * (1 + 2 * sigma) + torch.zeros_like(x)
         if self.bend:
             mixed = torch.einsum("ij,bjhw->bihw", self.mix.to(x.dtype), x)
             out = out + self.bend * torch.tanh(mixed + context)
-        return (out if control is None else 3 * out).to(self.out)
+        out = (self.gain + self.lora) * (out if control is None else 3 * out)
+        for patch in transformer_options.get("patches", {}).get("output", ()):
+            out = patch(out, transformer_options)
+        return out.to(self.out)

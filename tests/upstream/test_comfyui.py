@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import gc
-import importlib
 import json
 import os
-import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import comfyui_helpers
 import comfyui_standin
-from comfyui_helpers import CHECKOUT, INSTALLED, LINEAR, NEGATIVE, NOISE, POSITIVE, WORKFLOW, entry, go
+from comfyui_helpers import INSTALLED, LINEAR, NEGATIVE, NOISE, POSITIVE, WORKFLOW, entry, go
 from forecache import Plan, calibrate
 from forecache.basis import Linear
-from forecache.snapshots import Snapshots
+from forecache_adapters.attach import attached
 from forecache_adapters.branches import Apart
-from forecache_adapters.comfyui import NODE_CLASS_MAPPINGS, entries, key, patch, pipelines, run, trace_of
+from forecache_adapters.comfyui import (
+    NODE_CLASS_MAPPINGS,
+    conflicts,
+    entries,
+    key,
+    patch,
+    pipelines,
+    ranges,
+    report,
+    run,
+    samplers,
+    trace_of,
+)
 from forecache_lab.drift import WrongSign
 from upstream_helpers import relative
 
-
-@pytest.fixture(params=["standin", "real"] if CHECKOUT else ["standin"])
-def comfy(request):
-    torch.set_num_threads(1)
-    backend = comfyui_standin if request.param == "standin" else importlib.import_module("comfyui_real")
-    backend.together[:] = [lambda: True]
-    return backend
-
-
-@pytest.fixture
-def snapshots(monkeypatch):
-    """How many histories are held."""
-    held = weakref.WeakSet()
-    made = Snapshots.__init__
-
-    def noted(self, *args, **kwargs):
-        made(self, *args, **kwargs)
-        held.add(self)
-
-    monkeypatch.setattr(Snapshots, "__init__", noted)
-    return lambda: len(held)
+comfy, snapshots = comfyui_helpers.comfy, comfyui_helpers.snapshots
 
 
 # --- off is off, and what a run costs ---------------------------------------------------------------------------------
@@ -107,24 +99,20 @@ def test_an_entry_has_its_own_history_in_any_batch(comfy, layout, positive):
 
 def test_control_histories_that_change_owners(comfy, monkeypatch):
     model, _ = comfy.model()
-    turns, labelled = iter(range(1000)), entries.labelled
+    turns, places = iter(range(1000)), entries.places
 
-    def swapped(*args):
-        out = labelled(*args)
-        if next(turns) % 2:
-            (one,), (other,) = out
-            one["uuid"], other["uuid"] = other["uuid"], one["uuid"]
-        return out
+    def swapped(options):
+        return places(options)[:: -1 if next(turns) % 2 else 1]
 
-    monkeypatch.setattr(run, "labelled", swapped)
+    monkeypatch.setattr(run, "places", swapped)
     assert relative(go(comfy, patch(model, **LINEAR)), go(comfy, model)) > 0.05
 
 
 def test_one_uuid_in_both_conditions():
-    conds = entries.labelled(0, [[{"uuid": 1}, {"uuid": 1}], [{"uuid": 1}], None], 1.0)
-    labels = [each["uuid"] for cond in conds[:2] for each in cond]
-    assert len(set(labels)) == 3 and conds[2] is None
-    assert entries.labelled(1, [[{"uuid": 1}]], 1.0)[0][0]["uuid"] not in labels  # another question within the step
+    conds = entries.told_apart([[{"uuid": 1}, {"uuid": 1}], [{"uuid": 1}], None])
+    assert len(entries.by_place(conds)) == 3 and conds[2] is None
+    assert conds[1][0]["uuid"] == conds[0][0]["uuid"] == 1  # what ComfyUI can tell apart keeps its own
+    assert entries.Entry(1, 0, 1) != entries.Entry(0, 0, 1)  # another question within the step
 
 
 def test_entries_that_come_late_and_leave(comfy):
@@ -156,13 +144,14 @@ def test_a_controlnet_begins_and_ends_a_history(comfy, monkeypatch):
     calls = trace_of(served).calls
     assert hint.asked == calls["cond"] + calls["cond #2"] + calls["cond #3"] < 15  # it skips what the network skips
     assert set(trace_of(served).branches) == {"cond", "cond #2", "cond #3", "uncond"}
-    monkeypatch.setattr(entries, "at_work", lambda control, sigma: ())
+    monkeypatch.setattr(ranges, "controls", lambda control, sigma: ())
     assert relative(go(comfy, patch(model, **LINEAR), positive=controlled), reference) > 1e-3  # the control
 
 
 def test_an_entry_that_was_away_begins_anew():
-    names, label = entries.Names(), entries.Entry(0, 0, 7, 0)
-    assert [names.at(label, i) for i in (0, 1, 1, 2, 5, 6)] == ["cond"] * 4 + ["cond #2"] * 2
+    names, label = entries.Names(), entries.Entry(0, 0, 7)
+    assert [names.at(label, i, {})[0] for i in (0, 1, 1, 2, 5, 6)] == ["cond"] * 4 + ["cond #2"] * 2
+    assert names.at(label, 7, {"batch": 1}) == ("cond #3", "cond #2", ["batch"])
 
 
 def test_a_second_question_within_a_step_has_its_own_history(comfy):
@@ -346,10 +335,24 @@ def test_an_unknown_sampler_with_one_call_a_step(comfy):
 
 
 def test_grids_that_nothing_may_be_forecast_on():
-    why = run.refusal
+    why = samplers.refusal
     assert "restart" in why("euler", [1.0, 0.5, 0.8, 0.0]) and "sigma 0" in why("euler", [1.0, 0.0, 0.0])
+    assert "one sigma" in why("euler", [1.0]) and "twice" in why("euler", [1.0, 0.5, 0.5, 0.0])
+    assert "finite" in why("euler", [float("inf"), 1.0, 0.0])
     assert why("euler", [1.0, 0.5, 0.0]) is None and why("euler", [0.1, 0.5, 1.0]) is None
-    assert run.stands_at(0.9999, [1.0, 0.99, 0.5], 0) and not run.stands_at(0.97, [1.0, 0.9, 0.8], 0)
+
+
+def test_a_step_is_known_by_two_signals():
+    def why(sigma, grid, i, dtype=torch.float32, name="euler"):
+        return samplers.astray(sigma, dtype, grid, i, name)
+
+    assert why(0.9999, [1.0, 0.99, 0.5], 0) is None and "not" in why(0.97, [1.0, 0.9, 0.8], 0)
+    assert "after the last of its 1 steps" in why(0.5, [1.0, 0.0], 1)
+    dense = [1 - 0.001 * i for i in range(1001)]
+    assert why(0.9961, dense, 3, torch.bfloat16) is None  # what rounding does to 0.997
+    assert why(0.9961, dense, 3) is not None and why(0.9, dense, 3, torch.bfloat16) is not None
+    assert "does not tell" in why(0.9961, dense, 3, torch.bfloat16, "mine")  # nothing else tells that it counts right
+    assert why(0.9, [1.0, 0.9, 0.5], 1, torch.bfloat16, "mine") is None
 
 
 def test_distilled_models_switch_it_off(comfy):
@@ -369,9 +372,8 @@ def test_distilled_models_switch_it_off(comfy):
     [({"context_handler": object()}, "context windows"), ({"multigpu_clones": {1: 2}}, "GPUs")],
 )
 def test_what_changes_the_batches_is_refused(options, note):
-    assert note in run.conflict(options)
-    assert "EasyCache" in run.conflict({"transformer_options": {"easycache": 1}})
-    assert run.conflict({"transformer_options": {}}) is None
+    assert note in conflicts.conflict(options)
+    assert conflicts.conflict({"transformer_options": {}}) is None
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -397,11 +399,12 @@ def test_a_forecast_that_is_not_finite_falls_back(comfy):
     assert trace_of(served).branches["cond"].fallbacks > 5
 
 
-def test_a_network_that_returns_nan_is_named(comfy):
+def test_a_network_that_returns_nan_is_noted(comfy):
     model, network = comfy.model()
     network.register_forward_hook(lambda module, args, out: out * float("nan"))
-    with pytest.raises(ValueError, match="NaN"):
-        go(comfy, patch(model, interval=3))
+    served = patch(model, interval=3)
+    assert go(comfy, served).isnan().all() and len(network.calls) == 20
+    assert "NaN" in report.summary(trace_of(served))
 
 
 def test_plans_know_their_model(comfy, tmp_path):
@@ -423,9 +426,11 @@ def test_plans_know_their_model(comfy, tmp_path):
     assert len(network.calls) == 5
     with pytest.raises(ValueError, match="guidance_scale"):
         go(comfy, patch(model, plan=Plan.load(tmp_path / "plan.json")), steps=10, cfg=4.0)
-    with pytest.raises(ValueError, match="begins at step"):
-        late = [*POSITIVE, entry(1.0, 1.0, 1.0, 1.0, start_percent=0.5)]
-        go(comfy, patch(model, plan=tmp_path / "plan.json"), positive=late, **options)
+    late = [*POSITIVE, entry(1.0, 1.0, 1.0, 1.0, start_percent=0.5)]
+    served = patch(model, plan=tmp_path / "plan.json")
+    with pytest.warns(UserWarning, match="cond #2 begins there, and a plan needs it from the first step on"):
+        assert go(comfy, served, positive=late, **options).isfinite().all()
+    assert "off from step" in trace_of(served).notes[-1]
 
 
 def test_arguments_are_checked():
@@ -516,7 +521,7 @@ def test_the_workflow_of_the_documentation():
 
 
 # --- 3D pipelines of wrappers -----------------------------------------------------------------------------------------
-class Scheduler:
+class FlowMatchEulerDiscreteScheduler:
     """Counts its steps, as Hunyuan3D's does; the last has dt = 0."""
 
     order = 1
@@ -530,18 +535,26 @@ class Scheduler:
         return x + (self.sigmas[i + 1] - self.sigmas[i]) * v
 
 
+Scheduler = FlowMatchEulerDiscreteScheduler
+
+
 class Hunyuan3DDiTFlowMatchingPipeline:
     """A wrapper's: both branches in one batch, and a network that comes with the call and goes with it."""
+
+    scheduler_kind, twice, stronger, callback = Scheduler, False, 99, None
 
     def __init__(self):
         self.model, self.scheduler, self.calls = None, Scheduler(), []
 
+    def grid(self, scheduler):
+        return scheduler.sigmas
+
     def load(self):
-        def network(x, t):
+        def network(x, t, strength):
             self.calls.append(t)
             if t > self.stop:
                 raise InterruptedError
-            return torch.tensor([1.0, -2.0]).reshape(2, 1).repeat_interleave(len(x) // 2, 0) * (1 + 2 * t)
+            return strength * torch.tensor([1.0, -2.0]).reshape(2, 1).repeat_interleave(len(x) // 2, 0) * (1 + 2 * t)
 
         return network
 
@@ -549,12 +562,16 @@ class Hunyuan3DDiTFlowMatchingPipeline:
         self.stop = stop
         if self.model is None:
             self.model = self.load()
-        self.scheduler = Scheduler()
+        self.scheduler = self.scheduler_kind()
         self.scheduler.set_timesteps(steps)
         x = torch.ones(2, 4)
-        for t in self.scheduler.sigmas[:-1]:
-            cond, uncond = self.model(torch.cat([x, x]), t).chunk(2)
+        for i, t in enumerate(self.grid(self.scheduler)[:-1]):
+            strength = torch.ones(1) * (1 if i < self.stronger else 3)
+            for _ in range(1 + self.twice):
+                cond, uncond = self.model(torch.cat([x, x]), t, strength).chunk(2)
             x = self.scheduler.step(uncond + g * (cond - uncond), x)
+            if self.callback:
+                self.callback(i)
         self.model = None
         return x
 
@@ -572,12 +589,14 @@ def test_a_wrappers_pipeline_is_found_copied_and_served(snapshots):
         assert isinstance(made, type(holder))
         served = pipelines.found(made)[1]
         assert relative(served(), reference) < 1e-5 and len(pipe.calls) == 11 and snapshots() == 0
-        assert pipelines.found(holder)[1] is pipe and vars(pipe).keys() == vars(served).keys() - {"forecache"}
+        assert pipelines.found(holder)[1] is pipe and vars(pipe).keys() == vars(served).keys()
+        assert attached(served) is not None and attached(pipe) is None
         assert pipelines.traces_of(made)["shape"].computed == 11
     again = pipelines.forecasting(served, basis="linear", calls=6)  # a second node replaces it
     pipe.calls.clear()
     again()
     assert len(pipe.calls) == 6 and type(again).__mro__[1] is Hunyuan3DDiTFlowMatchingPipeline
+    assert attached(copy.copy(again)) is None  # a copy has none until it gets one
     wrong = pipelines.forecasting(pipe, basis=WrongSign(Linear(1)), interval=2)
     assert relative(wrong(), reference) > 0.01  # the control
     with pytest.warns(UserWarning, match="off: 7 steps"):
@@ -592,12 +611,61 @@ def test_a_wrappers_run_that_breaks_off(snapshots):
     gc.collect()
     assert snapshots() == 0
     assert relative(served(), pipe()) < 1e-5
-    served.scheduler, Scheduler.order = None, 2
-    try:
-        with pytest.raises(ValueError, match="2 times a step"):
-            served()
-    finally:
-        Scheduler.order = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"order": 2}, "calls the network 2 times a step"),
+        ({"sigmas": property(lambda self: None, lambda self, value: vars(self).update(grid=value))}, "has no steps"),
+        ({"step_index": property(lambda self: 0, lambda self, value: None)}, "step 0 by the scheduler's count"),
+    ],
+)
+def test_a_wrappers_scheduler_that_cannot_be_followed_switches_it_off(change, note, snapshots):
+    pipe = Hunyuan3DDiTFlowMatchingPipeline()
+    pipe.scheduler_kind = type("Scheduler", (Scheduler,), change)
+    if note == "has no steps":
+        pipe.scheduler_kind.step = lambda self, v, x: x + v
+        pipe.grid = lambda scheduler: scheduler.grid
+    reference = pipe()
+    served = pipelines.forecasting(pipe, **LINEAR)
+    with pytest.warns(UserWarning, match=note):
+        assert torch.equal(served(), reference)
+    assert note in pipelines.traces_of(served)["shape"].notes[-1] and snapshots() == 0
+
+
+def test_a_wrappers_network_that_is_called_twice_a_step_is_passed_through():
+    pipe = Hunyuan3DDiTFlowMatchingPipeline()
+    pipe.twice = True
+    reference = pipe()
+    for settings in (LINEAR, {"interval": 1}):
+        served = pipelines.forecasting(pipe, **settings)
+        with pytest.warns(UserWarning, match="off from step 1 on: call 2 of the network, step 0"):
+            assert torch.equal(served(), reference)
+
+
+def test_a_wrappers_condition_that_changes_begins_a_history():
+    pipe = Hunyuan3DDiTFlowMatchingPipeline()
+    pipe.stronger = 9  # from this step on
+    reference = pipe()
+    served = pipelines.forecasting(pipe, **LINEAR)
+    assert relative(served(), reference) < 0.05 and "another 2" in report.summary(pipelines.traces_of(served)["shape"])
+
+
+def test_a_wrappers_pipeline_is_called_within_a_call_of_its_own():
+    pipe, inner = Hunyuan3DDiTFlowMatchingPipeline(), []
+    reference = pipe()
+    served = pipelines.forecasting(pipe, **LINEAR)
+
+    def nested(step):
+        if step == 7:
+            network, scheduler, served.callback = served.model, served.scheduler, None
+            inner.append(served())
+            served.model, served.scheduler = network, scheduler
+
+    served.callback = nested
+    assert relative(served(), reference) < 1e-5 and relative(inner[0], reference) < 1e-5
+    assert served.model is None and len(served.calls) == 20 + 22
 
 
 def test_what_is_no_pipeline_is_named():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from comfyui_helpers import CHECKOUT, INSTALLED, NEGATIVE, NO_CHECKOUT, POSITIVE, WORKFLOW, go
+from comfyui_helpers import CHECKOUT, INSTALLED, LINEAR, NEGATIVE, NO_CHECKOUT, NOISE, POSITIVE, WORKFLOW, go
 from forecache.basis import Linear
-from forecache_adapters.comfyui import NODE_CLASS_MAPPINGS, patch, samplers
+from forecache_adapters.comfyui import NODE_CLASS_MAPPINGS, patch, samplers, trace_of
 from forecache_lab.drift import WrongSign
 from upstream_helpers import relative
 
@@ -54,6 +55,67 @@ def test_its_samplers_are_served(sampler):
     out = {name: go(real, patch(model, basis=rule, calls=11), sampler=sampler) for name, rule in RULES.items()}
     assert len(network.calls) == 22
     assert relative(out["linear"], reference) < relative(out["wrong"], reference)
+
+
+@pytest.mark.parametrize("scheduler", ["simple", "karras", "sgm_uniform", "beta"])
+@pytest.mark.parametrize("name", real.comfy.samplers.SAMPLER_NAMES)
+def test_any_sampler_on_any_grid_is_unharmed(name, scheduler):
+    """Bit for bit where all is computed; of the right form, and near, where half is. Nothing is raised."""
+    kind = "FLOW" if scheduler in ("simple", "beta") else "EPS"
+    model, network = real.model(kind, bend=0.5)
+    options = {"sampler": name, "scheduler": scheduler, "steps": 14, "noise": NOISE[:, :, :4, :4]}
+
+    def ran(model):
+        network.calls.clear()
+        out = go(real, model, **options)
+        return out, len(network.calls)
+
+    reference, plain = ran(model)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        served = patch(model, interval=1)
+        out, calls = ran(served)
+        assert torch.equal(out, reference) and calls == plain
+        served = patch(model, basis="linear", calls=7)
+        out, calls = ran(served)
+    assert out.shape == reference.shape and out.dtype == reference.dtype
+    assert out.isfinite().all() == reference.isfinite().all()
+    notes = trace_of(served).notes
+    if calls == plain:
+        assert any(note.startswith("off") for note in notes) and any("forecache is off" in str(e.message) for e in told)
+        assert torch.equal(out, reference)
+    else:
+        assert calls == 7 and not any(note.startswith("off") for note in notes)
+        assert relative(out, reference) < 0.3 or "adds noise" in notes[0]
+
+
+@pytest.mark.parametrize("node", ["EasyCacheNode", "LazyCacheNode"])
+def test_its_own_caches_in_either_order(node):
+    module = importlib.import_module("comfy_extras.nodes_easycache")
+    model, network = real.model(bend=0.5)
+
+    def cached(model):
+        return getattr(module, node).execute(model, 0.2, 0.15, 0.95, False).result[0]
+
+    reference = go(real, cached(model))
+    for served in (patch(cached(model), interval=3), cached(patch(model, interval=3))):
+        network.calls.clear()
+        with pytest.warns(UserWarning, match="has another cache too .easycache"):
+            assert torch.equal(go(real, served), reference)
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.0), (0.2, 0.6)])
+def test_its_skip_layer_guidance(span):
+    """It asks for conditions twice within its range, once of them with options of its own."""
+    module = importlib.import_module("comfy_extras.nodes_slg")
+    model, network = real.model()
+    (guided,) = module.SkipLayerGuidanceDiTSimple.execute(model, *span, "7", "7").result
+    reference = go(real, guided)
+    assert torch.equal(go(real, patch(guided, interval=1)), reference)
+    network.calls.clear()
+    served = patch(guided, **LINEAR)
+    assert relative(go(real, served), reference) < 1e-5 and len(network.calls) < 40
+    assert "uncond of call 2" in trace_of(served).branches
 
 
 @pytest.mark.parametrize(

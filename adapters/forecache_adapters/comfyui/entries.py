@@ -2,16 +2,18 @@
 
 ComfyUI hands a sampler's step to the network as a list of entries for each condition (positive, negative): several
 prompts, areas, masks. It puts as many of them into one batch as fit into memory now, so where an entry stands in a
-batch says nothing. Their ``uuid`` says little more: an area of the positive condition that the negative one lacks is
-copied to it, ``uuid`` and all.
+batch says nothing. Their ``uuid`` alone says little more: an area of the positive condition that the negative one lacks
+is copied to it, ``uuid`` and all.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+Place = tuple[int, Hashable]  # an entry's condition and its uuid there
 
 
 @dataclass(frozen=True)
@@ -21,71 +23,85 @@ class Entry:
     Attributes:
         call: 0, or how many times the step had asked for conditions before (perturbed attention asks once more).
         condition: its place in the guidance: 0 positive, 1 negative. uuid: ComfyUI's.
-        copy: how many entries of this ``uuid`` stand before it in the condition.
-        controls: which of its ControlNets are at work: where one begins or ends, the network's output jumps.
+        part: 0, or how many times the step had called the network for the entry before (tiles).
     """
 
     call: int
     condition: int
     uuid: Hashable
-    copy: int
-    controls: tuple[bool, ...] = ()
+    part: int = 0
+
+    @property
+    def name(self) -> str:
+        """In traces."""
+        name = {0: "cond", 1: "uncond"}.get(self.condition, f"cond {self.condition}")
+        name += f" of call {self.call + 1}" if self.call else ""
+        return name + (f" part {self.part + 1}" if self.part else "")
 
 
-def labelled(call: int, conds: Sequence[Any], sigma: float) -> list[Any]:
-    """The conditions with an :class:`Entry` in the place of each ``uuid``, which ComfyUI hands on with the batch."""
+def told_apart(conds: Sequence[Any]) -> list[Any]:
+    """The conditions, in each of which a second entry of one ``uuid`` gets another."""
     out: list[Any] = []
-    for condition, entries in enumerate(conds):
+    for entries in conds:
         seen: Counter[Hashable] = Counter()
-        if entries is None:
-            out.append(None)
-            continue
-        out.append([])
-        for each in entries:
-            uuid = each["uuid"]
-            controls = tuple(at_work(each.get("control"), sigma))
-            out[-1].append({**each, "uuid": Entry(call, condition, uuid, seen[uuid], controls)})
+        out.append(None if entries is None else [])
+        for each in entries or ():
+            uuid = each.get("uuid")
+            out[-1].append({**each, "uuid": f"{uuid} #{seen[uuid] + 1}"} if seen[uuid] else each)
             seen[uuid] += 1
     return out
 
 
-def at_work(control: Any, sigma: float) -> Iterator[bool]:
-    """Of a ControlNet, and of those that it is applied on top of: whether sigma is in its range."""
-    while control is not None:
-        span = getattr(control, "timestep_range", None)
-        yield span is None or float(span[1]) <= sigma <= float(span[0])
-        control = getattr(control, "previous_controlnet", None)
+def by_place(conds: Sequence[Any]) -> dict[Place, Mapping[str, Any]]:
+    """The entries of the conditions."""
+    return {(k, each.get("uuid")): each for k, entries in enumerate(conds) for each in entries or ()}
 
 
-def of_batch(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[Any] | None:
-    """The entries of a batch, in its order, from the arguments of the model's call; ``None``: they are not known."""
+def options_of(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What ComfyUI says about a batch (``transformer_options``), among the arguments of the model's call."""
     for each in (*arguments, *keywords.values()):
         if isinstance(each, Mapping) and "cond_or_uncond" in each:
-            entries = list(each.get("uuids", ()))
-            return entries if entries and all(isinstance(entry, Entry) for entry in entries) else None
-    return None
+            return each
+    return {}
+
+
+def places(options: Mapping[str, Any]) -> list[Place]:
+    """Of the entries of a batch, in its order."""
+    return list(zip(options.get("cond_or_uncond", ()), options.get("uuids", ()), strict=False))
+
+
+@dataclass
+class Named:
+    """The history that an entry has now: its name, the kind of its calls, the step of the last one."""
+
+    name: str
+    kind: Mapping[str, Any]
+    last: int
 
 
 class Names:
-    """Names of the histories. An entry that was away for a step (the edge of an interval) gets another.
+    """Names of the histories. An entry that was away for a step (the edge of an interval), or that is called in another
+    way than at the step before, gets another.
 
     Attributes:
         all: the names given so far.
     """
 
     def __init__(self) -> None:
-        self.known: dict[Entry, str] = {}
-        self.last: dict[Entry, int] = {}
+        self.known: dict[Entry, Named] = {}
         self.count: Counter[str] = Counter()
         self.all: list[str] = []
 
-    def at(self, entry: Entry, i: int) -> str:
-        """The history of an entry at step ``i``."""
-        if entry not in self.known or i - self.last[entry] > 1:
-            base = {0: "cond", 1: "uncond"}.get(entry.condition, f"cond {entry.condition}")
-            base += f" of call {entry.call + 1}" if entry.call else ""
-            self.count[base] += 1
-            self.known[entry] = base if self.count[base] == 1 else f"{base} #{self.count[base]}"
-            self.all.append(self.known[entry])
-        self.last[entry] = i
-        return self.known[entry]
+    def at(self, entry: Entry, i: int, kind: Mapping[str, Any]) -> tuple[str, str, list[str]]:
+        """The history of an entry at step ``i``, the one that ends by that ("": none), and in what its kind differs."""
+        known, other, ended = self.known.get(entry), list[str](), ""
+        if known is not None and i - known.last <= 1:
+            other = [name for name in (*known.kind, *kind) if known.kind.get(name) != kind.get(name)]
+        if known is None or i - known.last > 1 or other:
+            ended = known.name if known else ""
+            self.count[entry.name] += 1
+            count = self.count[entry.name]
+            known = self.known[entry] = Named(entry.name if count == 1 else f"{entry.name} #{count}", kind, i)
+            self.all.append(known.name)
+        known.kind, known.last = kind, i
+        return known.name, ended, list(dict.fromkeys(other))

@@ -11,11 +11,11 @@ from forecache import fingerprint
 
 from ..branches import StageTrace
 from ..settings import Settings
+from .conflicts import conflict
 from .report import summary
-from .run import Run
+from .run import NAME, Run
 from .samplers import name_of
 
-NAME = "forecache"
 log = logging.getLogger(NAME)
 
 
@@ -54,8 +54,8 @@ def unpatched(model: Any) -> Any:
 
 def trace_of(model: Any) -> StageTrace | None:
     """The trace of the newest run that sampled with this very ``MODEL``, not with a clone of it."""
-    trace: StageTrace | None = model.get_attachment(NAME)
-    return trace
+    newest: Newest | None = model.get_attachment(NAME)
+    return None if newest is None else newest.trace
 
 
 def key(model: Any, cfg: float | None) -> dict[str, Any]:
@@ -65,6 +65,17 @@ def key(model: Any, cfg: float | None) -> dict[str, Any]:
         "generator": f"comfyui/{type(network).__name__}", "stage": "model", "guidance_scale": cfg,
         "weights": fingerprint(network), "dtype": str(model.model_dtype()),
     }  # fmt: skip
+
+
+class Newest:
+    """The trace of a model's newest run: an attachment, which is not a clone's."""
+
+    def __init__(self, trace: StageTrace | None = None) -> None:
+        self.trace = trace
+
+    def on_model_patcher_clone(self) -> Newest:
+        """Called by ComfyUI."""
+        return Newest()
 
 
 class Sampling:
@@ -86,7 +97,7 @@ class Sampling:
         """Called by ComfyUI around the sampler, when model and sigmas are on their device."""
         patcher, options = guider.model_patcher, extra_args["model_options"]
         run = Run(
-            self.settings, name_of(executor.class_obj), [float(s) for s in sigmas.tolist()], options,
+            self.settings, name_of(executor.class_obj), [float(s) for s in sigmas.tolist()], conflict(options),
             lambda: key(patcher, getattr(guider, "cfg", None)),
         )  # fmt: skip
         inner = {"calc_cond_batch": run.calc_cond_batch, "apply_model": run.apply_model}
@@ -95,18 +106,24 @@ class Sampling:
                 return executor(guider, sigmas, extra_args, *args, **kwargs)
         finally:
             run.close()
-            patcher.set_attachments(NAME, run.trace)
+            patcher.set_attachments(NAME, Newest(run.trace))
             log.info("forecache: %s", summary(run.trace))
 
 
 @contextmanager
 def wrapped(model_options: dict[str, Any], wrappers: Mapping[str, Any]) -> Iterator[None]:
-    """ComfyUI's model options with functions around its own by kind, for the time of one run."""
+    """ComfyUI's model options with functions around its own by kind, for the time of one run.
+
+    A run within it that has the same options has functions of its own, for its time.
+    """
     kinds = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+    former = {kind: kinds.setdefault(kind, {}).pop(NAME, None) for kind in wrappers}
     for kind, function in wrappers.items():
-        kinds.setdefault(kind, {})[NAME] = [function]
+        kinds[kind][NAME] = [function]
     try:
         yield
     finally:
         for kind in wrappers:
             kinds[kind].pop(NAME, None)
+            if former[kind] is not None:
+                kinds[kind][NAME] = former[kind]

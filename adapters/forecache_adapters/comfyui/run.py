@@ -4,23 +4,31 @@ A step of a sampler passes through three of them, outermost first: ``predict_noi
 sampler), ``calc_cond_batch`` (the conditions that guidance needs), ``apply_model`` (one batch of them). The last one is
 where the network is called or not. What is forecast there is the derivative of the sampler's ODE,
 ``d = (x - denoised) / sigma``: the velocity of a flow model, the noise of an eps model, and smooth for the others.
+
+What cannot be followed switches the cache off for the rest of the run, with a note; nothing is raised for it.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from ..branches import Apart, Server, StageTrace
+from ..kinds import Kinds
 from ..serving import serve
 from ..settings import Settings
-from .entries import Entry, Names, labelled, of_batch
-from .samplers import ONE, adds_noise, refusal, stands_at
+from .calls import Question, Unfollowed, altered, arguments, halves, kind_of, part_of, within
+from .controls import Controls, Once, asked
+from .entries import Entry, Names, Place, by_place, options_of, places, told_apart
+from .samplers import ONE, adds_noise, astray, refusal
 
+NAME = "forecache"
 PROBED = 3  # calls of an unknown sampler that show whether a step has one: heunpp2's fourth goes back
 
 
@@ -36,7 +44,8 @@ class Run:
 
     Args:
         settings: or a cache. sampler: the name of its function. sigmas: N + 1 of them.
-        model_options: those of the run. made_for: the key of a plan for this run, asked for only with a plan.
+        conflict: why nothing is forecast with what else the model has, if so.
+        made_for: the key of a plan for this run, asked for only with a plan.
     """
 
     def __init__(
@@ -44,101 +53,166 @@ class Run:
         settings: Any,
         sampler: str,
         sigmas: Sequence[float],
-        model_options: Mapping[str, Any],
+        conflict: str | None,
         made_for: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.sampler, self.sigmas = sampler, sigmas
-        self.trace, self.names = StageTrace(), Names()
-        self.i, self.asked, self.sigma, self.bare = -1, 0, 0.0, False
+        self.trace, self.names, self.controls = StageTrace(), Names(), Controls()
+        self.kinds: dict[Entry, Kinds] = {}
+        self.i, self.asked, self.sigma = -1, 0, 0.0
+        self.question: Question | None = None
+        self.input: Any = None  # of a batch that a node's function has in hand
+        self.requests, self.before = Counter[Entry](), Counter[Entry]()
         self.server: Server | None = None
-        reason = refusal(sampler, sigmas) or conflict(model_options)
+        reason = refusal(sampler, sigmas) or conflict
         self.exact = not isinstance(settings, Settings) or settings.plan is not None
         if reason is None and self.exact and sampler not in ONE:
-            reason = f"off: sampler {sampler} is not known, and a plan needs one call a step from the first on"
+            reason = f"sampler {sampler} is not known, and a plan needs one call a step from the first on"
         if reason is not None:
-            self._off(reason)
+            self._off(f"off: {reason}")
             return
         if adds_noise(sampler):
-            self.trace.notes.append(f"sampler {sampler} adds noise, which nothing can forecast: expect more drift")
+            self._note(f"sampler {sampler} adds noise, which nothing can forecast: expect more drift")
         apart = Apart if sampler in ONE else Probing
         self.server = serve(settings, sigmas, self.trace, made_for, self.names.all, apart)
 
+    def _note(self, text: str) -> None:
+        if text not in self.trace.notes:
+            self.trace.notes.append(text)
+
     def _off(self, reason: str) -> None:
         warnings.warn(f"forecache is {reason}", stacklevel=3)
-        self.trace.notes.append(reason)
+        self._note(reason)
         self.close()
 
+    def _stray(self, reason: str) -> None:
+        self._off(f"off from step {self.i} on: {reason}")
+
+    # --- what ComfyUI calls -----------------------------------------------------------------------------------------
     def predict_noise(self, executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         """Around the sampler's call: the next step begins."""
         self.i, self.asked = self.i + 1, 0
         if self.server is not None:
             self.sigma = float(timestep.max())
-            if not stands_at(self.sigma, self.sigmas, self.i):
-                here = f"sigma {self.sigma:.4g} in call {self.i + 1}"
-                self._off(f"off from step {self.i} on: sampler {self.sampler} is at {here}, where its sigmas are not")
+            other = [entry for entry, n in self.requests.items() if self.before.get(entry, n) != n]
+            if other:
+                now, then = self.requests[other[0]], self.before[other[0]]
+                self._stray(f"{other[0].name} was asked for {now} times in the last step and {then} times before")
+            elif reason := astray(self.sigma, timestep.dtype, self.sigmas, self.i, self.sampler):
+                self._stray(reason)
+        self.before, self.requests = self.requests, Counter()
         return executor(x, timestep, *args, **kwargs)
 
     def calc_cond_batch(self, executor: Any, model: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
-        """Around the conditions of guidance: each entry gets its own label.
-
-        Where every one of them is going to be forecast, their ControlNets do not run either.
-        """
+        """Around the conditions of guidance: what they say is kept for the calls of the network that come of it."""
+        if self.server is None:
+            return executor(model, conds, *args, **kwargs)
+        conds, former = told_apart(conds), self.question
+        entries, options = by_place(conds), kwargs.get("model_options", args[-1] if args else {})
+        self.question = Question(self.asked, entries, altered(options, entries, NAME))
         self.asked += 1
-        conds = labelled(self.asked - 1, conds, self.sigma)
-        self.bare = all(self._skips(each["uuid"]) for entries in conds for each in entries or ())
-        if self.bare:
-            conds = [entries and [{**each, "control": None} for each in entries] for entries in conds]
-        return executor(model, conds, *args, **kwargs)
+        if not self.question.altered:
+            conds = self.controls.within(conds)
+        args = tuple(self._watched(each) for each in args)
+        try:
+            return executor(model, conds, *args, **{name: self._watched(each) for name, each in kwargs.items()})
+        finally:
+            self.question = former
 
-    def _skips(self, entry: Entry) -> bool:
-        """Whether it is certain that this step of an entry needs no call of the network."""
-        if not isinstance(self.server, Apart) or self.names.last.get(entry) != self.i - 1:
-            return False
-        wanted = self.server.wanted.get(self.names.known[entry])
-        return wanted is not None and self.i not in wanted
+    def _watched(self, options: Any) -> Any:
+        """Model options whose function around the network tells what batch it was given."""
+        function = options.get("model_function_wrapper") if isinstance(options, Mapping) else None
+        if function is None:
+            return options
 
-    def apply_model(self, executor: Any, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        def watched(apply_model: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
+            former, self.input = self.input, given.get("input")
+            try:
+                return function(apply_model, given, *args, **kwargs)
+            finally:
+                self.input = former
+
+        return {**options, "model_function_wrapper": watched}
+
+    def apply_model(self, executor: Any, x: Any, t: Any, *args: Any, **kwargs: Any) -> Any:
         """Around the network: its denoised batch, or forecasts.
 
         The network is called if one entry of the batch needs it; each entry takes from it what it would take from a
         batch of its own, so that no forecast depends on who stands beside it.
-
-        Raises:
-            RuntimeError: the step has not begun: ComfyUI is too old.
         """
-        entries = of_batch(args, kwargs)
-        if entries is None:  # a call of a node's own, for no condition
-            return executor(x, t, *args, **kwargs)
+        network = Once(lambda: executor(x, t, *map(asked, args), **{name: asked(v) for name, v in kwargs.items()}))
+        where = places(options_of(args, kwargs))
+        if self.server is not None and where:
+            try:
+                return self._batch(self.server, where, x, t, args, kwargs, network)
+            except Unfollowed as what:
+                self._stray(str(what))
+        if not network.outputs:
+            for condition, uuid in where:
+                self.trace.count(Entry(0, condition, uuid).name)
+        return network.now()
+
+    # --- one batch --------------------------------------------------------------------------------------------------
+    def _batch(
+        self, server: Server, where: Sequence[Place], x: Any, t: Any, args: Sequence[Any], kwargs: Mapping[str, Any],
+        network: Once,
+    ) -> Any:  # fmt: skip
+        question, count = self.question, len(where)
         if self.i < 0:
-            raise RuntimeError("model: forecache needs ComfyUI 0.3.52 or newer, whose samplers' calls can be counted")
-        batch: list[Any] = []
-        parts = list(zip(entries, x.chunk(len(entries)), t.chunk(len(entries)), strict=True))
+            raise Unfollowed("the sampler's calls cannot be counted, as ComfyUI 0.3.52 and newer let us")
+        if question is None or not all(each in question.conds for each in where):
+            self._note("calls of the network that a node makes for no condition of the step are computed")
+            return network.now()
+        parts = halves(x, t, count)
+        entries = [self._entry(question, *each) for each in where]
+        if any(each.part for each in entries):
+            if not within(x, self.input):
+                raise Unfollowed(
+                    "the network is called several times a step for one entry, with inputs of a node's own"
+                )
+            self._note("the network is called several times a step for parts of a batch: each has its own history")
+        names, options = [], options_of(args, kwargs)
+        for k, (entry, place) in enumerate(zip(entries, where, strict=True)):
+            kinds, cond = self.kinds.setdefault(entry, Kinds()), question.conds[place]
+            try:
+                given = arguments(args, kwargs, count, k) if question.altered else {}
+                kind = kind_of(kinds, parts[k][0], x, cond, options, self.sigma, given)
+            except Exception as error:  # of objects that are not ours: whatever they raise, the run has to go on
+                raise Unfollowed(f"what the network is called with cannot be compared: {error!r}") from error
+            names.append(self._name(server, entry, kind))
 
         def denoised(k: int) -> torch.Tensor:
-            if not batch:
-                assert not self.bare, "called without the ControlNets of the entries"
-                for each in entries:
-                    self.trace.count(self.names.at(each, self.i))
-                batch.append(executor(x, t, *args, **kwargs))
-            part: torch.Tensor = batch[0].chunk(len(entries))[k]
-            return part
+            if not network.outputs:
+                for name in names:
+                    self.trace.count(name)
+            return part_of(network.now(), parts[k][0], count, k)
 
-        out = [self._served(entry, x_k, t_k, partial(denoised, k)) for k, (entry, x_k, t_k) in enumerate(parts)]
+        out = [self._served(server, name, *parts[k], partial(denoised, k)) for k, name in enumerate(names)]
         if all(each is None for each in out):
-            return batch[0]
+            return network.now()
         return torch.cat([denoised(k) if each is None else each for k, each in enumerate(out)])
 
+    def _entry(self, question: Question, condition: int, uuid: Any) -> Entry:
+        whole = Entry(question.number, condition, uuid)
+        self.requests[whole] += 1
+        return replace(whole, part=self.requests[whole] - 1)
+
+    def _name(self, server: Server, entry: Entry, kind: Mapping[str, Any]) -> str:
+        """The history of an entry. The one that it had before, if that ends, is freed."""
+        known = len(self.names.all)
+        name, ended, other = self.names.at(entry, self.i, kind)
+        if len(self.names.all) > known and self.exact and self.i > 0:
+            raise Unfollowed(f"{name} begins there, and a plan needs it from the first step on")
+        if other:
+            self._note(f"step {self.i}: {name} begins in place of {ended}: another {', another '.join(other)}")
+        if ended and isinstance(server, Apart) and ended in server.histories:
+            server.histories.pop(ended).close()
+        return name
+
     def _served(
-        self, entry: Any, x: torch.Tensor, t: torch.Tensor, denoised: Callable[[], torch.Tensor]
+        self, server: Server, name: str, x: torch.Tensor, t: torch.Tensor, denoised: Callable[[], torch.Tensor]
     ) -> torch.Tensor | None:
         """The denoised forecast of an entry; ``None``: the network's own."""
-        late = self.i > 0 and entry not in self.names.known
-        name = self.names.at(entry, self.i)
-        if self.server is None:
-            denoised()
-            return None
-        if late and self.exact:
-            raise ValueError(f"plan: {name!r} begins at step {self.i}, and a plan needs it from the first step on")
         sigma = t.reshape(-1, *[1] * (x.ndim - 1))
         computed: list[torch.Tensor] = []
 
@@ -146,23 +220,13 @@ class Run:
             computed.append((x - denoised()) / sigma)
             return computed[0]
 
-        self.server.open(self.i, x)
-        d = self.server.branch(name, derivative)
+        server.open(self.i, x)
+        d = server.branch(name, derivative)
         return None if computed and d is computed[0] else x - sigma * d
 
     def close(self) -> None:
-        """Free every snapshot."""
+        """Free every snapshot, and what conditions were compared with."""
         if self.server is not None:
             self.server.close()
         self.server = None
-
-
-def conflict(model_options: Mapping[str, Any]) -> str | None:
-    """What else in a model would be forecast from, or from what is forecast; ``None``: nothing."""
-    if "easycache" in model_options.get("transformer_options", {}):
-        return "off: the model has ComfyUI's EasyCache or LazyCache too; use one of them"
-    if model_options.get("context_handler") is not None:
-        return "off: context windows, which are not the same from step to step"
-    if model_options.get("multigpu_clones"):
-        return "off: the model's work is split over several GPUs"
-    return None
+        self.kinds.clear()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
+
+import torch
 
 # By ComfyUI's names. One call a step, at the step's own sigma; what is in neither list is watched: see Run.
 ONE = frozenset((
@@ -35,21 +38,35 @@ def adds_noise(name: str) -> bool:
 def refusal(name: str, sigmas: Sequence[float]) -> str | None:
     """Why nothing is forecast in a run of this sampler over these sigmas; ``None``: it can be."""
     if name in SEVERAL:
-        return f"off: sampler {name} calls the network more than once a step"
+        return f"sampler {name} calls the network more than once a step"
+    if not all(map(math.isfinite, sigmas)):
+        return "the sigmas are not all finite"
     moves = [after - before for before, after in pairwise(sigmas)]
-    if moves and min(moves) < 0 < max(moves):
-        return "off: the sigmas fall and rise (a restart), and nothing may be forecast across the noise in between"
+    if not moves:
+        return "no step: there is one sigma"
+    if min(moves) < 0 < max(moves):
+        return "the sigmas fall and rise (a restart), and nothing may be forecast across the noise in between"
     if 0 in sigmas[:-1]:
-        return "off: sigma 0 stands before the end of the sigmas, and the velocity there is not known"
+        return "sigma 0 stands before the end of the sigmas, and the velocity there is not known"
+    if 0 in moves:
+        return "a sigma stands in the sigmas twice, and a step between equals says nothing about those around it"
     return None
 
 
-def stands_at(sigma: float, sigmas: Sequence[float], i: int) -> bool:
-    """Whether the network is called for step ``i``: within a tenth of the distance to the sigmas beside it.
+def astray(sigma: float, dtype: torch.dtype, sigmas: Sequence[float], i: int, name: str) -> str | None:
+    """Why call ``i`` of the network cannot be step ``i`` of a run; ``None``: it is.
 
-    Samplers move the first sigma of a flow from 1 a little down, where the log of its signal is infinite.
+    The count says which step it is, and its sigma has to agree: within a tenth of the distance to the sigmas beside it,
+    since samplers move the first sigma of a flow from 1 a little down, where the log of its signal is infinite, or
+    within what its dtype rounds. A sampler that is not known needs a dtype that tells the steps apart.
     """
+    here = f"sampler {name} is at sigma {sigma:.4g} in call {i + 1}"
     if not 0 <= i < len(sigmas) - 1:
-        return False
-    beside = [abs(sigmas[j] - sigmas[i]) for j in (i - 1, i + 1) if j >= 0 and sigmas[j] != sigmas[i]]
-    return abs(sigma - sigmas[i]) <= 0.1 * min(beside, default=0.0)
+        return f"{here}, after the last of its {len(sigmas) - 1} steps"
+    beside = min(abs(sigmas[j] - sigmas[i]) for j in (i - 1, i + 1) if j >= 0)
+    rounded = torch.finfo(dtype).eps * abs(sigmas[i]) if dtype.is_floating_point else 0.0
+    if name not in ONE and rounded > beside / 2:
+        return f"sampler {name} is not known, and {str(dtype).removeprefix('torch.')} does not tell its sigmas apart"
+    if abs(sigma - sigmas[i]) <= max(0.1 * beside, rounded):
+        return None
+    return f"{here}, where its sigmas are not"

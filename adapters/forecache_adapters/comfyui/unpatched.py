@@ -1,53 +1,89 @@
 """Hunyuan3D's shape pipeline as wrappers rewrote it: its loop is not patched, its network is answered for.
 
 All of them keep the upstream's form: a scheduler that counts its steps, and one call of ``pipe.model`` a step, with
-both branches in one batch. The items of a batch have weights of their own, so the branches stay apart.
+both branches in one batch. The items of a batch have weights of their own, so the branches stay apart. A run that does
+otherwise is passed through from there on, and the trace says why.
 """
 
 from __future__ import annotations
 
-import functools
+import threading
+import warnings
+import weakref
+from itertools import pairwise
 from typing import Any
 
 from forecache import Forecaster, Trace
 
+from ..attach import Around, Worn, attached, take_off
+from ..branches import match
+from ..kinds import Kinds
 from ..settings import Settings
 
-
-class Handle:
-    """Attached to a pipeline; ``trace`` is that of the newest run, whose snapshots do not outlive it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.trace = settings, Trace()
-        self.run: Run | None = None
+MOVING = ("0", "1", "x", "t", "timestep")  # the network's first arguments, by place or by name
 
 
 class Run:
     """One call of the pipeline. Args: handle: takes the trace. pipe: its scheduler is read at the first step."""
 
     def __init__(self, handle: Handle, pipe: Any) -> None:
-        self.handle, self.pipe, self.begun = handle, pipe, False
+        self.handle, self.pipe = handle, weakref.ref(pipe)
+        self.steps, self.i, self.kinds = -1, -1, Kinds(MOVING)
         self.cache: Forecaster | None = None
 
     def output(self, network: Any, *args: Any, **kwargs: Any) -> Any:
-        """The network's output, or a forecast: once a step.
-
-        Raises:
-            ValueError: a scheduler, or a loop, that calls the network more than once a step.
-        """
-        scheduler = self.pipe.scheduler
-        if not self.begun:
-            if getattr(scheduler, "order", 1) != 1:
-                raise ValueError(
-                    f"scheduler: {type(scheduler).__name__} calls the network {scheduler.order} times a step"
-                )
-            grid = scheduler.sigmas_ if hasattr(scheduler, "sigmas_") else scheduler.sigmas
-            self.cache, self.handle.trace = self.handle.settings.begin([float(t) for t in grid], {})
-            self.begun = True
+        """The network's output, or a forecast: once a step."""
+        scheduler = getattr(self.pipe(), "scheduler", None)
+        self.i += 1
+        if self.i == 0:
+            self._begin(scheduler)
+        if self.cache is not None and (lost := self._lost(scheduler)):
+            self._off(f"off from step {self.i} on: {lost}")
         if self.cache is None:
             return network(*args, **kwargs)
-        step = scheduler.step_index
-        return self.cache.step(0 if step is None else step, lambda: network(*args, **kwargs))
+        given = {**{str(place): each for place, each in enumerate(args)}, **kwargs}
+        match(self.cache, self.kinds.of(given), {"network": network})
+        if not self.cache.needs_compute(self.i):
+            return self.cache.forecast(self.i)
+        value = network(*args, **kwargs)
+        try:
+            return self.cache.observe(self.i, value)
+        except (TypeError, ValueError) as reason:  # an output of another kind, groups that do not fit
+            self._off(f"off from step {self.i} on: {reason}")
+            return value
+
+    def _begin(self, scheduler: Any) -> None:
+        name, order = type(scheduler).__name__, getattr(scheduler, "order", 1)
+        grid = getattr(scheduler, "sigmas_", getattr(scheduler, "sigmas", None))  # of the turbo models, of the others
+        if order != 1 or grid is None or len(grid) < 2:
+            reason = f"calls the network {order} times a step" if order != 1 else "has no steps"
+            return self._off(f"off: scheduler {name} {reason}")
+        times, self.steps = [float(t) for t in grid], len(grid) - 1
+        if "FlowMatchEuler" not in name and any(a == b for a, b in pairwise(times)):
+            times = [float(i) for i in range(len(grid))]  # it may read the velocity of a step of dt = 0 at another
+        self.cache, self.handle.trace = self.handle.settings.begin(times, {})
+
+    def _lost(self, scheduler: Any) -> str | None:
+        if self.i >= self.steps:
+            return f"the network is called for the {self.i + 1}th time in {self.steps} steps"
+        counted = getattr(scheduler, "step_index", self)
+        if counted is self:
+            return "the scheduler does not count its steps"
+        here = 0 if counted is None else counted
+        return None if here == self.i else f"call {self.i + 1} of the network, step {here} by the scheduler's count"
+
+    def _off(self, reason: str) -> None:
+        warnings.warn(f"forecache is {reason}", stacklevel=4)
+        if self.cache is None:
+            self.handle.trace = Trace()
+        self.handle.trace.notes.append(reason)
+        self.close()
+
+    def close(self) -> None:
+        """Free every snapshot; what still holds the network of this call gets its own output."""
+        if self.cache is not None:
+            self.cache.close()
+        self.cache = None
 
 
 class Network:
@@ -64,10 +100,43 @@ class Network:
         return self.run.output(self.network, *args, **kwargs)
 
 
-def enable(pipe: Any, **settings: Any) -> Handle:
-    """Attach the cache to a pipeline that nobody else holds: it gets a class of its own, of the same name.
+class Handle:
+    """Attached to a pipeline; ``trace`` is that of the newest run, whose snapshots do not outlive it."""
 
-    Its network may be loaded, replaced or moved at any time: it is looked up when it is called.
+    def __init__(self, settings: Settings, pipe: Any) -> None:
+        self.settings, self.trace, self.pipe = settings, Trace(), weakref.ref(pipe)
+        self._here = threading.local()  # runs of this thread, the innermost last
+
+    @property
+    def runs(self) -> list[Run]:
+        """The calls of the pipeline that go on in this thread."""
+        runs: list[Run] = vars(self._here).setdefault("runs", [])
+        return runs
+
+    def call(self, inside: Any, *args: Any, **kwargs: Any) -> Any:
+        """Around the pipeline's call."""
+        run = Run(self, self.pipe())
+        self.runs.append(run)
+        try:
+            return inside(*args, **kwargs)
+        finally:
+            self.runs.pop()
+            run.close()
+
+    def looked_up(self, inside: Any, name: str) -> Any:
+        """Around the look-up of the pipeline's attributes: the network may be loaded, replaced or moved at any time."""
+        found = inside(name)
+        if name != "model" or found is None or not self.runs:
+            return found
+        return Network(found.network if isinstance(found, Network) else found, self.runs[-1])
+
+    def assigned(self, inside: Any, name: str, value: Any) -> None:
+        """Around the assignment of the pipeline's attributes."""
+        inside(name, value.network if isinstance(value, Network) else value)
+
+
+def enable(pipe: Any, **settings: Any) -> Handle:
+    """Attach the cache to a pipeline; one that has a cache gets the new settings.
 
     Args:
         pipe: ``Hunyuan3DDiTFlowMatchingPipeline`` of a wrapper.
@@ -79,35 +148,14 @@ def enable(pipe: Any, **settings: Any) -> Handle:
     for name in ("plan", "adaptive_guidance"):
         if settings.get(name):
             raise ValueError(f"{name}: the pipeline's own guidance has to be known for it, which takes the patch")
-    handle, former = Handle(Settings(**settings)), type(pipe)
-
-    @functools.wraps(former.__call__)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        handle.run = Run(handle, self)
-        try:
-            return former.__call__(self, *args, **kwargs)
-        finally:
-            run, handle.run = handle.run, None
-            if run.cache is not None:
-                run.cache.close()
-
-    def network(self: Any) -> Any:
-        if "model" not in vars(self):
-            raise AttributeError("model")
-        there = vars(self)["model"]
-        return there if there is None or handle.run is None else Network(there, handle.run)
-
-    def replace(self: Any, value: Any) -> None:
-        vars(self)["model"] = value.network if isinstance(value, Network) else value
-
-    body = {"__call__": call, "__module__": former.__module__, "model": property(network, replace)}
-    pipe.__class__ = type(former.__name__, (former,), body)
-    pipe.forecache = handle
+    handle = Handle(Settings(**settings), pipe)
+    disable(pipe)
+    looks: dict[str, Around] = {"__getattribute__": handle.looked_up, "__setattr__": handle.assigned}
+    Worn(pipe, handle, {"__call__": handle.call, **looks}, {"forecache": handle})
     return handle
 
 
 def disable(pipe: Any) -> None:
     """Detach; nothing happens if there is none."""
-    if isinstance(vars(pipe).get("forecache"), Handle):
-        del pipe.forecache
-        pipe.__class__ = type(pipe).__bases__[0]
+    if isinstance(attached(pipe), Handle):
+        take_off(pipe)
