@@ -20,8 +20,8 @@ step are told apart by their order. A batch that holds both branches is one stre
 Grid: that of the pipeline's scheduler, read when its call makes its first step. Time is sigma for flow-matching models,
 the timestep otherwise. A ControlNet runs at forecast steps too; its residuals are not needed there.
 
-Offloading fetches nothing at a forecast step, in whichever order it and the cache were set up. ``torch.compile``: blocks
-with ``compile_repeated_blocks()``, or the transformer as a whole in either way; the cache stays outside of every graph.
+Offloading fetches nothing at a forecast step, in whichever order it and the cache were set up. ``torch.compile``:
+``compile_repeated_blocks()``, or the transformer as a whole in either way; the cache stays outside of every graph.
 
 A run that works without the cache works with it: where calls change within a run (guidance, batch, prompt, ControlNet,
 adapters) a new history begins, and where the steps cannot be told apart the cache goes off, with a note in the trace. A
@@ -123,12 +123,11 @@ def disable(pipe_or_transformer: Any) -> None:
 def enabled(pipe_or_transformer: Any, **options: Any) -> Iterator[Handle]:
     """Attach for a ``with`` block, with the options of :func:`enable`; what was attached before is again afterwards."""
     before: Any = attached(pipe_or_transformer)
-    handle: Any = enable(pipe_or_transformer, **options)
+    handle = enable(pipe_or_transformer, **options)
     try:
         yield handle
     finally:
-        if attached(pipe_or_transformer) is handle:
-            handle.detach()
+        disable(pipe_or_transformer)
         if before is not None:
             before.attach()
 

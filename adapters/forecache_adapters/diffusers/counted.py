@@ -43,6 +43,11 @@ class Request(Track):
         """How far its newest latents are; ``None``: it had none of this form."""
         return next((found for each in self.states if (found := distance(state, each)) is not None), None)
 
+    def had(self, call: Call) -> bool:
+        """Whether the call came here before, as where the same request was broken off at this step."""
+        came = any(context == call.context and distance(call.state, state) == 0 for context, state in self.here)
+        return call.timestep == self.timesteps[1] and came
+
     def is_next(self, call: Call) -> bool:
         """Whether the call, which goes on here, is the next step's.
 
@@ -93,27 +98,28 @@ class Counted:
             self._clock += 1
             if call.timestep is None:
                 return self._lost("the transformer is called without a timestep, so its steps cannot be told apart")
-            request = self._asked(call.timestep, call.state) or self._begun()
+            request = self._asked(call, call.timestep) or self._begun()
             if request is None:
                 return self._lost(f"more than {LIVE} requests share the transformer")
             request.take(call, self._clock)
             return request
 
-    def _asked(self, timestep: float, state: Any) -> Request | None:
-        """The request that goes on with these; ``None``: none does."""
+    def _asked(self, call: Call, timestep: float) -> Request | None:
+        """The request that goes on with a call; ``None``: none does."""
         going = sorted((each for each in self.requests if each.goes_on(timestep)), key=lambda each: -each.touched)
         if not going:
             return None
         newest = going[0]
-        alone = len(self.requests) == 1
-        if alone and timestep != newest.timesteps[1] and newest.timesteps[0] != newest.timesteps[1]:
-            return newest  # it is on its way, and there is no other
-        away = [(each, each.away(state)) for each in going]
-        known = [(found, each) for each, found in away if found is not None]
-        if not known:
+        on_its_way = newest.timesteps[0] != newest.timesteps[1]
+        if len(self.requests) == 1 and on_its_way and timestep != newest.timesteps[1]:
             return newest
-        nearest = min(found for found, _ in known)
-        found, best = next((f, each) for f, each in known if f <= 2 * nearest)  # of two that are alike, the newer
+        away = [(found, each) for each in going if (found := each.away(call.state)) is not None]
+        if not away or away[0][1] is not newest:
+            return newest
+        if away[0][0] <= NEAR:
+            away = [away[0], *(each for each in away[1:] if not each[1].had(call))]
+        nearest = min(found for found, _ in away)
+        found, best = next(each for each in away if each[0] <= 2 * nearest)  # of two that are alike, the newer
         begins = timestep == best.timesteps[1] or best.timesteps[0] == best.timesteps[1]
         return None if begins and found > NEAR else best
 

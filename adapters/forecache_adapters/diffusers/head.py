@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 from ..attach import Worn
 
 BLOCKS = ("transformer_blocks", "joint_transformer_blocks", "single_transformer_blocks", "blocks", "layers")
+
+_followed: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 class Head:
@@ -73,9 +76,14 @@ class Head:
             return forward()
 
     def follows(self, forward: Callable[[], Any], output: Any, hidden: torch.Tensor) -> bool:
-        """Whether the hidden states of a call give its output; another part, such as sound, may come another way."""
-        pairs = zip(_tensors(self(forward, hidden)), _tensors(output), strict=True)
-        return all((found - wanted).norm() <= 1e-3 * wanted.norm() for found, wanted in pairs)
+        """Whether the hidden states of a call give its output; another part, such as sound, may come another way.
+
+        It takes a run of the head, and is asked once of each transformer.
+        """
+        if self.norm not in _followed:
+            pairs = zip(_tensors(self(forward, hidden)), _tensors(output), strict=True)
+            _followed[self.norm] = all((found - wanted).norm() <= 1e-3 * wanted.norm() for found, wanted in pairs)
+        return _followed[self.norm]
 
     @contextmanager
     def _doing(self, seen: list[torch.Tensor], hidden: torch.Tensor | None) -> Iterator[None]:

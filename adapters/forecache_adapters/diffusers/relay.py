@@ -1,9 +1,9 @@
 """What a transformer wears while a cache is attached to it, or to a pipeline whose call is under way.
 
-A transformer may be shared, by pipelines in threads and by calls within one another's callbacks. So it wears one relay,
-which hands each call to the session of the pipeline's call that it belongs to: the innermost of this thread. A call that
-belongs to none is the bare transformer's, or passes through. The relay encloses whatever hooks a module has, offloading
-and graphs compiled in place, whenever they are set up.
+A transformer may be shared, by pipelines in threads and by calls within one another's callbacks. So it wears one
+relay, which hands each call to the session of the pipeline's call that it belongs to: the innermost of this thread. One
+that belongs to none is the bare transformer's, or passes through. The relay encloses whatever hooks a module has,
+offloading and graphs compiled in place, whenever they are set up.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Relay:
             methods["cache_context"] = self._context
         elif hasattr(module, "cache_context"):  # of a module that torch.compile wrapped
             inner = original(module)
-            shown["cache_context"] = lambda *args, **kwargs: self._context(inner.cache_context, *args, **kwargs)  # type: ignore[operator]
+            shown["cache_context"] = lambda *args, **kwargs: self._context(inner.cache_context, *args, **kwargs)
         self.worn = Worn(module, self, methods, shown)
 
     @property

@@ -1,4 +1,4 @@
-"""What a transformer's arguments do not show: adapters and their strengths, which a callback may change within a run."""
+"""What a transformer's arguments do not show: adapters and their strengths, which may change within a run."""
 
 from __future__ import annotations
 
