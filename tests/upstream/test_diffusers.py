@@ -20,6 +20,7 @@ from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading  # n
 
 import device_standin  # noqa: E402
 from device_standin import put, waits  # noqa: E402
+from diffusers_helpers import CALLS, STEPS, euler, loop, pipe_of, reference_of, served_of  # noqa: E402
 from forecache import Forecaster, Plan, calibrate  # noqa: E402
 from forecache.basis import Linear  # noqa: E402
 from forecache.snapshots import Snapshots  # noqa: E402
@@ -33,25 +34,7 @@ from forecache_lab.drift import WrongSign  # noqa: E402
 from forecache_lab.reference.tiny_diffusers import PIPELINES, slow, wake  # noqa: E402
 from upstream_helpers import relative  # noqa: E402
 
-STEPS, CALLS = 10, 5
 GUIDED = [name for name, tiny in PIPELINES.items() if tiny.per_step == 2]
-
-
-@functools.cache
-def pipe_of(name):
-    torch.set_num_threads(1)
-    return PIPELINES[name].build()
-
-
-@functools.cache
-def reference_of(name):
-    return PIPELINES[name].run(pipe_of(name))
-
-
-@functools.cache
-def served_of(name):
-    with adapter.enabled(pipe_of(name), basis="linear", calls=CALLS):
-        return PIPELINES[name].run(pipe_of(name))
 
 
 @pytest.fixture(params=list(PIPELINES))
@@ -518,41 +501,6 @@ def test_compiled_graphs_are_those_without_the_cache(whole):
                 assert handle.trace.computed == tiny.per_step * CALLS
     assert torch.equal(tiny.run(pipe), reference_of("flux"))
     assert len(graphs) == uncached
-
-
-def euler(sigmas=None, steps=STEPS):
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    if sigmas is None:
-        scheduler.set_timesteps(steps)
-    else:
-        scheduler.set_timesteps(sigmas=sigmas)
-    return scheduler
-
-
-def loop(transformer, scheduler, contexts=True, stop=None, **options):
-    """A denoising loop of one's own with guidance; ``stop``: the step at which it is broken off."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(1, 16, 16, generator=generator)
-    text, pooled = torch.randn(1, 6, 32, generator=generator), torch.randn(1, 8, generator=generator)
-    ids = torch.stack([torch.zeros(16), torch.arange(16) // 4, torch.arange(16) % 4], dim=1)
-
-    def velocity(context, prompt, t):
-        given = {
-            "hidden_states": x, "encoder_hidden_states": prompt, "pooled_projections": pooled, "img_ids": ids,
-            "txt_ids": torch.zeros(6, 3), "timestep": t[None] / 1000, "guidance": torch.ones(1), **options,
-        }  # fmt: skip
-        if not contexts:
-            return transformer(**given)[0]
-        with transformer.cache_context(context):
-            return transformer(**given)[0]
-
-    with torch.no_grad():
-        for i, t in enumerate(scheduler.timesteps):
-            if i == stop:
-                break
-            cond, uncond = velocity("cond", text, t), velocity("uncond", -text, t)
-            x = scheduler.step(uncond + 3 * (cond - uncond), t, x, return_dict=False)[0]
-    return x
 
 
 @pytest.fixture
