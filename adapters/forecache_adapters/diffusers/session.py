@@ -73,6 +73,7 @@ class Session:
         fresh = track.run is None
         if fresh:
             track.run = Run(self.settings, track.times, track.whole, self.made_for, self.state)
+            track.run.trace.notes += [track.remark] if track.remark else []
             self.traced(track.run.trace)
         run: Run = track.run
         reason = track.why or other_cache(module)  # which may have been enabled since

@@ -57,11 +57,15 @@ class Scheduled:
             self.known = [] if counts else numbers(scheduler.timesteps)
         now = None if self.track is None else self.begin + self.track.i
         step = self._counted(scheduler) if counts else self._standing(call, now)
+        leaps = now is not None and step is not None and step > now + 1
         if self.track is None or (now is not None and step is not None and step < now):  # or it was broken off
             self._begin(scheduler, step or 0, counts)
+        elif leaps and counts:  # a loop over a part of the timesteps, which the scheduler learns with its first step
+            self._begin(scheduler, step or 0, counts)
+            self.track.remark = f"a new run begins at step {step}, which is not behind step {now}"
         track = self.track
         assert track is not None
-        if step is None or (now is not None and not counts and step > now + 1):
+        if step is None or (leaps and not counts):
             track.lost(f"the transformer's timestep {call.timestep} is not the next of {type(scheduler).__name__}'s")
         if track.why is None:
             track.enter((step or 0) - self.begin, call)

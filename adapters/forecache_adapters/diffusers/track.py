@@ -28,6 +28,7 @@ class Track:
         self.times, self.whole = list(times), list(whole)
         self.run: Any = None
         self.why: str | None = None
+        self.remark: str | None = None  #: for the trace
         self.i, self.name = -1, "call"
         self.calls, self.known = Counter[str](), set[str]()
         self.seen: list[tuple[int, float]] = []  # steps, and the timesteps that were read there
