@@ -60,7 +60,8 @@ class Scheduled:
         leaps = now is not None and step is not None and step > now + 1
         if self.track is None or (now is not None and step is not None and step < now):  # or it was broken off
             self._begin(scheduler, step or 0, counts)
-        elif leaps and counts:  # a loop over a part of the timesteps, which the scheduler learns with its first step
+        elif leaps and counts and self.track.why is None and self.track.i == 0:
+            # a loop over a part of the timesteps, of which the scheduler learns with its first step
             self._begin(scheduler, step or 0, counts)
             self.track.remark = f"a new run begins at step {step}, which is not behind step {now}"
         track = self.track
