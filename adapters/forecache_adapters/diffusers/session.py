@@ -55,6 +55,7 @@ class Session:
         self.settings, self.level, self.steps = settings, level, steps
         self.made_for, self.traced = made_for, traced
         self.strengths = strengths or Strengths()
+        self.other = other_cache(module)  # found beneath the relay
         self.names = list(inspect.signature(original(module).forward).parameters)  # of positional arguments
         self.state = "hidden_states" if "hidden_states" in self.names else next(iter(self.names), "")
 
@@ -76,7 +77,7 @@ class Session:
             track.run.trace.notes += [track.remark] if track.remark else []
             self.traced(track.run.trace)
         run: Run = track.run
-        reason = track.why or other_cache(module)  # which may have been enabled since
+        reason = track.why or self.other or other_cache(module)  # which may have been enabled since
         head = None if reason or self.level == "velocity" else self._head(relay, module, track)
         if reason is not None:
             run.off(reason)
