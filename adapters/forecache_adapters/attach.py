@@ -76,12 +76,14 @@ class Worn:
         return self.in_use and self._owner() is instance
 
     def take_off(self, target: Any) -> None:
-        """Give the former class back."""
+        """Give the former class back; where another wears around this one, when that is taken off."""
         self.in_use = False
-        if type(target) is self.kind:
-            target.__class__ = self.former
-            for name, value in self.set_aside.items():
+        here: Worn | None = vars(type(target)).get("_forecache_worn")
+        while here is not None and not here.in_use:
+            target.__class__ = here.former
+            for name, value in here.set_aside.items():
                 vars(target).setdefault(name, value)
+            here = vars(here.former).get("_forecache_worn")
 
     def _maker(self) -> Any:
         def made(kind: Any, *args: Any, **kwargs: Any) -> Any:

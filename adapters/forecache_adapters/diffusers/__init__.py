@@ -20,9 +20,12 @@ step are told apart by their order. A batch that holds both branches is one stre
 Grid: that of the pipeline's scheduler, read when its call makes its first step. Time is sigma for flow-matching models,
 the timestep otherwise. A ControlNet runs at forecast steps too; its residuals are not needed there.
 
-Offloading fetches nothing at a forecast step, in whichever order it and the cache were set up on a pipeline; on a bare
-transformer set it up first. ``torch.compile``: ``compile_repeated_blocks()``, or the transformer as a whole with
-``pipe.transformer = torch.compile(pipe.transformer)``; the cache stays outside of every graph.
+Offloading fetches nothing at a forecast step, in whichever order it and the cache were set up. ``torch.compile``:
+``compile_repeated_blocks()``, or the transformer as a whole in either way; the cache stays outside of every graph.
+
+A run that works without the cache works with it: where calls change within a run (guidance, batch, prompt, ControlNet,
+adapters) a new history begins, and where the steps cannot be told apart the cache goes off, with a note in the trace. A
+copy of what has a cache has none: ``copy``, ``deepcopy``, ``pickle``, ``from_pipe``.
 """
 
 from __future__ import annotations
@@ -35,9 +38,10 @@ import torch
 
 from ..settings import Settings
 from .attach import Handle, OnPipeline, OnTransformer, attached, guidance, plan_key
-from .grid import Counted, Scheduled
+from .counted import Counted
 from .head import Head
 from .network import check, transformers
+from .steps import Scheduled
 
 __all__ = ["Handle", "disable", "enable", "enabled", "key"]
 
@@ -59,8 +63,9 @@ def enable(
         pipe_or_transformer: ``DiffusionPipeline`` with a transformer, or a transformer.
         scheduler: for a transformer: the one of the loop that calls it; ``set_timesteps`` begins a run.
         steps: for a transformer, instead: how many steps its loop has. Then another timestep is another step, and the
-            step's number is the time, since later timesteps are not known. The run's memory is freed where the next
-            begins, or with ``handle.reset()``, which a loop that was broken off at its first step needs too.
+            step's number is the time, since later timesteps are not known. Requests that take turns, in threads too,
+            are told apart by their latents. A run's memory is freed where one begins after another has come to its
+            end, or with ``handle.reset()``.
         cache: for one run, instead of settings: a forecaster, or what :func:`forecache.calibrate` hands to ``run``.
             It serves one branch.
         level: what is forecast: ``velocity``, the whole output, or ``last_block``, the hidden states before
@@ -68,8 +73,8 @@ def enable(
         settings: see :class:`forecache_adapters.settings.Settings`. A plan serves each branch alone.
 
     Raises:
-        TypeError: no transformer; a UNet; a cache of diffusers' own; a transformer compiled in place; ``last_block``
-            for one that has no ``norm_out`` behind blocks (at the first call: whose output does not follow from it).
+        TypeError: no transformer; a UNet; another cache; ``last_block`` for a transformer that is compiled as a whole,
+            or has no ``norm_out`` behind blocks.
         ValueError: a setting out of its range.
     """
     if level not in LEVELS:
@@ -96,11 +101,15 @@ def _handle(target: Any, chosen: Any, level: str, scheduler: Any, steps: int | N
                 Head(each)  # refuses now what it would at the first call
         return OnPipeline(target, chosen, level)
     check(target)
+    if level == "last_block":
+        Head(target)
     if (scheduler is None) == (steps is None):
         raise ValueError("scheduler, steps: a transformer needs one of them")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
-    return OnTransformer(target, chosen, level, Scheduled(lambda: scheduler) if steps is None else Counted(steps))
+    return OnTransformer(
+        target, chosen, level, Scheduled(lambda: scheduler, shared=True) if steps is None else Counted(steps)
+    )
 
 
 def disable(pipe_or_transformer: Any) -> None:

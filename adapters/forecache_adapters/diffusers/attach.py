@@ -2,55 +2,62 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import itertools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
-
-import torch
 
 from forecache import fingerprint
 
+from .. import attach as worn
+from ..attach import Worn
 from ..branches import StageTrace
-from .grid import Scheduled, Steps
-from .hook import TransformerHook, innermost, register, remove
-from .network import original, transformers
+from .network import original, present
+from .relay import Relay, seat, under_way
+from .session import Session, Strengths
+from .steps import Scheduled, Steps
 
-NAME = "forecache"
 STRENGTHS = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # of guidance, as the calls of pipelines name them
-_calls = itertools.count()
 
 
 class Handle:
     """``traces`` are those of each transformer's newest run, by its name in the pipeline.
 
     Args:
-        target: a pipeline or a transformer. settings: or a cache. level: see :class:`~.hook.TransformerHook`.
+        target: a pipeline or a transformer, which is not kept. settings: or a cache. level: see :class:`Session`.
     """
 
+    of_diffusers = True
+
     def __init__(self, target: Any, settings: Any, level: str) -> None:
-        self.target, self.settings, self.level = target, settings, level
+        self._target = weakref.ref(target)
+        self.settings, self.level = settings, level
         self.traces: dict[str, StageTrace] = {}
+
+    @property
+    def target(self) -> Any:
+        """``None``: it is gone."""
+        return self._target()
 
     @property
     def trace(self) -> StageTrace:
         """Of the first transformer that ran."""
         return next(iter(self.traces.values()), StageTrace())
 
-    def hook(
-        self, name: str, transformer: Any, owner: Any, steps: Steps, strengths: Mapping[str, Any]
-    ) -> TransformerHook:
-        """A hook that writes ``traces[name]``, in a call with these ``strengths`` of guidance."""
+    def session(
+        self, name: str, transformer: Any, steps: Steps, strengths: Mapping[str, Any], beside: Strengths | None = None
+    ) -> Session:
+        """One that writes ``traces[name]``, in a call with these ``strengths`` of guidance, ``beside`` ControlNets."""
+        module = weakref.ref(transformer)
 
         def made_for() -> Mapping[str, Any]:
-            return plan_key(name, transformer, strengths)
+            return plan_key(name, module(), strengths)
 
         def traced(trace: StageTrace) -> None:
             self.traces[name] = trace
 
-        return TransformerHook(owner, self.settings, self.level, steps, made_for, traced)
+        return Session(transformer, self.settings, self.level, steps, made_for, traced, beside)
 
 
 class OnTransformer(Handle):
@@ -61,66 +68,67 @@ class OnTransformer(Handle):
         self.steps = steps
 
     def attach(self) -> None:
-        """Register the hook."""
-        self.registered = self.hook("transformer", self.target, None, self.steps, {})
-        self.registered.handle = self
-        register(self.target, self.registered, NAME)
+        """The transformer's calls that belong to no pipeline's are served."""
+        seat(self.target).bare = self.session("transformer", self.target, self.steps, {})
+        bare[self.target] = self
 
     def reset(self) -> None:
         """End the run: free every snapshot."""
-        self.registered.close()
+        self.steps.close()
 
     def detach(self) -> None:
-        """Remove the hook."""
+        """As before."""
         self.reset()
-        remove(self.target, NAME)
+        relay = worn.attached(self.target)
+        if isinstance(relay, Relay) and bare.pop(self.target, None) is self:
+            relay.bare = None
+            relay.leave(self.target)
+
+
+bare: weakref.WeakKeyDictionary[Any, OnTransformer] = weakref.WeakKeyDictionary()
 
 
 class OnPipeline(Handle):
-    """The hooks live from the beginning of the pipeline's call to its end.
+    """The transformers wear their relays from the beginning of the pipeline's call to its end.
 
-    So they are outermost whatever offloading was set up in between, nothing outlives a call that raises, and another
-    pipeline with the same transformer is untouched. Python looks ``__call__`` up in the class: while attached, the
-    pipeline has a class of its own, derived from its former and of the same name.
+    So nothing outlives a call that raises, and another pipeline with the same transformer is untouched.
     """
 
     def attach(self) -> None:
-        """Give the pipeline its class."""
-        former, handle = type(self.target), self
-
-        @functools.wraps(former.__call__)
-        def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-            given = inspect.signature(former.__call__).bind(pipe, *args, **kwargs).arguments
-            with handle.running(pipe, guidance(pipe, given)):
-                return former.__call__(pipe, *args, **kwargs)
-
-        body = {"__call__": call, "__module__": former.__module__, "__doc__": former.__doc__, NAME: handle}
-        self.target.__class__ = type(former.__name__, (former,), body)
+        """The pipeline's calls are served."""
+        self.worn = Worn(self.target, self, {"__call__": self._called})
 
     def detach(self) -> None:
-        """Give the pipeline its former class back."""
-        self.target.__class__ = type(self.target).__bases__[0]
+        """As before."""
+        self.worn.take_off(self.target)
+
+    def _called(self, inside: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        pipe = inside.__self__  # type: ignore[attr-defined]
+        try:
+            given = inspect.signature(inside).bind(*args, **kwargs).arguments
+        except TypeError:  # the call says so itself
+            given = {}
+        with self.running(pipe, guidance(pipe, given)):
+            return inside(*args, **kwargs)
 
     @contextmanager
     def running(self, pipe: Any, strengths: Mapping[str, Any]) -> Iterator[None]:
         """Encloses one call, with these ``strengths`` of guidance."""
-        running = innermost()
-        name = f"{NAME}-{next(_calls)}"  # calls nested in a callback may share the transformer
-        hooks = {
-            key: (each, self.hook(key, each, pipe, scheduled(pipe, key), strengths))
-            for key, each in transformers(pipe).items()
-        }
         self.traces.clear()
-        running.append(pipe)
-        try:
-            for each, hook in hooks.values():
-                register(each, hook, name)
+        calls, beside = under_way(), Strengths()
+        sessions: dict[int, Any] = {}
+        with ExitStack() as stack:
+            for name, each in present(pipe).items():
+                session = self.session(name, each, scheduled(pipe, name), strengths, beside)
+                stack.callback(session.close)
+                stack.callback(seat(each).leave, each)
+                sessions[id(each)] = session
+            for each in present(pipe, "controlnet").values():
+                stack.callback(seat(each).leave, each)
+                sessions[id(each)] = beside
+            calls.append(sessions)
+            stack.callback(calls.pop)
             yield
-        finally:
-            running.pop()
-            for each, hook in hooks.values():
-                remove(each, name)
-                hook.close()
 
 
 def scheduled(pipe: Any, name: str) -> Scheduled:
@@ -159,10 +167,7 @@ def plan_key(name: str, transformer: Any, strengths: Mapping[str, Any]) -> dict[
 
 def attached(target: Any) -> Handle | None:
     """What a pipeline or transformer has attached to it."""
-    handle: Handle | None
-    if isinstance(target, torch.nn.Module):
-        registry: Any = getattr(target, "_diffusers_hook", None)
-        handle = None if registry is None else getattr(registry.get_hook(NAME), "handle", None)
-    else:
-        handle = vars(type(target)).get(NAME)
-    return handle
+    found = worn.attached(target)
+    if isinstance(found, Relay):
+        return bare.get(target)
+    return found if isinstance(found, OnPipeline) else None

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
+from ..attach import Worn
+
 BLOCKS = ("transformer_blocks", "joint_transformer_blocks", "single_transformer_blocks", "blocks", "layers")
 
-
-class Passed(torch.nn.ModuleList):
-    """Blocks that a loop over them does not enter; what is looked up in one of them is found."""
-
-    def __iter__(self) -> Iterator[torch.nn.Module]:
-        return iter(())
+_followed: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 class Head:
@@ -24,6 +23,9 @@ class Head:
 
     The hidden states are the first argument of ``norm_out``: ``[batch, tokens, width]``, of the picture alone where
     text tokens are cut off before. The head runs with the rest of the transformer's code, its embeddings, around it.
+
+    While it is put on, ``norm_out`` and the lists of blocks ask it what to do; for another thread than the one that
+    calls it, they do as ever.
 
     Args:
         network: a transformer, not compiled as a whole.
@@ -34,54 +36,75 @@ class Head:
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.name = type(network).__name__
-        self.norm = getattr(network, "norm_out", None)
+        self.norm: Any = getattr(network, "norm_out", None)
         self.blocks = [
-            child for name, child in network.named_children() if name in BLOCKS and type(child) is torch.nn.ModuleList
+            child
+            for name, child in network.named_children()
+            if name in BLOCKS and isinstance(child, torch.nn.ModuleList)
         ]
-        if hasattr(network, "_orig_mod"):
+        if hasattr(network, "_orig_mod") or network._compiled_call_impl is not None:
             raise TypeError("level: 'last_block' leaves out the blocks, which are one graph in a transformer compiled")
         if self.norm is None or not self.blocks:
             raise TypeError(
                 f"level: {self.name} has no norm_out behind {', '.join(BLOCKS)}, so what stands behind its last block"
                 " is not known; only 'velocity' serves it"
             )
+        self._here = threading.local()
+        self._worn: list[tuple[Worn, torch.nn.Module]] = []
+
+    def put_on(self) -> None:
+        """From now on ``norm_out`` and the blocks ask."""
+        self._worn = [(Worn(self.norm, self, {"__call__": self._entering_norm}), self.norm)]
+        self._worn += [(Worn(each, self, {"__iter__": self._entering_blocks}), each) for each in self.blocks]
+
+    def take_off(self) -> None:
+        """As it was."""
+        for each, module in self._worn:
+            each.take_off(module)
+        self._worn = []
 
     def split(self, forward: Callable[[], Any]) -> tuple[Any, torch.Tensor]:
         """The output of a call, and the hidden states in it."""
         seen: list[torch.Tensor] = []
-        with self._entering_norm(lambda _, args: seen.append(args[0])):
+        with self._doing(seen, None):
             output = forward()
         return output, seen[-1]
 
     def __call__(self, forward: Callable[[], Any], hidden: torch.Tensor) -> Any:
         """The output of a call whose blocks do not run and give ``hidden``."""
-        with ExitStack() as stack:
-            stack.enter_context(self._entering_norm(lambda _, args: (hidden, *args[1:])))
-            for blocks in self.blocks:
-                blocks.__class__ = Passed
-                stack.callback(setattr, blocks, "__class__", torch.nn.ModuleList)
+        with self._doing([], hidden):
             return forward()
 
-    def check(self, forward: Callable[[], Any], output: Any, hidden: torch.Tensor) -> None:
-        """That the hidden states of a call give its output.
+    def follows(self, forward: Callable[[], Any], output: Any, hidden: torch.Tensor) -> bool:
+        """Whether the hidden states of a call give its output; another part, such as sound, may come another way.
 
-        Raises:
-            TypeError: the output has another part, such as sound, which comes from the blocks by another way.
+        It takes a run of the head, and is asked once of each transformer.
         """
-        for found, wanted in zip(_tensors(self(forward, hidden)), _tensors(output), strict=True):
-            if (found - wanted).norm() > 1e-3 * wanted.norm():
-                raise TypeError(
-                    f"level: the output of {self.name} does not follow from what enters its norm_out; only 'velocity'"
-                    " serves it"
-                )
+        if self.norm not in _followed:
+            pairs = zip(_tensors(self(forward, hidden)), _tensors(output), strict=True)
+            _followed[self.norm] = all((found - wanted).norm() <= 1e-3 * wanted.norm() for found, wanted in pairs)
+        return _followed[self.norm]
 
     @contextmanager
-    def _entering_norm(self, hook: Callable[[Any, Any], Any]) -> Iterator[None]:
-        handle = self.norm.register_forward_pre_hook(hook)  # type: ignore[union-attr]
+    def _doing(self, seen: list[torch.Tensor], hidden: torch.Tensor | None) -> Iterator[None]:
+        before = getattr(self._here, "now", None)
+        self._here.now = seen, hidden
         try:
             yield
         finally:
-            handle.remove()
+            self._here.now = before
+
+    def _entering_norm(self, inside: Callable[..., Any], first: Any, *args: Any, **kwargs: Any) -> Any:
+        now = getattr(self._here, "now", None)
+        if now is not None:
+            seen, hidden = now
+            seen.append(first)
+            first = first if hidden is None else hidden
+        return inside(first, *args, **kwargs)
+
+    def _entering_blocks(self, inside: Callable[[], Any]) -> Any:
+        now = getattr(self._here, "now", None)
+        return inside() if now is None or now[1] is None else iter(())
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

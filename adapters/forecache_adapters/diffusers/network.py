@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ..attach import attached
+
 
 def transformers(pipe: Any) -> dict[str, torch.nn.Module]:
     """The denoising transformers of a pipeline by name: ``transformer``, ``transformer_2``.
@@ -15,16 +17,21 @@ def transformers(pipe: Any) -> dict[str, torch.nn.Module]:
     """
     if getattr(pipe, "unet", None) is not None:
         check(pipe.unet)
-    found = {
-        name: each
-        for name, each in getattr(pipe, "components", {}).items()
-        if name.startswith("transformer") and isinstance(each, torch.nn.Module)
-    }
+    found = present(pipe)
     if not found or not hasattr(pipe, "scheduler"):
         raise TypeError(f"pipe_or_transformer: {type(pipe).__name__} has no transformer and scheduler")
     for each in found.values():
         check(each)
     return found
+
+
+def present(pipe: Any, role: str = "transformer") -> dict[str, torch.nn.Module]:
+    """The networks of a pipeline that have a role: ``transformer``, ``controlnet``."""
+    return {
+        name: each
+        for name, each in getattr(pipe, "components", {}).items()
+        if name.startswith(role) and isinstance(each, torch.nn.Module)
+    }
 
 
 def check(network: torch.nn.Module) -> None:
@@ -35,13 +42,21 @@ def check(network: torch.nn.Module) -> None:
             f"pipe_or_transformer: {name} is a UNet. Rules and defaults are checked on transformers only; caches that"
             " reuse what stands behind a UNet's skip connections (DeepCache) fit it better"
         )
-    if getattr(network, "is_cache_enabled", False):
-        raise TypeError(f"pipe_or_transformer: {name} has a cache of diffusers' own; call its disable_cache() first")
-    if original(network)._compiled_call_impl is not None:
-        raise TypeError(
-            f"pipe_or_transformer: {name} is compiled in place, hooks and all; use compile_repeated_blocks(), or"
-            " torch.compile(transformer), which leaves them outside"
-        )
+    if (reason := other_cache(network)) is not None:
+        raise TypeError(f"pipe_or_transformer: {reason}")
+
+
+def other_cache(network: torch.nn.Module) -> str | None:
+    """Why another cache is in the way; ``None``: none is."""
+    name, inner = type(original(network)).__name__, original(network)
+    if getattr(inner, "is_cache_enabled", False):
+        return f"{name} has a cache of diffusers' own; call its disable_cache() first"
+    if vars(inner).get("_is_cached"):
+        return f"{name} has a cache of cache-dit's; call cache_dit.disable_cache first"
+    handle = attached(network)
+    if handle is not None and not getattr(handle, "of_diffusers", False):
+        return f"{name} has another cache, {type(handle).__module__}.{type(handle).__name__}; disable that one first"
+    return None
 
 
 def original(network: torch.nn.Module) -> torch.nn.Module:

@@ -2,44 +2,71 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils import _pytree
 
 from ..branches import StageTrace
+from ..kinds import Kinds
 from ..serving import serve
+from .call import TIMESTEP, Call
+from .switches import Switches
 
 
 class Run:
     """One run over ``times``.
 
-    A branch is a cache context (``cond``, ``uncond``), or ``call`` where there is none; another call of it within a
-    step is ``call[1]``. Where ``return_dict`` changes within a run, each form of the output has a history of its own.
+    Where ``return_dict`` changes within a run, each form of the output has a history of its own. A history serves calls
+    of one kind: see :class:`~forecache_adapters.kinds.Kinds`; of the residuals of a ControlNet, which are others at
+    every step, whether they are given and in what form.
 
     Args:
         settings: or a cache. times: N + 1 of them. whole: of the run, which two transformers may share.
         made_for: the key of a plan for this run, asked for only with a plan.
+        state: name of the argument that holds the latents.
     """
 
     def __init__(
-        self, settings: Any, times: Sequence[float], whole: Sequence[float], made_for: Callable[[], Mapping[str, Any]]
+        self,
+        settings: Any,
+        times: Sequence[float],
+        whole: Sequence[float],
+        made_for: Callable[[], Mapping[str, Any]],
+        state: str,
     ) -> None:
         self.trace = StageTrace()
-        self.server = serve(settings, times, self.trace, made_for, whole=whole)
-        self.i, self.calls = -1, Counter[str]()
+        self.moving = {state, *TIMESTEP}
+        self.server = serve(settings, times, self.trace, made_for, whole=whole) if len(times) > 1 else None
+        self.kinds: dict[str, Kinds] = {}
         self.forms: dict[str, bool] = {}
+        self.switches: Switches | None = None
 
-    def call(self, i: int, context: str | None, as_tuple: bool, state: Any, compute: Callable[[], Any]) -> Any:
-        """The transformer's output at step ``i``: ``compute()``, or a forecast in the same form."""
-        if i != self.i:
-            self.i = i
-            self.calls.clear()
-        branch = context or "call"
-        self.calls[branch] += 1
-        name = branch if self.calls[branch] == 1 else f"{branch}[{self.calls[branch] - 1}]"
+    def kind(self, name: str, call: Call, network: torch.nn.Module, strengths: Mapping[int, Any]) -> dict[str, Any]:
+        """The kind of a call of a branch. ``strengths``: of the ControlNets that ran for it."""
+        if self.switches is None:
+            self.switches = Switches(network)
+        if name not in self.kinds:
+            self.kinds[name] = Kinds(self.moving | {each for each in call.arguments if "controlnet" in each})
+        return {
+            **self.kinds[name].of(call.arguments),
+            "state of adapters": self.switches.state(network),
+            "strength of ControlNets": dict(strengths),
+        }
+
+    def call(
+        self,
+        i: int,
+        name: str,
+        as_tuple: bool,
+        state: Any,
+        kind: Callable[[], Mapping[str, Any]],
+        compute: Callable[[], Any],
+    ) -> Any:
+        """The transformer's output for branch ``name`` at step ``i``: ``compute()``, or a forecast in the same form."""
         computed: list[Any] = []
 
         def noted() -> Any:
@@ -48,20 +75,31 @@ class Run:
             computed.append(taken_apart(computed[0]))
             return computed[1]
 
-        first = self.forms.setdefault(name, as_tuple)
-        stream = name if as_tuple == first else f"{name}/return_dict={not as_tuple}"
-        if self.server is None:
+        server = self.server
+        if server is None:
             noted()
             return computed[0]
-        self.server.open(i, state)
-        served = self.server.branch(stream, noted)
+        first = self.forms.setdefault(name, as_tuple)
+        stream = name if as_tuple == first else f"{name}/return_dict={not as_tuple}"
+        server.open(i, state)
+        served = server.branch(stream, noted, kind())
         return computed[0] if computed and served is computed[1] else put_together(served)
+
+    def off(self, reason: str) -> None:
+        """From now on every call is computed, and the trace says why."""
+        note = f"off: {reason}"
+        if note not in self.trace.notes and not any(each.startswith("off: ") for each in self.trace.notes):
+            self.trace.notes.append(note)
+            warnings.warn(f"forecache is {note}", stacklevel=2)
+        self.server = None  # a call in another thread may be at work in it; what it holds goes with it
+        self.kinds, self.switches = {}, None
 
     def close(self) -> None:
         """Free every snapshot."""
         if self.server is not None:
             self.server.close()
         self.server = None
+        self.kinds, self.switches = {}, None
 
 
 @dataclass
