@@ -17,7 +17,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MethodType
 from typing import Any
 
@@ -31,15 +31,21 @@ class Worn:
         target: the object. handle: what :func:`attached` returns for it.
         methods: functions around those of the object, by name; ``__call__`` may be one.
         attributes: values that the object shows while it wears this.
+        private: attributes that somebody else's cache sets in the object, and that its copies do not get.
 
     Raises:
         TypeError: an object whose class cannot be exchanged.
     """
 
     def __init__(
-        self, target: Any, handle: Any, methods: Mapping[str, Around], attributes: Mapping[str, Any] | None = None
+        self,
+        target: Any,
+        handle: Any,
+        methods: Mapping[str, Around],
+        attributes: Mapping[str, Any] | None = None,
+        private: Collection[str] = (),
     ) -> None:
-        self.handle, self.former = handle, type(target)
+        self.handle, self.former, self.private = handle, type(target), frozenset(private)
         self.in_use = True
         # an instance attribute, such as accelerate's `forward`, would hide the method of the class
         self.set_aside = {name: vars(target).pop(name) for name in methods if name in vars(target)}
@@ -118,8 +124,8 @@ class Worn:
             function, *arguments = (self.former if each is self.kind else each for each in (function, *arguments))
             if getattr(function, "__name__", "") in ("__newobj__", "__newobj_ex__"):  # pickle insists on our class
                 function, arguments = _newly(function, arguments)
-            if self.set_aside and rest and isinstance(rest[0], dict) and self._owner() is instance:
-                rest[0] = {**rest[0], **self.set_aside}
+            if rest and isinstance(rest[0], dict) and self._owner() is instance:
+                rest[0] = {name: each for name, each in rest[0].items() if name not in self.private} | self.set_aside
             return function, tuple(arguments), *rest
 
         return reduce

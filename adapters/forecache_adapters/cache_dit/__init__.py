@@ -38,6 +38,7 @@ Right here, whatever the installed cache-dit does (1.5.3 and before):
 from __future__ import annotations
 
 from .calibrator import Config, Forecasts
-from .enable import Handle, disable, enable, enabled
+from .enable import disable, enable, enabled
+from .handle import Handle
 
 __all__ = ["Config", "Forecasts", "Handle", "disable", "enable", "enabled"]
