@@ -57,7 +57,13 @@ class Worn:
         }
         body |= {name: self._method(name, around) for name, around in methods.items()}
         body |= {name: self._attribute(name, value) for name, value in (attributes or {}).items()}
-        meta = type(self.former.__name__, (type(self.former),), {"__call__": self._maker()})
+        # equal to the former class: diffusers' `from_pipe` looks for the class of a part among those that it takes
+        same = {
+            "__eq__": lambda kind, other: other is kind or (kind is self.kind and other == self.former),
+            "__hash__": lambda kind: hash(self.former) if kind is self.kind else type.__hash__(kind),
+        }
+        self.kind: Any = None
+        meta = type(self.former.__name__, (type(self.former),), {"__call__": self._maker(), **same})
         self.kind = meta(self.former.__name__, (self.former,), body)
         try:
             target.__class__ = self.kind

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,7 +64,7 @@ def enable(target: Any, cache_config: Any, *, options: Mapping[str, Any] | None 
     disable(target)
     config.at_work = True
     handle = Handle(target)
-    former = {each: vars(each).get("forward") for each in networks(target)}
+    former = {each: ({**vars(each), "_modules": set(each._modules)}, patched(each)) for each in networks(target)}
     if not isinstance(target, torch.nn.Module):
         wear_pipeline(target, handle)  # first: what cache-dit sets in the class it sets in one of this pipeline alone
     try:
@@ -84,9 +83,9 @@ def enable(target: Any, cache_config: Any, *, options: Mapping[str, Any] | None 
             f"cache-dit {version('cache-dit')} refuses {type(target).__name__}"
             f"{f': {error}' if str(error) else ''}; before 1.5.2 it takes one transformer without a pipeline a process"
         ) from error
-    for each, forward in former.items():
-        if vars(each).get("_context_manager") is manager:
-            wear_transformer(each, forward, handle)
+    for each, (given, blocks) in former.items():
+        if handle.is_manager(vars(each).get("_context_manager")):
+            wear_transformer(each, given if patched(each) == blocks else None, handle)
     return handle
 
 
@@ -106,20 +105,28 @@ def wear_pipeline(pipe: Any, handle: Handle) -> None:
     Worn(pipe, handle, {"__call__": call}, private=SETS)
 
 
-def wear_transformer(transformer: Any, former: Any, handle: Handle) -> None:
+def patched(network: torch.nn.Module) -> int:
+    """How many modules within a network have a ``forward`` of their own, as cache-dit gives some models' blocks."""
+    return sum("forward" in vars(each) for each in network.modules() if each is not network)
+
+
+def wear_transformer(transformer: Any, former: Mapping[str, Any] | None, handle: Handle) -> None:
     """Put cache-dit's ``forward`` behind one that decides at each call whether it may serve.
 
     Args:
         transformer: with cache-dit's ``forward`` in its instance.
-        former: what was there before; ``None``: nothing.
+        former: what was in its instance before; ``None``: cache-dit has changed its blocks for good, and ``forward``
+            with them.
         handle: of the target.
     """
     given = vars(transformer)
-    cached, plain = given.pop("forward"), given["_original_forward"]
-    if "_hf_hook" in given:  # of accelerate: cache-dit goes on with what is behind it, and calls it by itself
-        plain = former
-    if not (inspect.ismethod(plain) and plain.__func__ is type(transformer).forward):
-        given["forward"] = plain  # which cache-dit's adapter of the model may have changed, blocks and all
+    cached, plain, added = given.pop("forward"), given["_original_forward"], set()
+    if former is not None:
+        plain, added = former.get("forward"), set(given["_modules"]) - former["_modules"]
+        if "_is_patched" not in former:
+            given.pop("_is_patched", None)
+    if plain is not None:
+        given["forward"] = plain
     run = Run(handle, given["_context_names"], type(transformer))
 
     def forward(inside: Any, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +140,7 @@ def wear_transformer(transformer: Any, former: Any, handle: Handle) -> None:
         methods["enable_cache"] = enable_cache
     Worn(transformer, handle, methods, private=SETS)
     handle.runs.append(run)
-    handle.parts.append(weakref.ref(transformer))
+    handle.parts.append((weakref.ref(transformer), added))
 
 
 def disable(target: Any) -> None:
@@ -142,8 +149,13 @@ def disable(target: Any) -> None:
     if not isinstance(handle, Handle) or handle.owner() is not target:
         return
     handle.close()
-    for each in filter(None, (part() for part in handle.parts)):
+    for part, added in handle.parts:
+        each = part()
+        if each is None:
+            continue
         take_off(each)
+        for name in added & each._modules.keys():
+            delattr(each, name)
         if handle.is_manager(vars(each).get("_context_manager")):
             vars(each).pop("_original_forward", None)  # `forward` is what it was, and not for cache-dit to set
             cache_dit.disable_cache(each)

@@ -23,8 +23,8 @@ MANAGER = ("new_context", "reset_context", "can_cache", "get_context", "_cached_
 class Handle:
     """The calibrators at work, and what they did. It holds neither the target nor its networks.
 
-    Every context that cache-dit makes gets our calibrators, and a branch of it without a history is computed, whatever the
-    step mask says.
+    Every context that cache-dit makes gets our calibrators, and a branch of it without a history is computed, whatever
+    the step mask says.
 
     Args:
         target: a pipeline or a transformer.
@@ -33,7 +33,7 @@ class Handle:
     def __init__(self, target: Any) -> None:
         self.within = not isinstance(target, torch.nn.Module)  #: a pipeline, whose calls are its runs
         self.owner = weakref.ref(target)
-        self.parts: list[weakref.ref[torch.nn.Module]] = []
+        self.parts: list[tuple[weakref.ref[torch.nn.Module], set[str]]] = []  # and the modules that cache-dit added
         self.runs: list[Any] = []
         self.notes: list[str] = []
         self.lock = threading.RLock()  # cache-dit exchanges a transformer's blocks while it runs
