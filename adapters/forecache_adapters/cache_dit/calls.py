@@ -28,6 +28,7 @@ class Calls:
         self.within = within
         self.direction = 0.0  # in which timesteps go
         self.broken: set[float] = set()  # last timesteps of runs that were broken off
+        self.usual = 0.0  # way of a step, in this run or the one before
         self.clear()
 
     def clear(self) -> None:
@@ -52,7 +53,6 @@ class Calls:
             return False, "" if same else "two calls at one timestep with different latents"
         self.step, self.request = self.step + 1, 0
         way = 0.0 if time is None or before is None else time - before
-        between = sorted((before or 0.0, time or 0.0))
         turned = way * self.direction < 0
         over = total is not None and self.step >= total
         if (turned and (over or not self.within)) or (over and time is None):
@@ -60,12 +60,15 @@ class Calls:
             self.step, self.way, self.jumped = 0, 0.0, False
             return True, ""
         self.direction = self.direction or way
+        low, high = sorted((before or 0.0, time or 0.0))
+        turns = high - low > 1.5 * self.usual and any(low < each < high for each in self.broken)
         self.jumped, self.way = 0 < JUMP * abs(self.way) < abs(way), way
+        self.usual = self.usual if turns else abs(way)
         if turned:
             return False, "the timesteps turn back"
         if over:
             return False, f"num_inference_steps={total}, but the run goes on"
-        return False, "two runs take turns" if any(between[0] < each < between[1] for each in self.broken) else ""
+        return False, "two runs take turns" if turns else ""
 
 
 def copies(state: Any) -> list[Any]:

@@ -55,7 +55,7 @@ def enable(target: Any, cache_config: Any, *, options: Mapping[str, Any] | None 
     config = Config(**settings)
     if config.times is not None and steps is not None and len(config.times) < steps:
         raise ValueError(f"times must have one for each of num_inference_steps={steps}, got {len(config.times)}")
-    if other := cache_on(target, but=attached(target)):
+    if other := cache_on(target, but=own(target)):
         raise RuntimeError(f"target: {other} cache is enabled on it or its transformer already; disable that first")
     if any(counters(each) for each in networks(target)):
         raise RuntimeError(
@@ -87,6 +87,12 @@ def enable(target: Any, cache_config: Any, *, options: Mapping[str, Any] | None 
         if handle.is_manager(vars(each).get("_context_manager")):
             wear_transformer(each, given if patched(each) == blocks else None, handle)
     return handle
+
+
+def own(target: Any) -> Handle | None:
+    """The handle of what :func:`enable` put on the target; ``None``: nothing, or its pipeline has it."""
+    handle = attached(target)
+    return handle if isinstance(handle, Handle) and handle.owner() is target else None
 
 
 def networks(target: Any) -> list[torch.nn.Module]:
@@ -145,8 +151,8 @@ def wear_transformer(transformer: Any, former: Mapping[str, Any] | None, handle:
 
 def disable(target: Any) -> None:
     """Take the cache off and free its state; nothing happens if :func:`enable` put none there."""
-    handle = attached(target)
-    if not isinstance(handle, Handle) or handle.owner() is not target:
+    handle = own(target)
+    if handle is None:
         return
     handle.close()
     for part, added in handle.parts:
