@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import gc
 import pickle
+import sys
 import threading
 import weakref
 from types import SimpleNamespace
@@ -543,6 +544,16 @@ def test_an_exception_in_a_callback_leaves_nothing():
         with pytest.raises(ArithmeticError):
             one.run(pipe, (0,), N, callback_on_step_end=fail)
         assert handle.nbytes == 0 and torch.equal(one.run(pipe, (0,), N), cached)
+
+
+def test_an_interrupt_at_the_very_beginning_of_a_call_does_not_switch_off_the_next():
+    one = tiny("sd3")
+    pipe = one.build()
+    with adapter.enabled(pipe, masked(one)) as handle:
+        cached = one.run(pipe, (0,), N)
+        finished = (lambda: sys._getframe())()
+        handle._callers.append((finished, threading.get_ident()))  # as it is left between two instructions
+        assert torch.equal(one.run(pipe, (0,), N), cached) and not handle.trace.notes and not handle._callers
 
 
 # --- others -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ def wear_pipeline(pipe: Any, handle: Handle) -> None:
     """Tell the handle where a call of the pipeline begins and ends."""
 
     def call(inside: Any, *args: Any, **kwargs: Any) -> Any:
-        with handle.call():
+        with handle.call(sys._getframe()):
             return inside(*args, **kwargs)
 
     Worn(pipe, handle, {"__call__": call}, private=SETS)

@@ -7,11 +7,13 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
 import torch
 
 from forecache import Trace
+from forecache.turns import runs
 
 from ..branches import StageTrace
 from .calibrator import Config, Forecasts
@@ -38,7 +40,7 @@ class Handle:
         self.notes: list[str] = []
         self.lock = threading.RLock()  # cache-dit exchanges a transformer's blocks while it runs
         self.at_work = False
-        self._callers: list[int] = []  # threads of the pipeline's calls under way
+        self._callers: list[tuple[FrameType, int]] = []  # calls of the pipeline under way, and their threads
         self._manager: Any = None
         self._kept: dict[str, dict[str, Forecasts]] = {}
 
@@ -121,12 +123,13 @@ class Handle:
 
     def asked(self) -> bool:
         """Whether a transformer is called by the target: another pipeline, a copy of it, may have the same one."""
-        return not self.within or (bool(self._callers) and self._callers[-1] == threading.get_ident())
+        return not self.within or (bool(self._callers) and self._callers[-1][1] == threading.get_ident())
 
     @contextmanager
-    def call(self) -> Iterator[None]:
-        """Encloses a call of the pipeline."""
-        self._callers.append(threading.get_ident())
+    def call(self, frame: FrameType) -> Iterator[None]:
+        """Encloses a call of the pipeline, which runs in ``frame``."""
+        mine = frame, threading.get_ident()
+        self._callers = [*(each for each in self._callers if runs(each[0])), mine]  # an interrupt may have left one
         if len(self._callers) == 1:
             self.notes = []
             for run in self.runs:
@@ -137,7 +140,7 @@ class Handle:
         try:
             yield
         finally:
-            self._callers.remove(threading.get_ident())
+            self._callers.remove(mine)
             if not self._callers:
                 for run in self.runs:
                     run.end()

@@ -93,8 +93,8 @@ class Run:
         with handle.lock:
             if handle.at_work or not handle.asked() or not self.contexts():
                 return plain()
-            handle.at_work = True
             try:
+                handle.at_work = True
                 given = dict(zip(self.parameters, args, strict=False)) | dict(kwargs)
                 return self.served(given, plain, cached) if self.follow(given) else plain()
             except BaseException:
