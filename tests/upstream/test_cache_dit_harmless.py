@@ -311,7 +311,7 @@ def test_a_run_of_another_length_harms_neither_itself_nor_the_next(steps):
 def test_two_runs_that_take_turns_on_one_transformer():
     network = transformer()
     alone = [denoise(network, seed=seed) for seed in (1, 2)]
-    with adapter.enabled(network, schedule()), pytest.warns(UserWarning, match="forecache in cache-dit is off"):
+    with adapter.enabled(network, schedule()), pytest.warns(UserWarning, match="forecache is off"):
         threads, found, baton = [], {}, threading.Condition()
         turn = [0]
 

@@ -67,7 +67,7 @@ class Run:
         if not self.off:
             self.off = f"off for the rest of this run: {why}"
             self.note(self.off)
-            warnings.warn(f"forecache in cache-dit is {self.off}", stacklevel=2)
+            warnings.warn(f"forecache is {self.off}", stacklevel=2)
         self.free()
 
     def note(self, text: str) -> None:
