@@ -19,7 +19,7 @@ import copy
 import copyreg
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, TypeVar
@@ -35,15 +35,22 @@ class Worn:
         target: the object. handle: what :func:`attached` returns for it.
         methods: functions around those of the object, by name; ``__call__`` may be one.
         attributes: values that the object shows while it wears this.
+        private: attributes that somebody else's cache sets in the object, and that its copies do not get.
 
     Raises:
         TypeError: an object whose class cannot be exchanged.
     """
 
     def __init__(
-        self, target: Any, handle: Any, methods: Mapping[str, Around], attributes: Mapping[str, Any] | None = None
+        self,
+        target: Any,
+        handle: Any,
+        methods: Mapping[str, Around],
+        attributes: Mapping[str, Any] | None = None,
+        private: Collection[str] = (),
     ) -> None:
         self.handle, self.former, self.names = handle, type(target), tuple(methods)
+        self.private = frozenset(private)
         self.in_use = False
         self.set_aside: dict[str, Any] = {}
         self.below: Worn | None = None  # what a `with` block put this over, and whether the block is over
@@ -56,7 +63,13 @@ class Worn:
         }
         body |= {name: self._method(name, around) for name, around in methods.items()}
         body |= {name: self._attribute(name, value) for name, value in (attributes or {}).items()}
-        meta = type(self.former.__name__, (type(self.former),), {"__call__": self._maker()})
+        # equal to the former class: diffusers' `from_pipe` looks for the class of a part among those that it takes
+        same = {
+            "__eq__": lambda kind, other: other is kind or (kind is self.kind and other == self.former),
+            "__hash__": lambda kind: hash(self.former) if kind is self.kind else type.__hash__(kind),
+        }
+        self.kind: Any = None
+        meta = type(self.former.__name__, (type(self.former),), {"__call__": self._maker(), **same})
         self.kind = meta(self.former.__name__, (self.former,), body)
         self.put_on(target)
 
@@ -133,7 +146,8 @@ class Worn:
             if getattr(function, "__name__", "") in ("__newobj__", "__newobj_ex__"):  # pickle insists on our class
                 function, arguments = _newly(function, arguments)
             if rest and isinstance(rest[0], dict) and self._owner() is instance:
-                rest[0] = {name: self._plain(each) for name, each in {**rest[0], **self.set_aside}.items()}
+                state = {**rest[0], **self.set_aside}
+                rest[0] = {name: self._plain(each) for name, each in state.items() if name not in self.private}
             return function, tuple(arguments), *rest
 
         return reduce

@@ -23,7 +23,7 @@ class Turns:
         if not self._lock.acquire(blocking=False):
             # no holder yet: a thread that is about to name itself, or one that was interrupted before it could
             free = self._holder is None and self._lock.acquire(timeout=0.05)
-            if not free and self._holder is not None and _runs(self._holder):
+            if not free and self._holder is not None and runs(self._holder):
                 raise RuntimeError(
                     f"{what} while this Forecaster is at work in another call, of another thread or of the compute() "
                     "that is running; a Forecaster serves one run at a time: give each thread and each nested run its "
@@ -50,7 +50,7 @@ class Turn:
         self.turns.give()
 
 
-def _runs(frame: FrameType) -> bool:
+def runs(frame: FrameType) -> bool:
     """Whether ``frame`` is on the stack of any thread."""
     for top in sys._current_frames().values():
         here: FrameType | None = top

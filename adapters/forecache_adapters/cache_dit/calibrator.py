@@ -11,10 +11,10 @@ import torch
 from cache_dit import CalibratorConfig
 from cache_dit.caching.cache_contexts.calibrators.base import CalibratorBase
 
-from forecache import Trace
+from forecache import Trace, schedule
 from forecache.basis import Rule, make_rule
 from forecache.basis.guard import told
-from forecache.snapshots import MAX_HISTORY
+from forecache.snapshots import MAX_HISTORY, Unforecastable
 from forecache.streams import Stream
 from forecache.trace import Step
 
@@ -28,7 +28,7 @@ class Config(CalibratorConfig):  # type: ignore[misc]  # untyped upstream
         history: snapshots kept per stream, at most 8.
         order, sigma: of the rules that have them.
         times: the sampler's own time at each of its steps, for rules whose clock it is; default: the step index, which
-            is all that cache-dit tells a calibrator.
+            is all that cache-dit tells a calibrator. A run with more steps has the index from there on.
         calibrator_cache_type: "residual" of the middle blocks, or their "hidden_states".
         enable_calibrator, enable_encoder_calibrator: forecast the image stream, the text stream.
 
@@ -53,6 +53,9 @@ class Config(CalibratorConfig):  # type: ignore[misc]  # untyped upstream
             raise ValueError(
                 f"history must be {self.rule().floor}..{MAX_HISTORY} for basis {self.rule().name!r}, got {self.history}"
             )
+        if self.times is not None:
+            self.times = tuple(map(float, self.times))
+            schedule.effective_steps(self.times)  # they are finite, and rise or fall
         self.at_work = False  # not a field: cache-dit copies and merges those
 
     def rule(self) -> Rule:
@@ -88,6 +91,7 @@ class Forecasts(CalibratorBase):  # type: ignore[misc]  # untyped upstream
 
     Attributes:
         trace: of the generation. A stream is called what cache-dit calls it, such as ``Bn_residual``.
+        lost: its history ended; the branch must be computed before it can be forecast again.
     """
 
     def __init__(self, config: Config) -> None:
@@ -97,11 +101,18 @@ class Forecasts(CalibratorBase):  # type: ignore[misc]  # untyped upstream
     def reset_cache(self) -> None:
         """Begin a generation: no snapshot, a trace of its own."""
         self.close()
-        self.step, self.trace = -1, Trace()
+        self.step, self.trace, self.lost = -1, Trace(), False
 
     def close(self) -> None:
         """Free every snapshot. The trace stays."""
         self.streams: dict[str, Stream] = {}
+
+    def forget(self, step: int, note: str) -> None:
+        """End the history within a generation, at ``step``."""
+        if self.streams:
+            self.trace.notes.append(f"step {step}: {note}")
+            self.lost = True
+        self.close()
 
     @property
     def nbytes(self) -> int:
@@ -116,31 +127,36 @@ class Forecasts(CalibratorBase):  # type: ignore[misc]  # untyped upstream
 
     @property
     def time(self) -> float:
-        """The sampler's time at this step.
-
-        Raises:
-            ValueError: more steps than ``times``.
-        """
-        if self.config.times is None:
-            return float(self.step)
-        if self.step >= len(self.config.times):
-            raise ValueError(f"times has {len(self.config.times)} steps, the sampler is at step {self.step}")
-        return float(self.config.times[self.step])
+        """The sampler's time at this step; its index where ``times`` has none, or has come to its end."""
+        times = self.config.times
+        return float(self.step) if times is None or self.step >= len(times) else float(times[self.step])
 
     def mark_step_begin(self) -> None:
         """The branch comes to its next step, whether computed or not."""
         self.step += 1
+        if self.config.times is not None and self.step == len(self.config.times):
+            self.forget(
+                self.step, f"times has {self.step} steps and the run more; the clock is the step index from here on"
+            )
 
     def update(self, value: torch.Tensor, name: str = "default") -> None:
-        """Take a computed value.
-
-        Raises:
-            ValueError: another shape, dtype or device than before, NaN or infinity.
-        """
-        stream = self.streams.get(name) or Stream(self.config.rule(), self.config.history, 0, None)
-        stream.push(self.step, self.time, value, stream.snapshots.products(value, name))
-        self.streams[name] = stream
+        """Take a computed value. One of another form, or that can be no snapshot, ends the history before it."""
+        stream = self.streams.get(name)
+        if stream is not None and (other := stream.snapshots.differs(value, name)):
+            self.forget(self.step, f"a new history begins: {other}")
+            stream = None
+        if stream is not None and self.time in stream.snapshots.times[-1:]:
+            stream = None  # nothing has moved: the newest snapshot is replaced, and what led to it goes with it
+        stream = stream or Stream(self.config.rule(), self.config.history, 0, None)
         self.trace.steps.append(Step(self.step, self.time, "computed"))
+        try:
+            stream.push(self.step, self.time, value, stream.snapshots.products(value, name))
+        except (Unforecastable, torch.cuda.OutOfMemoryError) as reason:
+            self.close()
+            self.lost = True
+            self.trace.notes.append(f"step {self.step}: the history ends, since its value can be no snapshot: {reason}")
+        else:
+            self.streams[name], self.lost = stream, False
 
     def approximate(self, name: str = "default") -> torch.Tensor | None:
         """The forecast at this step; ``None`` for a stream that no computed step has shown, as cache-dit expects it."""
