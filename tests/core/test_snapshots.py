@@ -200,9 +200,9 @@ def state(window: Snapshots) -> tuple[Any, ...]:
     [
         (torch.ones(2, 4), ["shape", r"\[2, 3\]", r"\[2, 4\]"]),
         (torch.ones(3, 2), ["shape"]),
-        (torch.ones(2, 3, dtype=torch.float64), ["dtype", "float32 before", "float64 now"]),
+        (torch.ones(2, 3, dtype=torch.float64), ["dtype", "float32, now", "float64"]),
         (torch.ones(2, 3, dtype=torch.int64), ["dtype", "int64"]),
-        (torch.ones(2, 3, device="meta"), ["device", "cpu before", "meta now"]),
+        (torch.ones(2, 3, device="meta"), ["device cpu, now meta"]),
         (torch.tensor([[1, 2, 3], [1, float("nan"), 3]]), ["NaN or infinity"]),
         (torch.tensor([[1, 2, 3], [1, -float("inf"), 3]]), ["NaN or infinity"]),
     ],
