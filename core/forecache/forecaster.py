@@ -55,8 +55,8 @@ class Forecaster:
             brings its own.
         batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
         order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).
-        guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 but for "auto" (1.75 or 8);
-            8 for what a plan adds to the velocity's weights.
+        guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 but for "auto" (1.75 or 8); 8
+            for what a plan adds to the velocity's weights.
         made_for: what this run is (model hash, guidance, ...), compared with a plan's key.
 
     One run at a time: a sampler in another thread needs a forecaster of its own.
