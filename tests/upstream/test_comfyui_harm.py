@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import threading
+import warnings
 import weakref
 from functools import partial
 from types import SimpleNamespace
@@ -471,6 +472,37 @@ def test_a_step_that_is_not_where_the_count_says_switches_it_off(comfy, sampler,
         out = go(comfy, served, sampler=sampler)
     assert len(network.calls) < calls and out.isfinite().all() if step == 10 else torch.equal(out, reference)
     assert torch.equal(go(comfy, patch(model, interval=1), sampler=sampler), reference)
+
+
+GRIDS = {
+    "linear": [1 - k / 15 for k in range(16)],
+    "dense at the end": [14.6 * (1 - k / 15) ** 3 for k in range(16)],
+    "dense at the beginning": [(1 - (k / 15) ** 2) for k in range(16)],
+    "no zero": [1 - k / 20 for k in range(16)],
+    "rising": [0.1 + k / 20 for k in range(16)],
+}
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", restarting, beside, twice, shrinking])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("kind", comfyui_standin.KINDS)
+def test_any_sampler_on_any_grid_is_unharmed(sampler, grid, kind):
+    """Of the stand-in; the same for those of ComfyUI itself stands beside its tests."""
+    model, network = comfyui_standin.model(kind, bend=0.5)
+    shrinking.to = lambda x: x[:1]
+    options = {"sampler": sampler, "sigmas": GRIDS[grid]}
+    reference = go(comfyui_standin, model, **options)
+    plain, network.calls = network.calls, []
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        served = patch(model, interval=1)
+        assert torch.equal(go(comfyui_standin, served, **options).nan_to_num(), reference.nan_to_num())
+        assert network.calls == plain
+        network.calls.clear()
+        served = patch(model, basis="linear", calls=8)
+        out = go(comfyui_standin, served, **options)
+    assert out.shape == reference.shape and bool(out.isfinite().all()) == bool(reference.isfinite().all())
+    assert len(network.calls) < len(plain) or any("off" in note for note in trace_of(served).notes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
