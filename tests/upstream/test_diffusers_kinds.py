@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -263,3 +265,29 @@ def test_skip_layer_guidance_has_a_history_of_its_own():
     with adapter.enabled(pipe, basis="linear", calls=CALLS) as handle:
         latents = run()
     assert relative(latents, reference) < 0.05 and handle.trace.calls["call"] == CALLS
+
+
+class LayerCounter:
+    """Counts the calls of every block, as Chipmunk's does, and tells from them which step it is."""
+
+    num_layers, num_submodules_per_layer = 1, 1
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def increment(self) -> None:
+        self.seen += 1
+
+
+def test_layers_that_count_their_calls_see_the_skipped_steps(monkeypatch):
+    """Without that they would take the last step for the tenth."""
+    tiny, pipe = PIPELINES["flux2"], PIPELINES["flux2"].build()
+    counter, block = LayerCounter(), pipe.transformer.transformer_blocks[0]
+    block.sparse = SimpleNamespace(layer_counter=counter)
+    block.register_forward_hook(lambda *_: counter.increment())
+    for counted in (STEPS, CALLS):
+        counter.seen = 0
+        with adapter.enabled(pipe, basis="linear", calls=CALLS):
+            tiny.run(pipe, steps=STEPS)
+        assert counter.seen == counted
+        monkeypatch.setattr("forecache_adapters.diffusers.run.count_skipped", lambda found: None)  # the control
