@@ -327,6 +327,36 @@ def test_another_loop_beside_the_one_whose_scheduler_is_known(steps):
     assert torch.equal(latents, reference) and torch.equal(values[0], wanted), handle.trace.notes
 
 
+@pytest.mark.parametrize("how", ["in turn", "threads"])
+def test_two_requests_where_the_scheduler_counts_one(how):
+    """At the same timesteps, and in another order at every step: off, and each gets what it gets uncached."""
+    network, scheduler, values = Toy(), euler(steps=STEPS), [torch.ones(1, 8), -torch.ones(1, 8)]
+
+    def step(t, k, x):
+        v = network(x, t[None])
+        values[k] = scheduler.step(v, t, x, return_dict=False)[0] if k == 0 else x - v / STEPS
+
+    def run():
+        scheduler.set_timesteps(STEPS)
+        values[:] = [torch.ones(1, 8), -torch.ones(1, 8)]
+        for i, t in enumerate(scheduler.timesteps):
+            given = list(values)
+            step(t, 1, given[1]) if i % 2 else None
+            if how == "threads" and i == 3:
+                (thread,) = [threading.Thread(target=step, args=(t, 0, given[0]))]
+                thread.start()
+                thread.join()
+            else:
+                step(t, 0, given[0])
+        return list(values)
+
+    reference = run()
+    with adapter.enabled(network, scheduler=scheduler, basis="reuse", interval=4) as handle:
+        with pytest.warns(UserWarning, match="off: "):
+            found = run()
+        assert all(torch.equal(*pair) for pair in zip(found, reference, strict=True)), handle.trace.notes
+
+
 def test_timesteps_of_a_scheduler_that_does_not_count_may_be_rounded():
     """DDIM's, in bfloat16: those of its grid are found by where they stand and by what comes next."""
     scheduler, network = diffusers.DDIMScheduler(), Toy()
