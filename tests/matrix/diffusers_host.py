@@ -14,6 +14,7 @@ from diffusers.callbacks import SD3CFGCutoffCallback
 from diffusers.hooks import apply_group_offloading
 
 from forecache_adapters import diffusers as adapter
+from forecache_adapters.diffusers.head import BLOCKS
 from forecache_lab.reference.tiny_diffusers import PIPELINES, wake
 from matrix import hosts
 from matrix.hosts import DTYPES, LIVES, SETTINGS, STEPS, Stop
@@ -50,7 +51,16 @@ NOISE_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-CALLS: list[str] = []  # of the transformers' own code, whichever object it belongs to
+CALLS: list[str] = []  # of the transformers' blocks, whichever object they belong to
+
+
+def _watch(transformer: Any) -> None:
+    """Count the calls of the blocks, at their classes: cache-dit has its own way from one to the next."""
+    for name in BLOCKS:
+        for block in getattr(transformer, name, None) or ():
+            kind = type(block)
+            if "forward" in vars(kind) and not hasattr(kind.forward, "counts"):
+                kind.forward = _counted(kind.forward)
 
 
 def _counted(forward: Any) -> Any:
@@ -59,12 +69,21 @@ def _counted(forward: Any) -> Any:
         CALLS.append(type(self).__name__)
         return forward(self, *args, **kwargs)
 
+    counting.counts = True  # type: ignore[attr-defined]
     return counting
 
 
-for _kind in {getattr(diffusers, tiny.transformer) for tiny in PIPELINES.values()}:
-    if not hasattr(_kind.forward, "__wrapped__") or _kind.forward.__name__ != "counting":
-        _kind.forward = _counted(_kind.forward)
+class Adapted(torch.nn.Module):
+    """A layer with an adapter, by the names that PEFT's have."""
+
+    def __init__(self, base: torch.nn.Module) -> None:
+        super().__init__()
+        self.base, self.active_adapters, self.scaling, self.merged_adapters = base, ["one"], {"one": 0.0}, []
+        self.disable_adapters = False
+
+    def forward(self, hidden: torch.Tensor) -> Any:
+        out = self.base(hidden)
+        return out + 0.2 * self.scaling["one"] * out.roll(1, -1)
 
 
 class Diffusers:
@@ -99,6 +118,8 @@ class Diffusers:
             return False
         if event == "guidance" and pipeline == "qwen-image":  # takes true_cfg_scale, which no callback can reach
             return False
+        if row.get("setting") == "threads" and (scheduler in ("euler, stochastic", "lcm") or event == "adapter"):
+            return False  # noise of the process, and weights that both have
         if row.get("life") in ("deepcopy", "pickled") and row.get("setting") == "offloaded":
             return False
         if row.get("life") == "pickled" and str(scheduler).lower().startswith("sa"):
@@ -127,6 +148,9 @@ class Diffusers:
         if row["event"] == "controlnet":
             pipe = _with_controlnet(tiny, pipe)
         pipe.scheduler = getattr(diffusers, kind)(**settings)
+        _watch(pipe.transformer)
+        if row["event"] == "adapter":
+            pipe.transformer.proj_out = Adapted(pipe.transformer.proj_out)
         pipe.to(DTYPES[row["dtype"]])
         if row["setting"] == "offloaded":
             apply_group_offloading(pipe.transformer, onload_device=CPU, offload_device=CPU, offload_type="leaf_level")
@@ -225,9 +249,8 @@ def _acts(row: Row, nested: Callable[[], Any] | None) -> Callable[..., Any]:
             pipe._interrupt = True
         elif event == "exception":
             raise Stop
-        elif event == "weights":
-            with torch.no_grad():
-                pipe.transformer.proj_out.weight.mul_(1.25)
+        elif event == "adapter":
+            pipe.transformer.proj_out.scaling["one"] += 1.0
         return given
 
     return act
@@ -271,7 +294,7 @@ HOSTS = (
         "diffusers, flow", ("sd3", "flux", "qwen-image", "wan", "ltx", "sana"), FLOW_SCHEDULERS,
         (
             "none", "guidance", "batch", "prompt", "latents", "interrupt", "exception", "skip layers", "controlnet",
-            "weights",
+            "adapter",
         ),
     ),
     Diffusers("diffusers, noise", ("pixart", "dit"), NOISE_SCHEDULERS, ("none", "latents", "exception")),

@@ -82,7 +82,9 @@ class Generator:
 
     def allowed(self, row: Row) -> bool:
         """See :class:`matrix.hosts.Host`."""
-        return not (row.get("event") == "exception" and row.get("setting") == "nested")
+        event, setting = row.get("event"), row.get("setting")
+        shared = event == "weights" and setting in ("threads", "nested")  # which both runs change
+        return not (event == "exception" and setting == "nested") and not shared
 
     def still(self, row: Row) -> int:
         """See :class:`matrix.hosts.Host`."""
@@ -220,9 +222,13 @@ TRELLIS = {"guidance": ("interval", "everywhere", "one condition", "weak"), "bat
 
 # --- SAM 3D Objects -------------------------------------------------------------------------------------------------
 class Solver(Generator):
-    """The network has functions that pickle does not find."""
+    """The network has functions that pickle does not find, and noise comes from the generator of the process."""
 
     lives = ("fresh", "copy", "deepcopy")
+
+    def factors(self) -> dict[str, tuple[str, ...]]:
+        """See :class:`matrix.hosts.Host`."""
+        return {**super().factors(), "setting": ("alone", "nested")}
 
 
 def small_pipeline(upstream: Any, row: Row) -> Any:

@@ -113,6 +113,7 @@ def outcome(host: Any, target: Any, row: Row, counter: Callable[[], int], nested
 def lived(host: Any, row: Row, settings: Mapping[str, Any] | None) -> tuple[Any, list[Outcome]]:
     """Everything a row asks for; ``settings``: ``None`` is the control, without us. Returns the handle and the runs."""
     target, handle, counter = host.make(row), None, host.count()
+    torch.manual_seed(0)  # of schedulers that draw without a generator
 
     def attach(each: Any) -> Any:
         return None if settings is None else host.enable(each, row, **settings)
