@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -138,10 +137,5 @@ def read_arguments(given: Sequence[str]) -> dict[str, Any]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two :meth:`Settings.to_dict`; where a plan lies does not matter, its content does."""
-    names = [name for name in {**old, **new} if name != "plan" and _text(old.get(name)) != _text(new.get(name))]
+    names = [name for name in {**old, **new} if name != "plan" and old.get(name) != new.get(name)]
     return [f"{name} was {old.get(name)!r} and now is {new.get(name)!r}" for name in names]
-
-
-def _text(value: Any) -> str:
-    """By which two values are compared: as JSON has them, NaN too."""
-    return json.dumps(value, sort_keys=True)
