@@ -658,9 +658,12 @@ GRIDS = {
 }  # fmt: skip
 
 
-@BRANCHES
 @pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("settings", [{"interval": 1}, {"interval": 3}, {"adaptive_guidance": True}])
+@pytest.mark.parametrize(
+    ("branches", "settings"),
+    [(each, {"interval": n}) for each in ("apart", "combined") for n in (1, 3)]
+    + [("apart", {"adaptive_guidance": True})],
+)
 @torch.no_grad()
 def test_runs_without_a_step_that_moves(toy, name, branches, settings):
     def sample():
@@ -669,8 +672,6 @@ def test_runs_without_a_step_that_moves(toy, name, branches, settings):
         steps = generator._solver.solve_iter(generator._generate_dynamics, x, times, 0.0, torch.zeros(1))
         return [(x["shape"], float(t)) for x, t in steps]
 
-    if branches == "combined" and "adaptive_guidance" in settings:
-        pytest.skip("refused when it is enabled")
     generator = toy()
     expected = sample()
     assert len(expected) == max(len(GRIDS[name]) - 1, 0)
@@ -685,7 +686,7 @@ def test_runs_without_a_step_that_moves(toy, name, branches, settings):
 @torch.no_grad()
 def test_a_run_without_steps_and_a_cache_of_the_users_own(toy):
     generator, x = toy(), {"shape": torch.zeros(1, 6, 2)}
-    with adapter.enabled(generator, stages={"ss": Forecaster(steps=12)}) as handle:
+    with adapter.enabled(generator, stages={"ss": Forecaster("linear", steps=12)}) as handle:
         for times in ([], [0.0]):
             steps = generator._solver.solve_iter(generator._generate_dynamics, x, times, 0.0, torch.zeros(1))
             assert list(steps) == [] and handle.traces["ss"].notes == ["off: no step moves the state"]
