@@ -49,7 +49,7 @@ class Settings:
         if self.plan is not None and given:
             raise ValueError(f"plan: it has its own schedule; leave out {', '.join(given)}")
         if self.calls is not None and len(given) > 1:
-            raise ValueError(f"calls: it sets the schedule alone; leave out {', '.join(given[:-1])}")
+            raise ValueError(f"give one of interval, calls, plan; got calls and {', '.join(given[:-1])}")
         if self.plan is None:  # a plan knows its own grid and is checked against the run's
             replace(self, calls=None)._forecaster(range(1001), {}) if self.calls else self._forecaster(range(1001), {})
         elif isinstance(self.plan, (str, Path)):

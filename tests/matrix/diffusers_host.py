@@ -118,7 +118,8 @@ class Diffusers:
             return False
         if event == "guidance" and pipeline == "qwen-image":  # takes true_cfg_scale, which no callback can reach
             return False
-        if row.get("setting") == "threads" and (scheduler in ("euler, stochastic", "lcm") or event == "adapter"):
+        draws = any(each in str(scheduler).lower() for each in ("sde", "stochastic", "ancestral", "lcm", "ddpm", "sas"))
+        if row.get("setting") == "threads" and (draws or scheduler == "sa" or event == "adapter"):
             return False  # noise of the process, and weights that both have
         if row.get("life") in ("deepcopy", "pickled") and row.get("setting") == "offloaded":
             return False
