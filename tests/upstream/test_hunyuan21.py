@@ -193,7 +193,7 @@ def test_published_methods(pipe, calls):
         ({"basis": "fourier"}, "basis must be one of"),
         ({"basis": "dmd", "history": 3}, "history must be >= 4"),
         ({"calls": 0}, "calls must be >= 1"),
-        ({"interval": 3, "calls": 5}, "calls: it sets the schedule alone; leave out interval"),
+        ({"interval": 3, "calls": 5}, "give one of interval, calls, plan; got calls and interval"),
         ({"intervall": 3}, "intervall"),
         ({"basis": "hermite", "sigma": 1.5}, "sigma must lie in"),
         ({"basis": "reuse", "order": 2}, "order=2 belongs to"),
