@@ -529,7 +529,7 @@ def test_records_are_whole_or_torn(tmp_path):
         (["--model", "tiny:no"], "known are tiny:flux,"),
         (["--model", "no/such/folder"], "must be a folder with model_index.json"),
         (["--plan", "few.txt"], "is not a plan"),
-        (["--interval", "0", "--calls", "3"], "got interval and calls"),
+        (["--interval", "0", "--calls", "3"], "got calls and interval"),
         (["--basis", "magic"], "basis must be one of"),
         (["--gpus", "99"], "--gpus 99: allowed are"),
         (["--gpus", "0", "--workers", "2"], "leave out --workers 2"),
