@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from .attach import attached
+
+CACHE_DIT, DIFFUSERS = "cache-dit", "diffusers' own"  #: caches that have another way to be taken off than ours
 
 
 def cache_on(target: Any, but: Any = None) -> str | None:
@@ -16,25 +19,23 @@ def cache_on(target: Any, but: Any = None) -> str | None:
     """
     networks = [] if isinstance(target, torch.nn.Module) else list(getattr(target, "__dict__", {}).values())
     for each in (target, *(part for part in networks if isinstance(part, torch.nn.Module))):
-        handle = attached(each)
-        if handle is not None and handle is but:
-            continue
-        if handle is not None:
-            return type(handle).__module__.rpartition(".")[0]
-        if getattr(each, "__dict__", {}).get("_context_manager") is not None:
-            return "cache-dit"
+        handle, own = attached(each), getattr(each, "__dict__", {})
+        if handle is not None and handle is not but:
+            return type(handle).__module__.rpartition(".")[0] or type(handle).__module__
+        if own.get("_context_manager") is not None or own.get("_is_cached"):
+            return CACHE_DIT
         if getattr(each, "is_cache_enabled", False) is True:
-            return "diffusers' own"
+            return DIFFUSERS
     return None
 
 
-def counters(network: torch.nn.Module) -> list[Any]:
-    """Chipmunk's ``LayerCounter`` of a network, known by what it can do: in a list that is mostly empty.
+def counters(modules: Iterable[torch.nn.Module]) -> list[Any]:
+    """Chipmunk's ``LayerCounter`` of a network's modules, known by what it can do: in a list that is mostly empty.
 
     Its sparse layers count their own calls, and tell from that which step it is and whether they compute all of it.
     """
     found: dict[int, Any] = {}
-    for module in network.modules():
+    for module in modules:
         for value in vars(module).values():
             counter = getattr(value, "layer_counter", None)
             if callable(getattr(counter, "increment", None)) and hasattr(counter, "num_submodules_per_layer"):
@@ -42,7 +43,7 @@ def counters(network: torch.nn.Module) -> list[Any]:
     return list(found.values())
 
 
-def count_skipped(found: list[Any]) -> None:
+def count_skipped(found: Iterable[Any]) -> None:
     """Count a call of the network that is left out, as its layers would have: ``found`` by :func:`counters`."""
     for counter in found:
         for _ in range(counter.num_layers * counter.num_submodules_per_layer):

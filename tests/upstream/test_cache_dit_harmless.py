@@ -600,10 +600,10 @@ class LayerCounter:
 def test_chipmunks_counter_sees_skipped_steps():
     network = transformer()
     counter = LayerCounter(4, 2)
-    assert not counters(network)
+    assert not counters(network.modules())
     for block in (*network.transformer_blocks, *network.single_transformer_blocks):
         block.sparse_mlp = SimpleNamespace(layer_counter=counter)
-    found = counters(network)
+    found = counters(network.modules())
     assert found == [counter]
     count_skipped(found)
     assert counter.seen == 8, "as many as a call of the network"

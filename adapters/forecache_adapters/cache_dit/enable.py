@@ -58,7 +58,7 @@ def enable(target: Any, cache_config: Any, *, options: Mapping[str, Any] | None 
         raise ValueError(f"times must have one for each of num_inference_steps={steps}, got {len(config.times)}")
     if other := cache_on(target, but=own(target)):
         raise RuntimeError(f"target: {other} cache is enabled on it or its transformer already; disable that first")
-    if any(counters(each) for each in networks(target)):
+    if any(counters(each.modules()) for each in networks(target)):
         raise RuntimeError(
             "target: Chipmunk's layers count the calls of every block, and cache-dit leaves blocks out; use one of them"
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..attach import attached
+from ..others import CACHE_DIT, DIFFUSERS, cache_on
 
 
 def transformers(pipe: Any) -> dict[str, torch.nn.Module]:
@@ -48,15 +49,14 @@ def check(network: torch.nn.Module) -> None:
 
 def other_cache(network: torch.nn.Module) -> str | None:
     """Why another cache is in the way; ``None``: none is."""
-    name, inner = type(original(network)).__name__, original(network)
-    if getattr(inner, "is_cache_enabled", False):
-        return f"{name} has a cache of diffusers' own; call its disable_cache() first"
-    if vars(inner).get("_is_cached"):
-        return f"{name} has a cache of cache-dit's; call cache_dit.disable_cache first"
-    handle = attached(network)
-    if handle is not None and not getattr(handle, "of_diffusers", False):
-        return f"{name} has another cache, {type(handle).__module__}.{type(handle).__name__}; disable that one first"
-    return None
+    name, handle = type(original(network)).__name__, attached(network)
+    others = {id(each): each for each in (network, original(network))}.values()
+    mine = handle if getattr(handle, "of_diffusers", False) else None
+    found = next((found for each in others if (found := cache_on(each, but=mine))), None)
+    if found is None:
+        return None
+    how = {DIFFUSERS: "call its disable_cache() first", CACHE_DIT: "call cache_dit.disable_cache first"}
+    return f"{name} has another cache, {found}; {how.get(found, 'disable that one first')}"
 
 
 def original(network: torch.nn.Module) -> torch.nn.Module:

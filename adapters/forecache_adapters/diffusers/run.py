@@ -12,7 +12,7 @@ from torch.utils import _pytree
 
 from ..branches import StageTrace
 from ..kinds import Kinds
-from ..others import count_skipped, counters
+from ..others import count_skipped
 from ..serving import serve
 from .call import TIMESTEP, Call
 from .switches import Switches
@@ -45,12 +45,11 @@ class Run:
         self.kinds: dict[str, Kinds] = {}
         self.forms: dict[str, bool] = {}
         self.switches: Switches | None = None
-        self.counters: list[Any] = []  # Chipmunk's
 
     def kind(self, name: str, call: Call, network: torch.nn.Module, strengths: Mapping[int, Any]) -> dict[str, Any]:
         """The kind of a call of a branch. ``strengths``: of the ControlNets that ran for it."""
         if self.switches is None:
-            self.switches, self.counters = Switches(network), counters(network)
+            self.switches = Switches(network)
         if name not in self.kinds:
             self.kinds[name] = Kinds(self.moving | {each for each in call.arguments if "controlnet" in each})
         return {
@@ -86,7 +85,7 @@ class Run:
         server.open(i, state)
         served = server.branch(stream, noted, kind())
         if not computed:
-            count_skipped(self.counters)
+            count_skipped(self.switches.counters if self.switches else ())
         return computed[0] if computed and served is computed[1] else put_together(served)
 
     def off(self, reason: str) -> None:
@@ -96,14 +95,14 @@ class Run:
             self.trace.notes.append(note)
             warnings.warn(f"forecache is {note}", stacklevel=2)
         self.server = None  # a call in another thread may be at work in it; what it holds goes with it
-        self.kinds, self.switches, self.counters = {}, None, []
+        self.kinds, self.switches = {}, None
 
     def close(self) -> None:
         """Free every snapshot."""
         if self.server is not None:
             self.server.close()
         self.server = None
-        self.kinds, self.switches, self.counters = {}, None, []
+        self.kinds, self.switches = {}, None
 
 
 @dataclass

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..others import counters
 from .network import original
 
 LAYER = ("active_adapters", "merged_adapters", "disable_adapters", "scaling")  # of a layer with LoRA (PEFT)
@@ -21,6 +22,7 @@ class Switches:
         self.adapters: tuple[str, ...] | None = None
         self.layers: list[Any] = []
         self.attentions: list[Any] = []
+        self.counters: list[Any] = []  #: Chipmunk's
         self.look_up(network)
 
     def look_up(self, network: torch.nn.Module) -> None:
@@ -29,6 +31,7 @@ class Switches:
         modules = list(original(network).modules())
         self.layers = [each for each in modules if hasattr(each, "active_adapters") and hasattr(each, "scaling")]
         self.attentions = [each for each in modules if hasattr(each, "processor")]
+        self.counters = counters(modules)
 
     def state(self, network: torch.nn.Module) -> tuple[Any, ...]:
         """How they stand, to be compared with ``==``."""
