@@ -5,7 +5,7 @@ tests of a process, which can import only one. Absent: a skip says so.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -20,8 +20,13 @@ hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _alone() -> Iterator[None]:
+    """Every test begins with one seed, and leaves no mode of torch behind for the next one of its process."""
     torch.manual_seed(0)
+    yield
+    left = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    torch.set_grad_enabled(True)
+    assert left == (True, False), f"(gradients, inference mode) are {left} after this test"
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,7 @@ def test_an_interrupt_before_any_instruction_leaves_the_forecaster_usable() -> N
 
 def test_with_a_lock_that_is_only_released_an_interrupt_would_lock_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: a turn that does not end with its frame."""
-    monkeypatch.setattr("forecache.turns._runs", lambda frame: True)
+    monkeypatch.setattr("forecache.turns.runs", lambda frame: True)
     locked = 0
     for at in range(1, 3000, 31):
         cache = Forecaster("linear", steps=4, computed=[0, 1, 3], history=2)
