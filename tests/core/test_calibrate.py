@@ -308,7 +308,7 @@ def test_a_sampler_that_is_not_euler_is_refused():
             x = x + 2 * (GRID[i + 1] - GRID[i]) * cache.step(i, lambda i=i, x=x: velocity(x, GRID[i]), state=x)
         return x
 
-    with pytest.raises(RuntimeError, match="calibration needs an Euler sampler"):
+    with pytest.raises(RuntimeError, match=r"run: at step 1 the state is not x \+ sum h_j v_j \(off by"):
         calibrate(twice, times=GRID, calls=9, seeds=[0])
     with pytest.raises(RuntimeError, match="calibration needs an Euler sampler"):
         calibrate(guided, times=GRID, calls=9, seeds=[0], guidance_scale=7.0)
@@ -366,6 +366,7 @@ def test_a_fit_keeps_its_columns_to_what_is_served():
     [
         ({"calls": 0}, "calls must be 2..23"),
         ({"calls": 24}, "calls must be 2..23"),
+        ({"calls": 3, "edges": [5, 11]}, "calls must be 4..23"),
         ({"seeds": []}, "seeds must name"),
         ({"memory": 0}, "memory must be 1..8"),
         ({"ridge": 0.0}, "ridge must be > 0"),

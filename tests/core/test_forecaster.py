@@ -290,7 +290,7 @@ def test_a_run_may_start_late() -> None:
 
 
 def test_forecast_before_any_snapshot() -> None:
-    with pytest.raises(RuntimeError, match="before any snapshot"):
+    with pytest.raises(RuntimeError, match=r"forecast of step 0 before any snapshot: observe\(\) a computed"):
         Forecaster(times=GRID).forecast(0)
 
 
@@ -640,14 +640,15 @@ def test_items_with_the_same_choice_are_served_together(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "times .* or steps"),
-        ({"times": GRID, "steps": 20}, "not both"),
+        ({}, r"give either times \(N \+ 1 grid times\) or steps \(N\), not both"),
+        ({"times": GRID, "steps": 20}, "not both and not neither"),
         ({"steps": 0}, "steps must be >= 1"),
         ({"times": GRID, "interval": 0}, "interval must be >= 1"),
         ({"times": GRID, "interval": 3, "calls": 5}, "one of interval, calls, computed, plan; got interval and calls"),
         ({"times": GRID, "computed": [0, 5], "calls": 5}, "got calls and computed"),
         ({"times": GRID, "calls": 5, "warmup": 3}, "warmup and end belong to interval"),
-        ({"times": GRID, "calls": 21}, r"calls must be 1\.\.20"),
+        ({"times": GRID, "calls": 21}, r"calls must be 1\.\.20 \(the steps that move the state\), got 21"),
+        ({"times": [*GRID, GRID[-1]], "calls": 21}, r"calls must be 1\.\.20"),  # the last has dt = 0
         ({"times": GRID, "computed": [1, 5]}, "first effective step"),
         ({"times": GRID, "history": 0}, r"history must be 1\.\.8"),
         ({"times": GRID, "history": 9}, r"history must be 1\.\.8"),
@@ -655,10 +656,11 @@ def test_items_with_the_same_choice_are_served_together(monkeypatch: pytest.Monk
         ({"times": GRID, "history": 2, "basis": "taylor", "order": 2}, "history must be >= 3 for basis 'taylor2'"),
         ({"times": GRID, "guard": 0.5}, "guard must be >= 1"),
         ({"times": GRID, "guard": float("nan")}, "guard"),
-        ({"times": GRID, "basis": "newton"}, "basis must be one of"),
+        ({"times": GRID, "basis": "newton"}, r"basis must be one of .* or an object with weights\(\), got 'newton'"),
         ({"times": [1.0, 0.0, 0.5]}, "rise or fall"),
         ({"times": [1.0]}, "N \\+ 1"),
-        ({"times": GRID, "basis": "reuse", "order": 2}, "order=2 belongs to"),
+        ({"times": GRID, "basis": "reuse", "order": 2}, "order=2 belongs to basis"),
+        ({"times": GRID, "basis": "linear", "sigma": 0.5}, "sigma=0.5 belongs to basis"),
         ({"times": GRID, "basis": "linear", "order": 8}, "order must be"),
         ({"times": GRID, "basis": "hermite", "sigma": 1.5}, "sigma must lie"),
     ],

@@ -187,7 +187,7 @@ def test_a_turn_is_refused_to_others_as_long_as_its_frame_runs() -> None:
     thread.start()
     inside.wait(10)
     for act in (cache.close, cache.reset, lambda: cache.observe(0, field(0))):
-        with pytest.raises(RuntimeError, match="of another thread"):
+        with pytest.raises(RuntimeError, match="while this Forecaster is at work in another call, of another thread"):
             act()
     leave.set()
     thread.join()

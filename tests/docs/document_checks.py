@@ -327,29 +327,50 @@ def importable(module, name):
 
 # --- messages ---------------------------------------------------------------------------------------------------------
 @functools.cache
-def messages():
-    """Every string of the packages, what is filled in left out, neighbouring ones joined as Python joins them."""
+def strings(*folders):
+    """Every string of the sources but docstrings, what is filled in left out, joined as Python joins neighbours."""
     texts = []
-    for folder in ("core", "adapters", "patches", "launch", "lab", "cli"):
+    for folder in folders:
         for file in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if file.parent == Path(__file__).parent:
+                continue
+            nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+            docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+            for node in nodes:
                 if isinstance(node, ast.JoinedStr):
                     parts = [each.value if isinstance(each, ast.Constant) else "\0" for each in node.values]
                     texts.append("".join(map(str, parts)))
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
                     texts.append(node.value)
     return tuple(texts)
 
 
+def quoted(page):
+    """The messages that a page quotes, each with its parts between ``...``."""
+    lines = re.findall(r"^- ((?:`[^`]+`(?:,\s+)?)+):", page.text, re.MULTILINE)
+    for span in (" ".join(each.split()) for line in lines for each in re.findall(r"`([^`]+)`", line)):
+        if re.search(r"\s", span):
+            yield span, [part.strip() for part in span.removeprefix("error: ").split("...") if part.strip(" .,;:()")]
+
+
 def check_messages(page):
     """Quoted messages that no string of ours can give: their parts between ``...`` must stand in one, in order."""
-    quoted = re.findall(r"^- ((?:`[^`]+`(?:,\s+)?)+):", page.text, re.MULTILINE)
-    found = []
-    for span in (" ".join(each.split()) for text in quoted for each in re.findall(r"`([^`]+)`", text)):
-        if span.startswith("handle.") or not re.search(r"\s", span):
-            continue
-        parts = [part.strip() for part in span.removeprefix("error: ").split("...") if part.strip(" .,;:()")]
+    said, found = strings("core", "adapters", "patches", "launch", "lab", "cli"), []
+    for span, parts in quoted(page):
         pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
-        if not any(pattern.search(text) for text in messages()):
+        if not any(pattern.search(text) for text in said):
             found.append(f"message {span}: nothing says so")
+    return found
+
+
+def check_tested(page):
+    """Quoted messages of which no test outside of this folder has three words in a row, or a whole shorter part."""
+    tested = "\n".join(re.sub(r"\\(\W)", r"\1", text) for text in strings("tests"))
+    found = []
+    for span, parts in quoted(page):
+        words = [part.strip(" .,;:()").split() for part in parts]
+        runs = {" ".join(each[k : k + 3]) for each in words for k in range(max(1, len(each) - 2))}
+        longest = max(len(run.split()) for run in runs)
+        if not any(run in tested for run in runs if len(run.split()) == longest):
+            found.append(f"message {span}: no test asks for it")
     return found

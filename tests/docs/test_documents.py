@@ -16,8 +16,9 @@ def test_what_a_page_names_exists(file):
     assert [problem for check in CHECKS for problem in check(page)] == []
 
 
-def test_messages_of_the_troubleshooting_page_exist():
-    assert checks.check_messages(Page(ROOT / "docs" / "troubleshooting.md")) == []
+@pytest.mark.parametrize("check", [checks.check_messages, checks.check_tested])
+def test_messages_of_the_troubleshooting_page_exist_and_are_tested(check):
+    assert check(Page(ROOT / "docs" / "troubleshooting.md")) == []
 
 
 def test_pages_are_read_at_all():
@@ -88,3 +89,4 @@ def test_a_right_page_is_let_through(text):
 def test_an_invented_message_is_seen():
     page = Page(ROOT / "docs" / "x.md", "- `... is not patched; run ...`: a\n- `the moon is ... today`: b\n")
     assert checks.check_messages(page) == ["message the moon is ... today: nothing says so"]
+    assert checks.check_tested(page) == ["message the moon is ... today: no test asks for it"]

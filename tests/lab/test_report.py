@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 import warnings
 from dataclasses import replace
@@ -15,6 +16,7 @@ import trimesh
 from typer.testing import CliRunner
 
 import forecache_cli.main as cli
+import forecache_lab
 from forecache_lab import record, report
 from forecache_lab.report import meshes, page, statistics
 from lab_browser import chromium, requested
@@ -67,6 +69,24 @@ def report_distance(mesh, reference):
     from forecache_lab import geometry
 
     return geometry.distances(mesh, reference).max()
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "said"),
+    [
+        ("generate --model tiny:dit --prompts p.txt --out out", "forecache_launch", "generate needs forecache_launch"),
+        ("report out", "forecache_lab.report", "the report needs forecache_lab.report"),
+        ("demo", "forecache_lab.demo", "the demo needs forecache_lab.demo"),
+    ],
+)
+def test_a_command_says_which_extra_it_needs(command, module, said, monkeypatch):
+    """A module of ours stands for one of an extra: what is imported already cannot be missing any more."""
+    monkeypatch.delattr(forecache_lab, module.split(".")[-1], raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    result = CliRunner().invoke(cli.app, command.split())
+    extra = "generate" if "generate" in command else "report"
+    assert result.exit_code == 1
+    assert " ".join(result.stderr.split()) == f"error: {said}: pip install '.[{extra}]' in forecache's checkout"
 
 
 def break_json(file, text):

@@ -209,10 +209,13 @@ def test_gits_own_reason_is_kept(toy: Toy, made: Hub, broken_git: Callable[[str]
         lambda: patches.prove(made.draft, "pin", pinned),
         lambda: patches.store(patches.load_hub(made.drafts, "toy"), pinned, toy.folder / "draft", made.fetch),
     ]
+    said = []
     for operation in operations:
         with pytest.raises(patches.PatchError) as caught:
             operation()
-        assert reason in str(caught.value) and "noise" not in str(caught.value)
+        said.append(str(caught.value))
+    assert all(reason in each and "noise" not in each for each in said)
+    assert f" failed in {moved}: {reason}" in said[0]
     assert {name: file for name, file in snapshot(toy.folder).items() if "bin/" not in name} == before
 
 

@@ -117,6 +117,10 @@ def test_other_line_ends_are_named_as_such(toy: Toy) -> None:
         patches.TreeError, match=r"has line ends \\r\\n, the pinned file \\n; check it out with core.aut"
     ):
         patches.apply(toy.series, root)
+    git(root, "config", "core.autocrlf", "false")
+    (root / LOOP).unlink()
+    git(root, "checkout", "--", LOOP)
+    assert patches.apply(toy.series, root).changed
 
 
 def test_no_room_left(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

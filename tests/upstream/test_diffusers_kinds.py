@@ -89,7 +89,7 @@ class Conditioned(torch.nn.Module):
         return hidden_states * text * timestep
 
 
-@pytest.mark.parametrize("change", ["in_place", "anew", "size"])
+@pytest.mark.parametrize("change", ["in_place", "anew", "size", "dtype"])
 def test_what_changes_in_a_loop_of_ones_own(change):
     """A prompt written over, or another; latents of another size: the step computes, and only that one."""
     network, text, x, computed = Conditioned(), torch.ones(1, 1), torch.ones(1, 4), []
@@ -97,8 +97,8 @@ def test_what_changes_in_a_loop_of_ones_own(change):
     handle = adapter.enable(network, steps=STEPS, basis="linear", interval=4)
     for i in range(STEPS):
         if i == 10:
-            text = {"in_place": text.mul_, "anew": text.mul, "size": text.clone().mul}[change](2)
-            x = torch.ones(1, 8) if change == "size" else x
+            text = {"in_place": text.mul_, "anew": text.mul, "size": text.clone().mul, "dtype": text.mul}[change](2)
+            x = {"size": torch.ones(1, 8), "dtype": torch.ones(1, 4).double()}.get(change, x)
         t = torch.tensor(float(STEPS - i))
         value = network(x, t, text)
         assert value.shape == x.shape and (i != 10 or torch.equal(value, x * text * t))
@@ -107,9 +107,49 @@ def test_what_changes_in_a_loop_of_ones_own(change):
     assert "a new history begins" in handle.trace.branches["call"].notes[0]
 
 
+def test_what_is_another_value_at_every_step_is_compared_by_its_form_alone():
+    network, x = Conditioned(), torch.ones(1, 4)
+    with adapter.enabled(network, steps=STEPS, basis="linear", interval=4) as handle:
+        for i in range(STEPS):
+            network(x, torch.tensor(float(STEPS - i)), torch.full((1, 4 if i == 15 else 1), float(i)))
+    notes = handle.trace.branches["call"].notes
+    assert [note.split(":")[0] for note in notes] == ["step 1", "step 15", "step 16"] and handle.trace.computed < STEPS
+
+
+class Steered(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, hidden_states, timestep, controlnet_block_samples=None):
+        return self.weight * hidden_states * timestep + (controlnet_block_samples or [0])[0]
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_a_controlnet_that_ends_in_a_loop_of_ones_own(left_out):
+    """Its residuals are others at every step. Multiplied by 0 they look like any others."""
+    network, x, computed = Steered(), torch.ones(1, 4), []
+    network.register_forward_hook(lambda *_: computed.append(i))
+    with adapter.enabled(network, steps=STEPS, basis="linear", interval=4) as handle:
+        for i in range(STEPS):
+            residuals = [torch.full((1, 4), float(i) if i < 10 else 0.0)]
+            network(x, torch.tensor(float(STEPS - i)), None if left_out and i >= 10 else residuals)
+    assert (10 in computed) == bool(handle.trace.branches["call"].notes) == left_out
+
+
+def test_weights_that_are_written_over_are_not_seen():
+    """As the page says, that of adapters which are exchanged in place."""
+    network, x = Steered(), torch.ones(1, 4)
+    with adapter.enabled(network, steps=STEPS, basis="linear", interval=4) as handle:
+        for i in range(STEPS):
+            network.weight.mul_(2 if i == 10 else 1)
+            network(x, torch.tensor(float(STEPS - i)))
+    assert not handle.trace.branches["call"].notes
+
+
 @pytest.fixture(scope="module")
 def controlled():
-    """FLUX with a strong ControlNet, as a function of the end of its range."""
+    """FLUX with a strong ControlNet, as a function of the range and strength that are given."""
     tiny = PIPELINES["flux"]
     base = tiny.build()
     control = slow(wake(diffusers.FluxControlNetModel(**tiny.network)))
@@ -130,20 +170,21 @@ def controlled():
     size = pipe.vae_scale_factor * 8
     hint = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
-    def run(end=1.0):
+    def run(**given):
         return pipe(
             control_image=hint, height=size, width=size, num_inference_steps=STEPS, guidance_scale=3.5,
-            control_guidance_end=end, output_type="latent", return_dict=False,
-            generator=torch.Generator().manual_seed(0), **tiny.inputs((0,)),
+            output_type="latent", return_dict=False,
+            generator=torch.Generator().manual_seed(0), **tiny.inputs((0,)), **given,
         )[0]  # fmt: skip
 
     return pipe, run
 
 
-def test_a_controlnet_that_ends_within_the_run(controlled, blind):
-    """Its residuals are given to the end, multiplied by 0."""
+@pytest.mark.parametrize("edge", ["control_guidance_start", "control_guidance_end"])
+def test_a_controlnet_that_begins_or_ends_within_the_run(controlled, blind, edge):
+    """Its residuals are given from the beginning to the end, multiplied by 0."""
     pipe, run = controlled
-    served, unseen, notes = drifts(pipe, lambda: run(0.5), blind)
+    served, unseen, notes = drifts(pipe, lambda: run(**{edge: 0.5}), blind)
     assert 5 * served < unseen and ["another strength of ControlNets" in note for note in notes] == [True]
     with adapter.enabled(pipe, basis="linear", calls=CALLS) as handle:
         run()
@@ -217,25 +258,33 @@ def test_lora_that_is_changed_within_the_run(how, blind):
     assert 2 * served < unseen and ["another state of adapters" in note for note in notes] == [True]
 
 
-def test_an_attention_processor_with_a_strength(blind):
+@pytest.mark.parametrize("how", ["scale", "another"])
+def test_an_attention_processor_that_is_changed_within_the_run(how, blind):
     """As IP-Adapter's, whose scale is set while a run goes on."""
     tiny = PIPELINES["sd3"]
     pipe = tiny.build()
     kind = type(next(iter(pipe.transformer.attn_processors.values())))
 
     class Scaled(kind):
-        scale = 1.0
+        scale = factor = 1.0
 
         def __call__(self, *args, **kwargs):
             hidden, *rest = super().__call__(*args, **kwargs)
-            return self.scale * hidden, *rest
+            return self.factor * self.scale * hidden, *rest
 
-    processor = Scaled()
-    pipe.transformer.set_attn_processor(processor)
+    processor, other = Scaled(), Scaled()
+    other.factor = -3.0
+
+    def change(*_):
+        if how == "scale":
+            processor.scale = -3.0
+        else:
+            pipe.transformer.set_attn_processor(other)
 
     def run():
         processor.scale = 1.0
-        return tiny.run(pipe, steps=STEPS, callback_on_step_end=at(9, lambda *_: setattr(processor, "scale", -3.0)))
+        pipe.transformer.set_attn_processor(processor)
+        return tiny.run(pipe, steps=STEPS, callback_on_step_end=at(9, change))
 
     served, unseen, notes = drifts(pipe, run, blind)
     assert 2 * served < unseen and ["another state of adapters" in note for note in notes] == [True]

@@ -56,9 +56,9 @@ def saved(pipe):
 @pytest.mark.parametrize("how", list(COPIES))
 def test_a_copy_has_no_cache_and_may_get_one(pipe, how):
     kind, reference, served = type(pipe), reference_of("flux2"), served_of("flux2")
-    adapter.enable(pipe, **SETTINGS)
+    original = adapter.enable(pipe, **SETTINGS)
     made = quiet(COPIES[how](pipe))
-    assert type(made) is kind and torch.equal(TINY.run(made), reference)
+    assert type(made) is kind and torch.equal(TINY.run(made), reference) and not original.trace.calls
     adapter.disable(made)
     assert torch.equal(TINY.run(pipe), served), "the original keeps its cache"
     handle = adapter.enable(made, **SETTINGS)
@@ -221,8 +221,10 @@ def test_another_cache_is_refused_by_name_in_either_order(how):
     name = {"diffusers": "another cache, diffusers' own", "cache-dit": "cache-dit", "worn": "builtins"}[how]
     end = begin()
     for target in (pipe, network):
-        with pytest.raises(TypeError, match=name):
+        with pytest.raises(TypeError, match=name) as refused:
             adapter.enable(target, **({"steps": STEPS} if target is network else {}))
+        remedies = ("call its disable_cache() first", "call cache_dit.disable_cache first", "disable that one first")
+        assert str(refused.value).endswith(remedies)
     end()
     with adapter.enabled(pipe, **SETTINGS) as handle:
         end = begin()

@@ -14,6 +14,7 @@ pytest.importorskip("transformers", reason="needs the extra `diffusers`: its pip
 from diffusers_helpers import euler, loop, pipe_of  # noqa: E402
 from forecache_adapters import diffusers as adapter  # noqa: E402
 from forecache_adapters.diffusers import counted, grid  # noqa: E402
+from forecache_adapters.diffusers.call import Call  # noqa: E402
 from forecache_adapters.diffusers.track import Track  # noqa: E402
 from forecache_lab.reference.tiny_diffusers import PIPELINES  # noqa: E402
 from upstream_helpers import relative  # noqa: E402
@@ -73,7 +74,10 @@ def test_every_scheduler(scheduler, name, computed):
     assert latents.shape == reference.shape and latents.isfinite().all()
     off = [note for note in handle.trace.notes if note.startswith("off: scheduler: ")]
     assert len(seen) == handle.trace.computed == (calls if off else tiny.per_step * CALLS)
-    assert bool(off) == (getattr(pipe.scheduler, "order", 1) != 1 or scheduler == "PNDMScheduler"), off
+    order, repeats = getattr(pipe.scheduler, "order", 1), scheduler == "PNDMScheduler"
+    assert bool(off) == (order != 1 or repeats), off
+    why = "repeats timesteps, its steps cannot be told apart" if repeats else f"calls the network {order} times a step"
+    assert all(note.startswith(f"off: scheduler: {scheduler} {why}") for note in off), off
 
 
 @pytest.mark.parametrize(
@@ -139,13 +143,14 @@ def test_a_loop_over_a_part_of_the_timesteps():
         assert relative(run(), reference) < 0.02
     steps = handle.trace.branches["cond"].steps
     assert [step.time for step in steps] == pytest.approx(scheduler.sigmas[9:-1].tolist())
-    assert steps[-1].kind == "computed" and "step 9" in handle.trace.notes[0]
+    assert steps[-1].kind == "computed"
+    assert handle.trace.notes == ["a new run begins at step 9, which is not behind step 0"]
 
 
 @pytest.mark.parametrize("how", ["more calls than steps", "one step"])
 def test_what_keeps_it_off_is_said(how):
     tiny, pipe = PIPELINES["flux2"], pipe_of("flux2")
-    steps, note = (1, "1 steps") if how == "one step" else (12, "calls=13 is more than the 12 steps")
+    steps, note = (1, "1 steps") if how == "one step" else (12, "calls=13 is more than the 12 steps of this run, so")
     reference = tiny.run(pipe, steps=steps)
     with adapter.enabled(pipe, calls=13) as handle, pytest.warns(UserWarning, match=note):
         assert torch.equal(tiny.run(pipe, steps=steps), reference)
@@ -233,6 +238,18 @@ def test_requests_that_take_turns_get_what_they_get_alone(behind, monkeypatch):
         assert not torch.equal(in_turn(network, behind)[0], served[0]), "the control: by timesteps alone"
 
 
+def test_eight_requests_at_once():
+    network = Toy()
+    with adapter.enabled(network, steps=STEPS, basis="linear", calls=CALLS) as handle:
+        served = [alone(network, seed) for seed in range(8)]
+        requests = [request(network, seed) for seed in range(8)]
+        for _ in range(STEPS):
+            for each in requests:
+                next(each)
+        assert all(torch.equal(next(each), wanted) for each, wanted in zip(requests, served, strict=True))
+        assert len(handle.steps.requests) == 8
+
+
 def test_requests_in_threads_get_what_they_get_alone():
     network, values = Toy(), {}
     barrier = threading.Barrier(2)
@@ -272,10 +289,10 @@ def test_too_many_requests_and_a_run_that_does_not_move():
         for seed in range(20):
             network(torch.randn(1, 8, generator=torch.Generator().manual_seed(seed)), torch.ones(1))
         assert len(network.seen) == 20 and len(handle.steps.requests) == counted.LIVE
-        assert "requests share the transformer" in handle.trace.notes[0]
+        assert "more than 8 requests share the transformer" in handle.trace.notes[0]
     with (
         adapter.enabled(network, steps=STEPS, interval=2) as handle,
-        pytest.warns(UserWarning, match="no step advances"),
+        pytest.warns(UserWarning, match="9 calls of 'call' at the first step, and no step advances"),
     ):
         x = torch.ones(1, 8)
         for _ in range(20):
@@ -298,12 +315,20 @@ def test_a_pipeline_that_steps_a_copy_of_its_scheduler(monkeypatch):
     copies.clear()
     with adapter.enabled(pipe, basis="linear", calls=CALLS) as handle, pytest.warns(UserWarning, match="off: "):
         assert torch.equal(tiny.run(pipe, steps=STEPS), reference)
-    assert "counted elsewhere" in handle.trace.notes[0]
+    assert "while the loop stands at step 0: its steps are counted elsewhere" in handle.trace.notes[0]
     copies.clear()
     monkeypatch.setattr(Track, "_compare", lambda *_: None)
     with adapter.enabled(pipe, basis="linear", calls=CALLS) as handle, pytest.warns(UserWarning):
         tiny.run(pipe, steps=STEPS)
     assert "counted elsewhere" not in handle.trace.notes[0], "the control: one signal"
+
+
+def test_timesteps_go_one_way():
+    track = Track(range(9), range(9))
+    for i, t in enumerate([900.0, 800.0, 850.0]):
+        assert track.why is None
+        track.enter(i, Call({"timestep": t}))
+    assert track.why == "the transformer's timestep turns back at step 2, from 800 to 850"
 
 
 @pytest.mark.parametrize("steps", [10, 7])
@@ -327,8 +352,11 @@ def test_another_loop_beside_the_one_whose_scheduler_is_known(steps):
     assert torch.equal(latents, reference) and torch.equal(values[0], wanted), handle.trace.notes
 
 
-@pytest.mark.parametrize("how", ["in turn", "threads"])
-def test_two_requests_where_the_scheduler_counts_one(how):
+@pytest.mark.parametrize(
+    ("how", "note"),
+    [("in turn", "two latents at step 1, and"), ("threads", "the transformer is called from two threads, and")],
+)
+def test_two_requests_where_the_scheduler_counts_one(how, note):
     """At the same timesteps, and in another order at every step: off, and each gets what it gets uncached."""
     network, scheduler, values = Toy(), euler(steps=STEPS), [torch.ones(1, 8), -torch.ones(1, 8)]
 
@@ -341,18 +369,18 @@ def test_two_requests_where_the_scheduler_counts_one(how):
         values[:] = [torch.ones(1, 8), -torch.ones(1, 8)]
         for i, t in enumerate(scheduler.timesteps):
             given = list(values)
-            step(t, 1, given[1]) if i % 2 else None
-            if how == "threads" and i == 3:
-                (thread,) = [threading.Thread(target=step, args=(t, 0, given[0]))]
+            if i % 2 and how == "threads":
+                thread = threading.Thread(target=step, args=(t, 1, given[1]))
                 thread.start()
                 thread.join()
-            else:
-                step(t, 0, given[0])
+            elif i % 2:
+                step(t, 1, given[1])
+            step(t, 0, given[0])
         return list(values)
 
     reference = run()
     with adapter.enabled(network, scheduler=scheduler, basis="reuse", interval=4) as handle:
-        with pytest.warns(UserWarning, match="off: "):
+        with pytest.warns(UserWarning, match=f"off: {note} the scheduler counts the steps of one"):
             found = run()
         assert all(torch.equal(*pair) for pair in zip(found, reference, strict=True)), handle.trace.notes
 

@@ -576,6 +576,8 @@ def test_a_run_without_steps(case):
     [
         ({"interval": 3}, r"interval=3: ShortCut_faster computes where its own schedule says.* the class ShortCut"),
         ({"calls": 9}, "calls=9: ShortCut_faster"),
+        ({"warmup": 4}, "warmup=4: ShortCut_faster"),
+        ({"end": 20}, "end=20: ShortCut_faster"),
         ({"stages": {"ss": None, "slat": {"interval": 2}}}, "interval=2: FlowMatching_faster"),
         ({"basis": "taylorseer"}, "basis must be one of auto, reuse, linear, taylor, hermite, dmd, chebyshev"),
         ({"branches": "combined"}, "branches must be 'apart' with ShortCut_faster, got 'combined'"),

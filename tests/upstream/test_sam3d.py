@@ -517,7 +517,7 @@ def test_other_solvers_and_other_caches_are_refused_by_name(toy, upstream):
     unguided.reverse_fn = Toy()
     with pytest.raises(TypeError, match=r"reverse_fn must be one of ClassifierFreeGuidance, PointmapCFG, got Toy"):
         adapter.enable(unguided)
-    with pytest.raises(TypeError, match="models hold none of ss_generator, slat_generator"):
+    with pytest.raises(TypeError, match="is no generator, and its models hold none of ss_generator, slat_generator"):
         adapter.enable(object())
 
 

@@ -431,6 +431,11 @@ def test_bad_settings_are_refused_when_enabled(pipe, settings, error):
     assert pipe.slat_sampler.forecache is None and "forecache" not in vars(pipe.slat_sampler)
 
 
+def test_what_is_no_pipeline_of_trellis_is_refused():
+    with pytest.raises(TypeError, match="pipeline: object has none of sparse_structure_sampler, slat_sampler"):
+        adapter.enable(object())
+
+
 def test_few_steps_switch_the_cache_off(sample, pipe):
     reference = sample("sparse_structure", steps=8).samples
     with adapter.enabled(pipe, basis="linear", interval=2) as handle:
@@ -451,7 +456,8 @@ def test_a_condition_that_is_another_tensor_at_every_step_is_computed_and_said(p
         finally:
             del sampler._inference_model
     trace = handle.traces["sparse_structure"]
-    assert trace.computed == 12 and "nothing was forecast" in trace.notes[0]
+    assert trace.computed == 12
+    assert trace.notes == ["nothing was forecast: every step came with a condition tensor of its own"]
     assert json.loads(json.dumps(trace.to_dict()))["notes"] == trace.notes
 
 
