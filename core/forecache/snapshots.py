@@ -43,9 +43,10 @@ def products(window: torch.Tensor, value: torch.Tensor) -> Array:
 def queued(window: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """What :func:`products` reads, still on the device: ``[items, chunks, n + 1]``."""
     exact = torch.float32 if value.device.type == "mps" else torch.float64
+    window, value = window.detach(), value.detach()  # and no mode of torch is switched: an interrupt could leave it so
     (items, n, d), parts = window.shape, []
     wide = min(d, chunk(value.device))
-    with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
+    with torch.autocast(value.device.type, enabled=False):
         work = torch.empty((n + 1, wide), dtype=exact, device=value.device)
         for old, new in zip(window, value, strict=True):
             for start in range(0, d, wide):
@@ -60,9 +61,8 @@ def read(sums: Sequence[torch.Tensor]) -> list[Array]:
     """:func:`products` of each of what :func:`queued` made; a host waits for a GPU once, for all of them."""
     if len({each.device for each in sums}) > 1:
         return [read([each])[0] for each in sums]
-    with torch.no_grad():
-        flat = sums[0].flatten() if len(sums) == 1 else torch.cat([each.flatten() for each in sums])
-        parts = torch.split(flat.cpu().double(), [each.numel() for each in sums])
+    flat = sums[0].flatten() if len(sums) == 1 else torch.cat([each.flatten() for each in sums])
+    parts = torch.split(flat.cpu().double(), [each.numel() for each in sums])
     return [part.view(each.shape).sum(1).numpy() for part, each in zip(parts, sums, strict=True)]
 
 
