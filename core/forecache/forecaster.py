@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from . import schedule, tree
 from .basis import make_rule
+from .corrector import response
 from .groups import Group, Groups
 from .plan import Plan
 from .planned import Planner
@@ -44,8 +47,9 @@ class Forecaster:
 
     Args:
         basis: "auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", "exponential", or an object with
-            ``weights(times, target, gram)``. "auto" (:class:`forecache.basis.Auto`): Lagrange in true
-            time, cautious or bold as the run's own snapshots allow, on a schedule that is dense at both ends.
+            ``weights(times, target, gram)``. "auto" (:class:`forecache.basis.Auto`): a line or a parabola
+            as the run's own snapshots speak for, with the corrector, on a schedule that is a little denser at both
+            ends.
         times: the N + 1 times (t or sigma) that the sampler visits, in order.
         steps: short for ``range(N + 1)``.
         interval, warmup, end: HiCache's schedule (compute the first ``warmup`` steps, every ``interval``-th, and all
@@ -63,8 +67,12 @@ class Forecaster:
             ``{"pose": Group(("rotation", "scale"), basis="linear")}``. Any other leaf has its own history. A plan
             brings its own.
         batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
+        corrector: when a computed value arrives, integrate the gap behind it again and add the difference to what
+            ``step`` returns (:mod:`forecache.corrector`). For samplers that add a multiple of each velocity to the
+            state, as Euler's method does: ``True`` where that is ``times[i + 1] - times[i]``, or the N multiples. By
+            default it is on with "auto" where ``times`` are given and there is no plan.
         order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).
-        guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 but for "auto" (1.75 or 8); 8
+        guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 ("auto": 8); 8
             for what a plan adds to the velocity's weights.
         made_for: what this run is (model hash, guidance, ...), compared with a plan's key.
 
@@ -98,6 +106,7 @@ class Forecaster:
         order: int | None = None,
         sigma: float | None = None,
         guard: float | None = None,
+        corrector: bool | Sequence[float] | None = None,
         made_for: Mapping[str, Any] | None = None,
     ) -> None:
         if (times is None) == (steps is None):
@@ -157,6 +166,7 @@ class Forecaster:
             raise ValueError(
                 f"history must be >= {self._planner.longest}, the longest weights of the plan, got {history}"
             )
+        self.gains = self._gains(basis == "auto" and times is not None if corrector is None else corrector)
         # a lambda that held `self` would keep a dropped forecaster for the collector
         of_stream, least = self.groups.of_stream, self._planner.longest
         self._stream: Callable[[str], Stream] = lambda name: Stream(
@@ -171,6 +181,17 @@ class Forecaster:
         self._last: int | None = None
         self._turns = Turns()
         self.trace = self._fresh_trace()
+
+    def _gains(self, corrector: bool | Sequence[float]) -> tuple[float, ...] | None:
+        """What the sampler multiplies each velocity by; ``None``: nothing is corrected."""
+        if corrector is False or self._planned:
+            return None
+        if corrector is True:
+            return tuple(after - t for t, after in pairwise(self.times))
+        gains = tuple(float(gain) for gain in corrector)
+        if len(gains) != len(self.times) - 1 or not all(map(math.isfinite, gains)):
+            raise ValueError(f"corrector must be true, false or {len(self.times) - 1} finite numbers, got {corrector!r}")
+        return gains
 
     def _warn(self, note: str) -> None:
         warnings.warn(f"forecache: {note}", stacklevel=3)
@@ -187,7 +208,8 @@ class Forecaster:
 
         ``compute`` returns a tensor, a structure of tensors, or ``Guided(cond, uncond)``; each leaf is a stream.
         ``Guided(cond, None)``, where guidance is off, ends the history of ``uncond`` and goes on with that of ``cond``.
-        A computed value is handed back untouched, unless the plan corrects it (its last one).
+        A computed value is handed back untouched, unless the plan corrects it (its last one) or ``corrector`` is on and
+        steps were skipped before it.
 
         ``state`` is the sampler's x at this step, in the structure of the velocity (of one branch); a plan that has a
         column for it needs it. ``kind``, and the form of the state, are compared with those of the history: see
@@ -270,6 +292,8 @@ class Forecaster:
             if corrected:
                 values = self._planner.correct(i, streams, state, entry)
                 value = value if values is None else self._rebuilt(values)
+            elif self.gains is not None:
+                value = self._corrected(i, value, entry)
         except (Unforecastable, torch.cuda.OutOfMemoryError) as reason:
             self._streams = {}
             self._note(f"step {i}: the history ends, since its value can be no snapshot: {reason}")
@@ -280,6 +304,16 @@ class Forecaster:
         self._last = i
         self.trace.steps.append(entry)
         return value
+
+    def _corrected(self, i: int, value: Any, entry: Step) -> Any:
+        """``value`` with the gap before it integrated again."""
+        assert self.gains is not None
+        answers = response(self.times[i], self.times[-1])
+        found = {name: stream.corrected(self.gains, answers) for name, stream in self._streams.items()}
+        if all(each is None for each in found.values()):
+            return value
+        entry.corrected.update({name: each[1] for name, each in found.items() if each is not None})
+        return self._rebuilt({n: self._streams[n].reuse() if each is None else each[0] for n, each in found.items()})
 
     def _changed(self, leaves: Mapping[str, torch.Tensor], structure: tree.Structure, branch: tree.Structure) -> str:
         """In what a value differs from the history, in words; one branch of two may come or go. "": in nothing."""

@@ -84,20 +84,17 @@ def even(effective: Sequence[int], calls: int) -> tuple[int, ...]:
     return tuple(effective[(k * (n - 1) * 2 + calls - 1) // (2 * (calls - 1))] for k in range(calls))
 
 
-def cosine(effective: Sequence[int], calls: int, power: float = 1.15, mix: float | None = None) -> tuple[int, ...]:
+def cosine(effective: Sequence[int], calls: int, power: float = 1.0, mix: float = 0.3) -> tuple[int, ...]:
     """An exact budget that is dense at both ends: call k near ``(1 - m) u + m ((1 - cos(pi u)) / 2)^p`` of the way,
     ``u = k / (calls - 1)``.
 
     Calibrated plans of our flows have this shape: at the start the velocity changes fastest, at the end nothing is left
-    of the flow that could contract an error. ``mix = 0`` is :func:`even`, which is what a grid of 12 steps needs: its
-    ends cannot be resolved any finer. By default m grows to 0.65 for grids of 36 steps and more. The constants come
-    from ``python -m forecache_lab.auto`` (docs/results.md).
+    of the flow that could contract an error. ``mix = 0`` is :func:`even`. A grid that its designer bent is denser
+    where it matters already: there a large m costs more than it brings, so the default is mild.
 
     Raises:
         ValueError: ``calls`` outside ``1 .. len(effective)``, ``power < 1`` or ``mix`` outside [0, 1].
     """
-    if mix is None:
-        mix = 0.65 * min(max((len(effective) - 12) / 24, 0.0), 1.0)
     if not 1 <= power < math.inf or not 0 <= mix <= 1:
         raise ValueError(f"cosine needs a finite power >= 1 and mix in 0..1, got {power} and {mix}")
     spread, last = even(effective, calls), len(effective) - 1

@@ -197,6 +197,16 @@ class Snapshots:
         self._slots.append(slot)
         self.times.append(float(time))
 
+    def rewrite(self, weights: Array) -> None:
+        """Put ``sum_j weights[j] v_j`` in the place of the newest snapshot; ``weights`` as in :meth:`combine`."""
+        value = self._rows(self.combine(weights))
+        assert self._buffer is not None
+        mixed = np.tile(np.eye(len(self)), (self.items, 1, 1))
+        mixed[:, -1] = weights
+        self._buffer[:, self._slots[-1]] = value
+        self.gram = mixed @ self.gram @ mixed.transpose(0, 2, 1)
+        self.largest = float(np.sqrt(np.diagonal(self.gram, axis1=1, axis2=2).max()))
+
     def combine(self, weights: Sequence[float] | Array) -> torch.Tensor:
         """``sum_j weights[j] * v_j`` (oldest first), in the snapshots' shape and dtype.
 

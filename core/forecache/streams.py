@@ -10,6 +10,7 @@ import torch
 
 from .basis import Rule
 from .basis.guard import Served, fallen, serve
+from .corrector import again
 from .snapshots import Array, Snapshots, read, residual
 from .tree import Guided as Guided
 
@@ -56,6 +57,8 @@ class Stream:
         self.rule, self.guard = rule, guard
         self.snapshots = Snapshots(min(history, max(rule.window, least)), batch_dim)
         self.indices: list[int] = []
+        self.gap: list[tuple[int, Array]] = []  # steps that were forecast since the newest snapshot, and their weights
+        self.closed: list[tuple[int, Array]] = []  # those before it
         self._times, self._steps = np.zeros(0), np.zeros(0)  # of the window, as time and as step index
 
     def _served(self, index: int, time: float) -> list[Served]:
@@ -66,7 +69,7 @@ class Stream:
         served: list[Served] = []
         shared: dict[int, Served] = {}  # by the choice, an object of the rule that makes it
         for gram in self.snapshots.gram if self.rule.uses_gram else self.snapshots.gram[:1]:
-            rule = self.rule.chosen(self._times, gram)
+            rule = self.rule.chosen(self._steps if self.rule.clock == "index" else self._times, gram)
             if (each := shared.get(id(rule))) is None:
                 each = serve(rule, self._times, time, gram, self.guard, (self._steps, float(index)))
                 if not rule.uses_gram:
@@ -76,6 +79,7 @@ class Stream:
 
     def push(self, index: int, time: float, value: torch.Tensor, row: Array) -> None:
         """Take a computed value as the newest snapshot; ``row`` is ``snapshots.products(value)``."""
+        self.closed, self.gap = self.gap, []
         self.snapshots.push(time, value, row)
         self.indices = [*self.indices, index][-self.snapshots.capacity :]
         self._times, self._steps = np.array(self.snapshots.times), np.array(self.indices, dtype=np.float64)
@@ -96,7 +100,28 @@ class Stream:
         """The forecast value at ``time`` and how it was made."""
         served = self._served(index, time)
         weights = served[0].weights if len(served) == 1 else np.stack([s.weights for s in served])
+        self.gap.append((index, weights))
         return self.checked(self.snapshots.combine(weights), served)
+
+    def corrected(self, gains: Sequence[float], response: float) -> tuple[torch.Tensor, float] | None:
+        """The newest snapshot with the gap before it integrated again, and how much was added, relative to it; ``None``:
+        there is none.
+
+        The snapshot becomes the velocity at the corrected state. See :mod:`forecache.corrector` for the arguments.
+        """
+        newest, n = self.indices[-1], len(self.snapshots)
+        if not self.closed or not gains[newest]:
+            return None
+        move = np.broadcast_to(again(self.closed, self._steps, gains, n), (self.snapshots.items, n))
+        added = move * (1 / gains[newest] + response)
+        gram, same = self.snapshots.gram, np.eye(n)[-1]
+        size = np.sqrt(np.maximum(np.einsum("bj,bjk,bk->b", added, gram, added), 0))
+        if not np.isfinite(size).all():
+            return None
+        served = [Served(each, "corrector") for each in same + added]
+        value, _ = self.checked(self.snapshots.combine(same + added), served)
+        self.snapshots.rewrite(same + move * response)
+        return value, float((size / np.maximum(np.sqrt(gram[:, -1, -1]), TINY)).max())
 
     def checked(self, value: torch.Tensor, served: list[Served]) -> tuple[torch.Tensor, list[Served]]:
         """``value``, the sum of snapshots that ``served`` says, or the newest snapshot for items of it that overflow.

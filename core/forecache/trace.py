@@ -18,6 +18,8 @@ class Step:
         forward_error: per stream, on computed steps: the largest over the items of ``||v - v_hat|| / ||v||`` for the
             forecast that the window would have made here.
         skill: the same divided by the error of reuse.
+        corrected: per stream, on computed steps: what was added to the value, relative to it, where a corrector was at
+            work; the largest over the items.
     """
 
     index: int
@@ -27,6 +29,7 @@ class Step:
     fallbacks: dict[str, list[str]] = field(default_factory=dict)
     forward_error: dict[str, float] = field(default_factory=dict)
     skill: dict[str, float] = field(default_factory=dict)
+    corrected: dict[str, float] = field(default_factory=dict)
 
 
 class Trace:

@@ -84,10 +84,10 @@ def serve(
     fallbacks: list[str] = []
     current: Rule | None = rule
     while current is not None:
-        current = current.chosen(times, gram)
+        clock, goal = steps if steps is not None and current.clock == "index" else (times, target)
+        current = current.chosen(clock, gram)
         limit = current.guard if guard is None else guard
         n = min(current.window, len(times))
-        clock, goal = steps if steps is not None and current.clock == "index" else (times, target)
         try:
             w = np.zeros(len(times))
             w[-n:] = vector(current, n, current.weights(clock[-n:], goal, gram[-n:, -n:]))

@@ -46,7 +46,6 @@ class Hermite(Polynomial):
 
     order: int = 2
     sigma: float = 0.5
-    clock = "index"
     stem = "hermite"
 
     def __post_init__(self) -> None:

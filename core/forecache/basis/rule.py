@@ -23,7 +23,7 @@ class Rule:
     name: str = ""
     window: int = MAX_HISTORY  #: most snapshots that it reads
     floor: int = 1  #: fewest snapshots with which the rule is itself; a shorter ``history`` is refused
-    clock: ClassVar[Literal["time", "index"]] = "time"  #: "index" only for rules published on step indices
+    clock: ClassVar[Literal["time", "index"]] = "index"  #: what its ``times`` are: step indices, or the sampler's time
     uses_gram: ClassVar[bool] = True  #: False: one weight vector serves every item of a batch
     guard: float = GUARD  #: largest ``||w||_1`` that it is served with, unless the forecaster sets one
 
@@ -35,8 +35,9 @@ class Rule:
         """Weights ``w[n]`` of the forecast ``v(target) = sum_j w_j v_j``.
 
         Args:
-            times: ``[n]``, strictly monotonic, oldest first, ``1 <= n <= window``.
-            target: time of the forecast, past ``times[-1]`` in the run's direction.
+            times: ``[n]`` on the rule's clock, strictly monotonic, oldest first, ``1 <= n <= window``. The default clock
+                is the step index: a sampler's designer bent the grid so that steps are even in difficulty.
+            target: place of the forecast on that clock, past ``times[-1]``.
             gram: ``G[j, k] = <v_j, v_k>``, float64 ``[n, n]``.
 
         Raises:

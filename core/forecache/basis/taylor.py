@@ -39,7 +39,6 @@ class Taylor(Polynomial):
     """``v(k) = sum_{i <= order} D_i k^i / i!``, k steps after the newest anchor."""
 
     order: int = 2
-    clock = "index"
     stem = "taylor"
 
     def weights(self, times: Array, target: float, gram: Array) -> Array:
