@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from forecache import AdaptiveGuidance, Forecaster, Guided, Trace, schedule, tree
+from forecache import AdaptiveGuidance, Corrector, Forecaster, Guided, Trace, schedule, tree
 from forecache.forecaster import few_calls
 
 from .settings import Settings
@@ -84,6 +84,7 @@ class Apart:
         settings: of the stage. times: the N + 1 grid times. traces: filled, by branch.
         follow: the branches that guidance subtracts from ``cond``, or adds to it.
         label: added to the names in ``traces``, where several servers fill one.
+        corrector: what the sampler admits, see :class:`forecache.Forecaster`.
         total: steps that move, of a run of which ``times`` is a part: a budget of calls is shared out in proportion.
     """
 
@@ -95,11 +96,12 @@ class Apart:
         follow: Collection[str] = ("uncond",),
         label: str = "",
         total: int | None = None,
+        corrector: bool | Corrector = False,
     ) -> None:
         self.settings, self.times, self.traces = settings, times, traces
         self.moving = schedule.effective_steps(times)  # a step with dt = 0 is never computed
         self.total = len(self.moving) if total is None else total
-        self.follow, self.label = follow, label
+        self.follow, self.label, self.corrector = follow, label, corrector
         self.remark = few_calls(settings.basis, len(settings.computed(self.moving, self.total)), len(self.moving))
         if self.remark:
             warnings.warn(f"forecache: {self.remark}", stacklevel=2)
@@ -116,7 +118,7 @@ class Apart:
         """See :class:`Server`."""
         if name not in self.histories:
             value = compute()
-            cache = self.settings.history_of(self.times, None if is_sparse(value) else 0)
+            cache = self.settings.history_of(self.times, None if is_sparse(value) else 0, self.corrector)
             self.histories[name], self.first[name] = cache, self.i
             self.traces[name + self.label] = cache.trace
             cache.trace.notes += [self.remark] if self.remark else []
@@ -139,7 +141,7 @@ class Apart:
         return self.settings.computed(self.moving, total) | frozenset(late)
 
     def again(self) -> bool:
-        """Nothing is corrected without a plan."""
+        """What is served is what the loop gets."""
         return False
 
     def close(self) -> None:

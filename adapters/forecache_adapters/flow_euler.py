@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from forecache import fingerprint
+from forecache import Corrector, fingerprint
 
 from .branches import Adaptive, Apart, Joint, Server, StageTrace
 from .flow_run import FAULTS, Guidance, Run
@@ -127,7 +127,9 @@ class Accelerator:
         if settings.adaptive_guidance is not False and guidance is not None and guided and guidance.scale not in (0, 1):
             strengths = [abs(guidance.scale - 1) * guidance.reaches([t]) for t in times[:-1]]
             return Adaptive(settings, times, run.trace, strengths)
-        return Apart(settings, times, run.trace.branches)
+        on = [guidance is not None and guidance.reaches([t]) for t in times[:-1]]
+        corrector = Corrector(tuple(times), [i for i in range(1, len(on)) if on[i] != on[i - 1]])
+        return Apart(settings, times, run.trace.branches, corrector=corrector)
 
     def step(self, call: Any, model: Any, x_t: Any, *args: Any, **kwargs: Any) -> Any:
         """Encloses ``sample_once``."""

@@ -197,7 +197,8 @@ class Handle:
         cache = self.cache
         if cache is None:
             made_for = {} if self.settings.plan is None else self.adapter.key(pipe, guidance_scale)
-            cache, self.trace = self.settings.begin(times, made_for)
+            euler = type(scheduler).__name__ == ONE_STEP[0]
+            cache, self.trace = self.settings.begin(times, made_for, corrector=euler)
             if cache is None:
                 return None
         return Run(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils import _pytree
 
+from forecache import Corrector
+
 from .branches import Adaptive, Apart, Combined, Joint, Server, StageTrace
 from .kinds import Kinds
 from .ode_solver import obstacle, order_of, slope_times, strengths
@@ -134,14 +136,23 @@ class Run:
                 Adaptive(settings, grid, self.trace, [max(leaves) for leaves in each], label)
                 for grid, each, label in slopes
             ]
-        return [Apart(settings, grid, traces, follow, label) for grid, _, label in slopes]
+        return [
+            Apart(settings, grid, traces, follow, label, corrector=self._corrector(grid, each))
+            for grid, each, label in slopes
+        ]
+
+    def _corrector(self, grid: Sequence[float], strengths: Sequence[tuple[float, ...]]) -> bool | Corrector:
+        """Of Euler's method; a solver with several slopes a step weighs them its own way."""
+        changes = [i for i in range(1, len(strengths)) if strengths[i] != strengths[i - 1]]
+        return Corrector(tuple(grid), changes) if len(self.slopes) == 1 else False
 
     def _combined(self, settings: Settings) -> list[Server]:
         """Slopes share the edges, so that all calls of a step are computed or forecast together."""
         edges = sorted({i for each in self.strengths for i in range(1, len(each)) if each[i] != each[i - 1]})
         servers: list[Server] = []
         for grid, label in zip(self.grids, self._labels(), strict=True):
-            cache, self.trace.branches[f"combined{label}"] = settings.begin(grid, {}, edges)
+            single = len(self.slopes) == 1
+            cache, self.trace.branches[f"combined{label}"] = settings.begin(grid, {}, edges, corrector=single)
             servers.append(Combined(cache))
         return servers
 

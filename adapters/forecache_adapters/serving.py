@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from forecache import schedule
+from forecache import Corrector, schedule
 
 from .branches import NOTHING, Apart, Kind, Server, StageTrace, form_of, match
 from .settings import Settings
@@ -58,6 +58,7 @@ def serve(
     follow: Collection[str] = ("uncond",),
     apart: type[Apart] = Apart,
     whole: Sequence[float] | None = None,
+    corrector: bool | Corrector = False,
 ) -> Server | None:
     """A server for one run; ``None``: the cache stays off, and ``trace.notes`` says why.
 
@@ -70,6 +71,7 @@ def serve(
         apart: what serves without a plan.
         whole: times of the run, where another network has a part of it; that it is long enough is asked of the whole,
             and a budget of calls is shared out.
+        corrector: see :class:`~forecache_adapters.branches.Apart`.
 
     Raises:
         ValueError: by the server: a second branch for a cache; a plan that needs the branches together.
@@ -99,4 +101,5 @@ def serve(
             return cache
 
         return Each(planned)
-    return apart(settings, times, trace.branches, follow, total=len(schedule.effective_steps(whole)))
+    moving = len(schedule.effective_steps(whole))
+    return apart(settings, times, trace.branches, follow, total=moving, corrector=corrector)

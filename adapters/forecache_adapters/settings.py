@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from forecache import AdaptiveGuidance, Forecaster, Group, Plan, Trace, schedule
+from forecache import AdaptiveGuidance, Corrector, Forecaster, Group, Plan, Trace, schedule
 from forecache.basis import make_rule
 
 FEW_STEPS = 8  # a step-distilled model leaves nothing to forecast
@@ -20,6 +20,9 @@ class Settings:
     """Keywords of :class:`forecache.Forecaster` that a user of a generator chooses.
 
     ``few_steps=True`` keeps the cache on in a run of at most 8 steps, where it switches itself off otherwise.
+
+    ``corrector``: add to a computed step what the skipped ones before it missed; by default with "auto". It is left
+    out, with a note if it was asked for, where the sampler does not add a multiple of the output to the state.
 
     ``adaptive_guidance``: at computed steps too, leave out the unconditional call while the difference of the branches
     can be forecast: ``True``, or keywords of :class:`forecache.AdaptiveGuidance`, such as ``{"tolerance": 0.01}`` or
@@ -40,6 +43,7 @@ class Settings:
     order: int | None = None
     sigma: float | None = None
     few_steps: bool = False
+    corrector: bool | None = None
     adaptive_guidance: bool | Mapping[str, Any] = False
 
     def __post_init__(self) -> None:
@@ -59,23 +63,39 @@ class Settings:
                 raise ValueError("adaptive_guidance: not with a plan, which has weights for both branches")
             self.guidance(range(1001), 1.0, 0)
 
-    def _forecaster(self, times: Sequence[float], made_for: Mapping[str, Any], edges: Sequence[int] = ()) -> Forecaster:
+    def _corrector(self, possible: bool | Corrector) -> bool | Corrector:
+        wanted = self.basis == "auto" if self.corrector is None else self.corrector
+        return possible if wanted else False
+
+    def _noted(self, cache: Forecaster, possible: bool | Corrector) -> Forecaster:
+        if self.corrector and not possible and cache.corrector is None:
+            cache.trace.notes.append("no corrector: this sampler does not just add a multiple of what is forecast")
+        return cache
+
+    def _forecaster(
+        self, times: Sequence[float], made_for: Mapping[str, Any], edges: Sequence[int] = (),
+        corrector: bool | Corrector = False,
+    ) -> Forecaster:  # fmt: skip
         return Forecaster(
             self.basis, times=times, interval=self.interval, warmup=self.warmup, end=self.end, calls=self.calls,
             plan=self.plan, strict=self.strict, history=self.history, groups=self.groups, order=self.order,
-            sigma=self.sigma, made_for=made_for, edges=edges,
+            sigma=self.sigma, made_for=made_for, edges=edges, corrector=self._corrector(corrector),
         )  # fmt: skip
 
     def begin(
-        self, times: Sequence[float], made_for: Mapping[str, Any], edges: Sequence[int] = ()
-    ) -> tuple[Forecaster | None, Trace]:
-        """A forecaster for one run over ``times``, and the trace it writes; ``None`` where the cache stays off."""
+        self, times: Sequence[float], made_for: Mapping[str, Any], edges: Sequence[int] = (),
+        corrector: bool | Corrector = False,
+    ) -> tuple[Forecaster | None, Trace]:  # fmt: skip
+        """A forecaster for one run over ``times``, and the trace it writes; ``None`` where the cache stays off.
+
+        ``corrector``: what the sampler admits, see :class:`forecache.Forecaster`.
+        """
         reason = self.off(times)
         if reason is not None:
             trace = Trace()
             trace.notes.append(reason)
             return None, trace
-        forecaster = self._forecaster(times, made_for, edges)
+        forecaster = self._noted(self._forecaster(times, made_for, edges, corrector), corrector)
         return forecaster, forecaster.trace
 
     def off(self, times: Sequence[float]) -> str | None:
@@ -128,9 +148,13 @@ class Settings:
             times=times, scale=scale, batch_dim=batch_dim, rule=rule, history=self.history, **options
         )
 
-    def history_of(self, times: Sequence[float], batch_dim: int | None) -> Forecaster:
+    def history_of(
+        self, times: Sequence[float], batch_dim: int | None, corrector: bool | Corrector = False
+    ) -> Forecaster:
         """A forecaster whose caller decides which steps compute; it asks for one itself where it has no history."""
-        return Forecaster(
+        made = Forecaster(
             self.basis, times=times, computed=schedule.effective_steps(times)[:1], history=self.history,
             groups=self.groups, order=self.order, sigma=self.sigma, batch_dim=batch_dim,
+            corrector=self._corrector(corrector),
         )  # fmt: skip
+        return self._noted(made, corrector)

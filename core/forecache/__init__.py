@@ -5,6 +5,7 @@ function of the snapshot times and of the ``n x n`` Gram matrix of the snapshots
 """
 
 from .calibrate import Calibration, calibrate
+from .corrector import Corrector
 from .digest import fingerprint
 from .forecaster import Forecaster
 from .groups import Group
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveGuidance",
     "Calibration",
+    "Corrector",
     "Forecaster",
     "Group",
     "Guided",

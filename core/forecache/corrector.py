@@ -6,7 +6,9 @@ interpolation, where their forecasts had to extrapolate. The difference is added
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,35 +21,62 @@ STIFF = 0.6  # of a correction of the state: the share that the velocity answers
 Gap = Sequence[tuple[int, Array]]  #: skipped steps and the weights that served them, ``[n]`` or ``[items, n]``
 
 
-def again(gap: Gap, steps: Array, gains: Sequence[float], n: int) -> Array:
-    """By how much the state is to move, as weights on the snapshots: ``d [..., n]``, with a sum of 0.
+@dataclass(frozen=True)
+class Corrector:
+    """What a sampler does with its velocities, as far as correcting them goes.
 
-        ``c = sum_j d_j v_j = sum_{i in gap} b_i sum_j (w_j^int(i) - w_j^ext(i)) v_j``
+    With ``h_i = positions[i + 1] - positions[i]``, a computed step k, the skipped steps i of the gap before it, and
+    ``f = h_k / (T - positions[k])`` with T = positions[N], the part of the way that is left which step k goes:
+
+        ``r = sum_i (h_i / h_k) sum_j (w_j^int(i) - w_j^ext(i)) v_j``
+        step k uses ``v_k + (1 - STIFF f) r``, and the history keeps ``v_k - STIFF f r``.
 
     w^ext: the weights that served step i. w^int: Lagrange of order 2 on the step index, through the newest three
-    snapshots. It is the corrector of UniPC (arXiv:2302.04867, section 3.1) without its extra evaluation, and an order
-    more for nothing.
+    snapshots. This is the corrector of UniPC (arXiv:2302.04867, section 3.1) without its extra evaluation.
+
+    The state moves by ``h_k r``, and the velocity moves with it. If the end point ``x + (T - t) v`` that the network
+    points to stays where it is, that is by ``-f r``; of which :data:`STIFF`, between a network that has made up its
+    mind and one that has not. Without this the corrected run rings: the next forecast reads the velocity at the
+    uncorrected state as a change of direction.
 
     Args:
-        gap: see :data:`Gap`; the windows lie one snapshot back.
-        steps: ``[n]``, indices of the snapshots with the one that closes the gap.
-        gains: b by step: the sampler adds ``b_i v_i`` to the state.
-        n: snapshots.
+        positions: N + 1 numbers: the sampler adds ``(positions[i + 1] - positions[i]) v_i`` to the state.
+        breaks: steps from which on it makes something else of a value, such as the first guided one; only what was
+            skipped since then is integrated again.
+        end: where the data lie, if the positions do not reach it; T above.
+
+    Raises:
+        ValueError: positions that are not finite.
     """
-    total: Array = np.zeros(n)
-    for i, served in gap:
-        before = served[..., -(n - 1) :]
-        forecast = np.concatenate([before, np.zeros((*before.shape[:-1], 1))], -1)
-        forecast[..., 0] += 1 - forecast.sum(-1)  # what the window has dropped meanwhile
-        total = total + gains[i] * (lagrange(steps, float(i), ORDER) - forecast)
-    return total
 
+    positions: tuple[float, ...]
+    breaks: Collection[int] = field(default_factory=frozenset)
+    end: float | None = None
 
-def response(time: float, end: float) -> float:
-    """How much the velocity changes with the state: ``v + response * c`` is the velocity at the corrected state.
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.positions)):
+            raise ValueError(f"corrector: its positions must be finite, got {list(self.positions)}")
 
-    If the end point ``x + (T - t) v`` that the network points to stays where it is, a state moved by c has the velocity
-    ``v + c / (t - T)``. Of that, :data:`STIFF`: somewhere between a network that has made up its mind and one that has
-    not. Without it the corrected run rings: the next forecast reads the old velocity as a change of direction.
-    """
-    return STIFF / (time - end) if time != end else 0.0
+    def correction(self, gap: Gap, steps: Array) -> tuple[Array, Array] | None:
+        """What is added to the value of step k, used and kept: weights ``[..., n]`` of the snapshots, with a sum of 0.
+
+        Args:
+            gap: see :data:`Gap`; its windows lie one snapshot back.
+            steps: ``[n]``, indices of the snapshots, the newest one of step k.
+
+        ``None``: nothing was skipped, or step k moves nothing.
+        """
+        k, n, p = int(steps[-1]), len(steps), self.positions
+        since = max((step for step in self.breaks if step <= k), default=0)
+        gap = [(i, served) for i, served in gap if i >= since]
+        if not gap or p[k + 1] == p[k]:
+            return None
+        total: Array = np.zeros(n)
+        for i, served in gap:
+            before = served[..., -(n - 1) :]
+            forecast = np.concatenate([before, np.zeros((*before.shape[:-1], 1))], -1)
+            forecast[..., 0] += 1 - forecast.sum(-1)  # of a snapshot that the window has dropped since
+            total = total + (p[i + 1] - p[i]) / (p[k + 1] - p[k]) * (lagrange(steps, float(i), ORDER) - forecast)
+        end = p[-1] if self.end is None else self.end
+        kept = -STIFF * (p[k + 1] - p[k]) / (end - p[k]) if end != p[k] else 0.0
+        return total * (1 + kept), total * kept

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 
 from . import schedule, tree
 from .basis import make_rule
-from .corrector import response
+from .corrector import Corrector
 from .groups import Group, Groups
 from .plan import Plan
 from .planned import Planner
@@ -69,8 +67,8 @@ class Forecaster:
         batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
         corrector: when a computed value arrives, integrate the gap behind it again and add the difference to what
             ``step`` returns (:mod:`forecache.corrector`). For samplers that add a multiple of each velocity to the
-            state, as Euler's method does: ``True`` where that is ``times[i + 1] - times[i]``, or the N multiples. By
-            default it is on with "auto" where ``times`` are given and there is no plan.
+            state, as Euler's method does: ``True`` where that is ``times[i + 1] - times[i]``, else a
+            :class:`forecache.Corrector`. On by default with "auto" where ``times`` are given, without a plan.
         order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).
         guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 ("auto": 8); 8
             for what a plan adds to the velocity's weights.
@@ -106,7 +104,7 @@ class Forecaster:
         order: int | None = None,
         sigma: float | None = None,
         guard: float | None = None,
-        corrector: bool | Sequence[float] | None = None,
+        corrector: bool | Corrector | None = None,
         made_for: Mapping[str, Any] | None = None,
     ) -> None:
         if (times is None) == (steps is None):
@@ -166,7 +164,16 @@ class Forecaster:
             raise ValueError(
                 f"history must be >= {self._planner.longest}, the longest weights of the plan, got {history}"
             )
-        self.gains = self._gains(basis == "auto" and times is not None if corrector is None else corrector)
+        if corrector is None:
+            corrector = basis == "auto" and times is not None
+        self.corrector = Corrector(self.times) if corrector is True else corrector or None
+        if plan is not None:  # it has corrections of its own
+            self.corrector = None
+        elif self.corrector is not None and len(self.corrector.positions) != len(self.times):
+            raise ValueError(
+                f"corrector: it must have {len(self.times)} positions, as many as times, got "
+                f"{len(self.corrector.positions)}"
+            )
         # a lambda that held `self` would keep a dropped forecaster for the collector
         of_stream, least = self.groups.of_stream, self._planner.longest
         self._stream: Callable[[str], Stream] = lambda name: Stream(
@@ -181,17 +188,6 @@ class Forecaster:
         self._last: int | None = None
         self._turns = Turns()
         self.trace = self._fresh_trace()
-
-    def _gains(self, corrector: bool | Sequence[float]) -> tuple[float, ...] | None:
-        """What the sampler multiplies each velocity by; ``None``: nothing is corrected."""
-        if corrector is False or self._planned:
-            return None
-        if corrector is True:
-            return tuple(after - t for t, after in pairwise(self.times))
-        gains = tuple(float(gain) for gain in corrector)
-        if len(gains) != len(self.times) - 1 or not all(map(math.isfinite, gains)):
-            raise ValueError(f"corrector must be true, false or {len(self.times) - 1} finite numbers, got {corrector!r}")
-        return gains
 
     def _warn(self, note: str) -> None:
         warnings.warn(f"forecache: {note}", stacklevel=3)
@@ -292,8 +288,8 @@ class Forecaster:
             if corrected:
                 values = self._planner.correct(i, streams, state, entry)
                 value = value if values is None else self._rebuilt(values)
-            elif self.gains is not None:
-                value = self._corrected(i, value, entry)
+            elif self.corrector is not None:
+                value = self._corrected(value, entry)
         except (Unforecastable, torch.cuda.OutOfMemoryError) as reason:
             self._streams = {}
             self._note(f"step {i}: the history ends, since its value can be no snapshot: {reason}")
@@ -305,11 +301,10 @@ class Forecaster:
         self.trace.steps.append(entry)
         return value
 
-    def _corrected(self, i: int, value: Any, entry: Step) -> Any:
+    def _corrected(self, value: Any, entry: Step) -> Any:
         """``value`` with the gap before it integrated again."""
-        assert self.gains is not None
-        answers = response(self.times[i], self.times[-1])
-        found = {name: stream.corrected(self.gains, answers) for name, stream in self._streams.items()}
+        assert self.corrector is not None
+        found = {name: stream.corrected(self.corrector) for name, stream in self._streams.items()}
         if all(each is None for each in found.values()):
             return value
         entry.corrected.update({name: each[1] for name, each in found.items() if each is not None})

@@ -10,7 +10,7 @@ import torch
 
 from .basis import Rule
 from .basis.guard import Served, fallen, serve
-from .corrector import again
+from .corrector import Corrector
 from .snapshots import Array, Snapshots, read, residual
 from .tree import Guided as Guided
 
@@ -103,24 +103,21 @@ class Stream:
         self.gap.append((index, weights))
         return self.checked(self.snapshots.combine(weights), served)
 
-    def corrected(self, gains: Sequence[float], response: float) -> tuple[torch.Tensor, float] | None:
-        """The newest snapshot with the gap before it integrated again, and how much was added, relative to it; ``None``:
-        there is none.
+    def corrected(self, corrector: Corrector) -> tuple[torch.Tensor, float] | None:
+        """The newest snapshot with the gap before it integrated again, and how much was added, relative to it.
 
-        The snapshot becomes the velocity at the corrected state. See :mod:`forecache.corrector` for the arguments.
+        ``None``: nothing was. The snapshot itself becomes the velocity at the corrected state.
         """
-        newest, n = self.indices[-1], len(self.snapshots)
-        if not self.closed or not gains[newest]:
+        added = corrector.correction(self.closed, self._steps)
+        if added is None:
             return None
-        move = np.broadcast_to(again(self.closed, self._steps, gains, n), (self.snapshots.items, n))
-        added = move * (1 / gains[newest] + response)
-        gram, same = self.snapshots.gram, np.eye(n)[-1]
-        size = np.sqrt(np.maximum(np.einsum("bj,bjk,bk->b", added, gram, added), 0))
-        if not np.isfinite(size).all():
-            return None
-        served = [Served(each, "corrector") for each in same + added]
-        value, _ = self.checked(self.snapshots.combine(same + added), served)
-        self.snapshots.rewrite(same + move * response)
+        gram, same = self.snapshots.gram, np.eye(len(self.snapshots))[-1]
+        used, kept = (np.broadcast_to(each, gram.shape[:2]) for each in added)
+        size = np.sqrt(np.maximum(np.einsum("bj,bjk,bk->b", used, gram, used), 0))
+        value, _ = self.checked(
+            self.snapshots.combine(same + used), [Served(each, "corrector") for each in same + used]
+        )
+        self.snapshots.rewrite(same + kept)
         return value, float((size / np.maximum(np.sqrt(gram[:, -1, -1]), TINY)).max())
 
     def checked(self, value: torch.Tensor, served: list[Served]) -> tuple[torch.Tensor, list[Served]]:

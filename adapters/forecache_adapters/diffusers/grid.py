@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
 import torch
+
+from forecache import Corrector
 
 ONE_STEP = (
     "FlowMatchEulerDiscreteScheduler",
@@ -54,6 +57,30 @@ def grid(scheduler: Any) -> list[float]:
     if not hasattr(scheduler, "step_index"):
         raise ValueError(f"scheduler: {name} repeats timesteps, its steps cannot be told apart: {steps}")
     return [float(i) for i in range(len(times))]
+
+
+def corrector(scheduler: Any, first: int, last: int) -> bool | Corrector:
+    """For the steps ``first .. last - 1`` of a scheduler that adds a multiple of the network's output to the state.
+
+    Euler's method on a flow, by its sigmas. DDIM without noise of its own, for a network that predicts eps:
+    ``x / alpha`` moves by the differences of ``sigma / alpha``.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if name in ONE_STEP and not config.get("stochastic_sampling"):
+        positions = numbers(scheduler.sigmas)
+    elif (
+        name == "DDIMScheduler"
+        and config.prediction_type == "epsilon"
+        and not (config.clip_sample or config.thresholding)
+    ):
+        kept = numbers(scheduler.alphas_cumprod)
+        places = [int(t) for t in numbers(scheduler.timesteps)]
+        behind = places[-1] - config.num_train_timesteps // scheduler.num_inference_steps
+        shares = [*(kept[t] for t in places), kept[behind] if behind >= 0 else float(scheduler.final_alpha_cumprod)]
+        positions = [math.sqrt((1 - share) / share) for share in shares]
+    else:
+        return False
+    return Corrector(tuple(positions[first : last + 1]), end=positions[-1])
 
 
 def behind(times: list[float]) -> float:

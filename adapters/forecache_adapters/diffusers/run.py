@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree
 
+from forecache import Corrector
+
 from ..branches import StageTrace
 from ..kinds import Kinds
 from ..others import count_skipped
@@ -38,10 +40,13 @@ class Run:
         whole: Sequence[float],
         made_for: Callable[[], Mapping[str, Any]],
         state: str,
+        corrector: bool | Corrector = False,
     ) -> None:
         self.trace = StageTrace()
         self.moving = {state, *TIMESTEP}
-        self.server = serve(settings, times, self.trace, made_for, whole=whole) if len(times) > 1 else None
+        self.server = None
+        if len(times) > 1:
+            self.server = serve(settings, times, self.trace, made_for, whole=whole, corrector=corrector)
         self.kinds: dict[str, Kinds] = {}
         self.forms: dict[str, bool] = {}
         self.switches: Switches | None = None

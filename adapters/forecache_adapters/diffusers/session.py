@@ -73,7 +73,8 @@ class Session:
         track = self.steps.locate(call)
         fresh = track.run is None
         if fresh:
-            track.run = Run(self.settings, track.times, track.whole, self.made_for, self.state)
+            admitted = track.corrector if self.level == "velocity" else False
+            track.run = Run(self.settings, track.times, track.whole, self.made_for, self.state, admitted)
             track.run.trace.notes += [track.remark] if track.remark else []
             self.traced(track.run.trace)
         run: Run = track.run

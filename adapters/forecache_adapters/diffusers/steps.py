@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .call import Call, distance
-from .grid import grid, numbers
+from .grid import corrector, grid, numbers
 from .track import Track
 
 
@@ -86,6 +86,7 @@ class Scheduled:
         mine = len(times) - 1 if until is None else sum(t >= until for t in numbers(scheduler.timesteps))
         first = int(scheduler.begin_index or 0) if counts else step
         self.track = Track(times[step : mine + 1], times[first:])
+        self.track.corrector = corrector(scheduler, step, mine)
 
     def _compare(self, track: Track, call: Call) -> None:
         """Whether the call is one of the loop whose steps the scheduler counts."""

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from forecache import Corrector
+
 from .call import Call
 
 MANY = 8  # calls of one branch at a run's first step, from which on it is taken for one that does not move
@@ -28,6 +30,7 @@ class Track:
         self.times, self.whole = list(times), list(whole)
         self.run: Any = None
         self.why: str | None = None
+        self.corrector: bool | Corrector = False  #: what the scheduler admits
         self.remark: str | None = None  #: for the trace
         self.i, self.name = -1, "call"
         self.calls, self.known = Counter[str](), set[str]()

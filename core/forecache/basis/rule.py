@@ -35,8 +35,8 @@ class Rule:
         """Weights ``w[n]`` of the forecast ``v(target) = sum_j w_j v_j``.
 
         Args:
-            times: ``[n]`` on the rule's clock, strictly monotonic, oldest first, ``1 <= n <= window``. The default clock
-                is the step index: a sampler's designer bent the grid so that steps are even in difficulty.
+            times: ``[n]`` on the rule's clock, strictly monotonic, oldest first, ``1 <= n <= window``. By default
+                that is the step index: whoever designed a bent grid made its steps alike in difficulty.
             target: place of the forecast on that clock, past ``times[-1]``.
             gram: ``G[j, k] = <v_j, v_k>``, float64 ``[n, n]``.
 
