@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +100,7 @@ def sgm_uniform(steps: int) -> Grid:
     return _sigmas(np.exp(np.interp(where, np.arange(TRAINED), np.log(ratios()))))
 
 
-def _ddim(steps: Values, last: float) -> Grid:
+def _ddim(steps: npt.NDArray[np.floating[Any]], last: float) -> Grid:
     return Grid("vp", (*ratios()[steps.astype(int)].tolist(), last), (*steps.tolist(), -1.0))
 
 

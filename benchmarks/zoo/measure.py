@@ -46,7 +46,7 @@ class Bench:
 
     def uncached(self) -> list[float]:
         """Error of the uncached run."""
-        return _distance(self.test.uncached[1], self.test.fine).tolist()
+        return list(_distance(self.test.uncached[1], self.test.fine))
 
     def rows(self, calls: int, part: str) -> list[Row]:
         """The rows of one part.

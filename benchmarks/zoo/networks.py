@@ -90,7 +90,7 @@ class ScoreNet:
             h = h.transpose(1, 2)
             h = h + _mlp(_norm(h, *norms[2:]), *hidden)
             h = h.transpose(1, 2)
-        h = _norm(h, *self.norm).unflatten(2, (self.side // PATCH, self.side // PATCH))
+        h = _norm(h, *self.norm).reshape(len(y), -1, self.side // PATCH, self.side // PATCH)
         return F.conv_transpose2d(h, *self.out, stride=PATCH)
 
     def eps(self, x: torch.Tensor, alpha: float, sigma: float, seeds: Seeds, guided: bool) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -131,7 +131,7 @@ class Batch:
             inside = [e for e in nodes if min(a, b) <= e <= max(a, b)]
             points = [p for lo, hi in pairwise(inside) for p in np.linspace(lo, hi, parts + 1)[:-1].tolist()]
             guided = self.problem.guided(*level(chart, (a + b) / 2))
-            u = solvers.ab2(lambda u, t, on=guided: self.slope(u, t, on), u, [*points, b], second=True)
+            u = solvers.ab2(partial(self.slope, guided=guided), u, [*points, b], second=True)
         return u * level(chart, s[-1])[0] if chart == "vp" else u
 
     def _switches(self) -> list[float]:

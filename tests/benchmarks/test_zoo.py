@@ -15,12 +15,14 @@ pytest.importorskip("diffusers", reason="needs the extra `frontier`")
 
 from benchmarks.zoo import __main__ as command
 from benchmarks.zoo import forms, halves, methods, networks, report, results, solvers, steering
-from benchmarks.zoo.grids import GRIDS, level, ratios
+from benchmarks.zoo.grids import GRIDS, Grid, level, ratios
 from benchmarks.zoo.measure import Bench, Row
 from benchmarks.zoo.mixtures import Mixture, normal
 from benchmarks.zoo.problems import Batch, Problem
 from benchmarks.zoo.results import Cell, Results
 from forecache import Forecaster, schedule
+from forecache.basis import Hermite, Reuse, Taylor
+from forecache_lab.frontier.caches import HiCachePP, Weighted
 from forecache_lab.frontier.measure import distance
 from forecache_patches.errors import CheckoutError
 
@@ -33,7 +35,9 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def problem(flow: Mixture, grid: str, form: str, steps: int = 12, interval=None, strength: float | None = None) -> Problem:
+def problem(
+    flow: Mixture, grid: str, form: str, steps: int = 12, interval=None, strength: float | None = None
+) -> Problem:
     def network(x, alpha, sigma, seeds, guided):
         if strength is None:
             data = flow.data(x, alpha, sigma)
@@ -104,7 +108,7 @@ def test_steps_as_they_are_known():
 @pytest.mark.parametrize("grid", sorted(GRIDS))
 def test_every_form_makes_the_same_run(grid):
     flow = Mixture(5, 6, spread=0.4)
-    found = forms_of = halves.forms_of(GRIDS[grid](12))
+    forms_of = halves.forms_of(GRIDS[grid](12))
     found = [Batch(problem(flow, grid, form), SEEDS).sample() for form in forms_of]
     for other in found[1:]:
         assert torch.allclose(other, found[0], rtol=1e-9, atol=1e-9)
@@ -158,28 +162,34 @@ def test_the_fine_solution_is_the_solution(grid):
 
 def test_the_fine_solution_knows_where_guidance_switches():
     flow = Mixture(6, 8, spread=0.4, classes=3)
-    here = problem(flow, "even", "velocity", 10, (0.5, 1.0), 3.0)
-    coarse, fine = (Batch(replace(here, steps=steps), SEEDS) for steps in (10, 800))
-    assert here.edges(coarse.grid) == [6], "noise .5 is guided still"
+    here = problem(flow, "even", "velocity", 10, (0.8, 1.0), 3.0)
+    coarse, fine = (Batch(replace(here, steps=steps), SEEDS) for steps in (10, 400))
+    assert here.edges(coarse.grid) == [3], "noise .8 is guided still"
     assert distance(coarse.fine, fine.fine).max() < 1e-3
-    assert distance(Batch(replace(here, interval=None), SEEDS).fine, fine.fine).min() > 1e-2, "it is the switch"
+    assert distance(Batch(replace(here, interval=None), SEEDS).fine, fine.fine).max() > 1e-2, "it is the switch"
 
 
-@pytest.mark.parametrize("grid", ["even", "karras148", "trailing", "leading"])
+@pytest.mark.parametrize("chart", ["flow", "ve", "vp"])
 @pytest.mark.parametrize(
-    ("solver", "order"), [(solvers.euler, 1), (solvers.ab2, 2), (solvers.lms, 2), (solvers.dpm, 2), (solvers.unipc, 2)]
+    ("solver", "order"),
+    [(solvers.euler, 1), (solvers.ab2, 2), (solvers.lms, 2.5), (solvers.dpm, 2), (solvers.unipc, 3)],
 )
-def test_solvers_converge(grid, solver, order):
-    """Twice the steps: 2^-order of the error, with room for the ends of the grid (the first step is Euler's)."""
+def test_solvers_converge(chart, solver, order):
+    """Even in log(alpha / sigma) from -3 to 3, which is uneven in s; twice the steps, 2^-order of the error.
+
+    UniPC-2 corrects to order 3; LMS-4's first steps are of lower orders, which shows in fine grids.
+    """
     flow = Mixture(1, 16, power=0.5, spread=1.0)
-    here, errors = problem(flow, grid, halves.forms_of(GRIDS[grid](12))[0]), []
-    for steps in (20, 40, 80):
-        batch, made = Batch(here, SEEDS), GRIDS[grid](steps)
+    here, errors = problem(flow, {"flow": "even", "ve": "exponential", "vp": "leading"}[chart], "v"), []
+    for steps in (32, 64, 128):
+        half = np.linspace(-3, 3, steps + 1)
+        s = tuple((1 / (1 + np.exp(-half)) if chart == "flow" else np.exp(-half)).tolist())
+        batch, made = Batch(here, SEEDS), Grid(chart, s, s)
         wanted = exact(flow, here.start(SEEDS, made), made.levels[0], made.levels[-1])
         errors.append(float(np.median(distance(solver(batch, made), wanted))))
         assert batch.calls == steps
-    slopes = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert (slopes > 0.75 * order).all(), (errors, slopes)
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert (orders > order - 0.3).all() and (orders < order + 1.2).all(), (errors, orders)
 
 
 def test_a_solver_that_starts_anew_every_step_is_eulers():
@@ -295,12 +305,12 @@ def test_steering_numbers_by_hand():
 
 
 def test_p95_has_a_best_rule_of_its_own():
-    values = {"reuse": [0.1] * 10 + [9.0] * 2, "taylor": [0.2] * 12, "auto": [0.1] * 12}
+    values = {"reuse": [0.1] * 7 + [9.0] * 5, "taylor": [0.2] * 12, "auto": [0.1] * 12}
     one = cell("f-even-50-v-unguided", 50, 15, euler=[1.0] * 12, **values)
     assert steering.ratio(one) == pytest.approx(1) and steering.best(one, "published").name == "reuse"
     assert steering.ratio(one, steering.p95) == pytest.approx(0.5)
     low, high = steering.interval(one)
-    assert low < 1 == pytest.approx(high), "some resamples hold mostly the two bad ones"
+    assert low < 1 == pytest.approx(high), "some resamples hold more of the bad ones"
 
 
 def test_round_off_is_no_victory():
@@ -384,10 +394,27 @@ def test_another_wheel_is_refused(tmp_path):
 def made_up(side: int = 8, hidden: int = 6, width: int = 5) -> list[torch.Tensor]:
     """Arrays in the order and the shapes of a published score network."""
     patches = (side // networks.PATCH) ** 2
-    block = [(width, patches), (width,), (patches, width), (patches,), (width, hidden), (width,), (hidden, width), (hidden,)]
+    block = [
+        (width, patches),
+        (width,),
+        (patches, width),
+        (patches,),
+        (width, hidden),
+        (width,),
+        (hidden, width),
+        (hidden,),
+    ]
     block += [(hidden, patches)] * 4
     block[8:] = [(hidden, patches), (hidden, patches), (patches, hidden), (patches, hidden)]
-    shapes = [(hidden, 2, 4, 4), (hidden, 1, 1), (1, hidden, 4, 4), (1, 1, 1), *block * 4, (hidden, patches), (hidden, patches)]
+    shapes = [
+        (hidden, 2, 4, 4),
+        (hidden, 1, 1),
+        (1, hidden, 4, 4),
+        (1, 1, 1),
+        *block * 4,
+        (hidden, patches),
+        (hidden, patches),
+    ]
     return [0.3 * normal(k, *shape).float() for k, shape in enumerate(shapes)] + [torch.tensor(10.0)]
 
 
@@ -422,3 +449,31 @@ def test_results_are_plain_json(two):
     out, _ = two
     for line in (out / "develop-quick.jsonl").read_text().splitlines():
         assert json.loads(line)["rows"] and "NaN" not in line and results.Row
+
+
+# --- published rules --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rule", [Reuse(), Taylor(1), Taylor(2), Hermite(1, 0.5), Hermite(2, 0.5)])
+def test_a_published_rule_is_that_of_the_core_without_a_guard(rule):
+    computed, values = (0, 1, 2, 5, 9, 13), [normal(k, 2, 6) for k in range(14)]
+    ours = Forecaster(rule, steps=14, computed=computed, guard=math.inf)
+    theirs = Weighted(computed, rule)
+    for i in range(14):
+        a, b = (cache.step(i, lambda i=i: values[i]) for cache in (ours, theirs))
+        if i > 2:  # before, the core puts a line in place of the last value
+            assert torch.allclose(a, b, rtol=1e-9)
+    assert theirs.served == 1
+
+
+def test_hicache_pps_own_choice_is_what_its_package_forecasts():
+    """A trend plus an oscillation that dies out: DMD first serves from five even snapshots on."""
+    computed = tuple(range(0, 40, 4))
+    both = {backend: HiCachePP(computed, backend=backend) for backend in ("dmd", "auto")}
+    k = torch.arange(6).double()
+    ends = {}
+    for name, cache in both.items():
+        for i in range(39):
+            ends[name] = cache.step(i, lambda i=i: (torch.exp(-0.05 * i * (k + 1)) * torch.cos(0.1 * i * k))[None])
+    counts = both["auto"].states[0]["telemetry"]["method_counts"]
+    assert both["dmd"].served > both["auto"].served > 0
+    assert both["auto"].served == pytest.approx(counts["dmd"] / sum(counts.values()))
+    assert torch.isfinite(ends["auto"]).all()

@@ -97,7 +97,8 @@ class HiCachePP(Cache):
     def served(self) -> float:
         """See :class:`Cache`; by DMD, over all samples."""
         counts = [state["telemetry"]["method_counts"] for state in self.states]
-        return sum(each["dmd"] for each in counts) / max(sum(sum(each.values()) for each in counts), 1)
+        total = sum(sum(each.values()) for each in counts)
+        return float(sum(each["dmd"] for each in counts) / max(total, 1))
 
 
 def spectrum_weights(steps: Array, target: float, share: float, degree: int = 4, ridge: float = 0.1) -> Array:
