@@ -283,15 +283,14 @@ def frontier(session: nox.Session) -> None:
 @nox.session
 def zoo(session: nox.Session) -> None:
     """The default beside published rules and solvers, flows x grids x budgets. -- --half develop|report --quick ..."""
-    install(session, "frontier")
-    command = ("python", "-m", "benchmarks.zoo")
+    install(session, "frontier,trellis")
     environment = {"OMP_NUM_THREADS": "1"}
-    if not {"--quick", "--help"} & set(session.posargs):
+    for upstream in () if {"--quick", "--help"} & set(session.posargs) else ("hunyuan21", "trellis"):
         try:
-            environment["FORECACHE_HUNYUAN21"] = str(prepared(session, "auto", "hunyuan21").resolve())
+            environment[f"FORECACHE_{upstream.upper()}"] = str(prepared(session, "auto", upstream).resolve())
         except nox.command.CommandFailed:
-            session.warn("the reference network is left out (the reason stands above)")
-    session.run(*command, *session.posargs, env=environment)
+            session.warn(f"the reference network of {upstream} is left out (the reason stands above)")
+    session.run("python", "-m", "benchmarks.zoo", *session.posargs, env=environment)
 
 
 @nox.session

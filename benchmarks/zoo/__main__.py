@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from forecache_patches.errors import CheckoutError
 
-from . import halves, networks, report
+from . import generators, halves, networks, report
 from .measure import CHOOSING, PARTS, Bench
 from .problems import Problem
 from .results import Results
@@ -36,10 +37,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--weights", type=Path, metavar="DIR", help="where the published wheel is kept (default: in --out)"
     )
-    made.add_argument(
-        "--hunyuan21", type=Path, metavar="DIR", default=os.environ.get("FORECACHE_HUNYUAN21"),
-        help="patched checkout of Hunyuan3D-2.1 (default: $FORECACHE_HUNYUAN21)",
-    )  # fmt: skip
+    for name in generators.GENERATORS:
+        variable = f"FORECACHE_{name.upper()}"
+        made.add_argument(
+            f"--{name}", type=Path, metavar="DIR", default=os.environ.get(variable),
+            help=f"patched checkout for its reference network (default: ${variable})",
+        )  # fmt: skip
     return made
 
 
@@ -57,11 +60,13 @@ def problems(a: argparse.Namespace) -> tuple[dict[str, tuple[Problem, int]], dic
         except (CheckoutError, FileNotFoundError, ImportError) as error:
             left_out[what] = str(error)
 
-    add("published networks", first, lambda: networks.published(a.half, a.weights or a.out / "weights"))
-    if a.hunyuan21 is None:
-        left_out["reference network"] = "no checkout of Hunyuan3D-2.1 was given (--hunyuan21)"
-    else:
-        add("reference network", networks.TOKENS_FIRST[a.half], lambda: networks.reference(a.hunyuan21))
+    add("published networks", first, partial(networks.published, a.half, a.weights or a.out / "weights"))
+    for name, make in generators.GENERATORS.items():
+        checkout = getattr(a, name)
+        if checkout is None:
+            left_out[f"{name}'s reference network"] = f"no checkout was given (--{name})"
+        else:
+            add(f"{name}'s reference network", generators.FIRST_OF[a.half], partial(make, Path(checkout)))
     return found, left_out
 
 

@@ -1,4 +1,4 @@
-"""Trained networks: two with published weights, and the reference network of this repository."""
+"""Two networks with published weights."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ import io
 import math
 import zipfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from forecache_lab.frontier import network
-from forecache_lab.frontier.__main__ import FIRST
-from forecache_lab.frontier.problems import Problem as Flow
-from forecache_lab.frontier.problems import combine
-from forecache_lab.reference import CALIBRATION_SEED
 from forecache_patches import wheel
 from forecache_patches.lock import Wheel
 
@@ -34,7 +27,6 @@ SCORES = {"hsc32": "eqx_hsc_ScoreNet32", "ztf64": "eqx_ZTF_ScoreNet64"}  # the o
 OF_HALF: dict[Half, tuple[str, ...]] = {"develop": ("hsc32",), "report": ("ztf64", "hsc32")}
 GRID = "karras148"  # log(1 + 148^2) = 10 is the last time that they were trained at
 PATCH, BLOCKS = 4, 4
-TOKENS_FIRST = {"develop": CALIBRATION_SEED, "report": FIRST}
 
 
 def fetched(folder: Path) -> Path:
@@ -131,32 +123,3 @@ def published(half: Half, folder: Path) -> list[Problem]:
                 Problem(key, "eps", GRIDS[GRID], steps, budgets, net.noise, net.eps, group=group)
             )  # fmt: skip
     return found
-
-
-def reference(checkout: Path) -> list[Problem]:
-    """Hunyuan3D-2.1's class with the trained reference weights, on its generators' grids; steps that do not move the
-    state are left out.
-
-    Raises:
-        FileNotFoundError: no such checkout.
-    """
-    return [_reference(flow) for flow in network.problems(checkout).values()]
-
-
-def _reference(flow: Flow) -> Problem:
-    steps = len(flow.effective)
-    name = "even" if flow.shift == 1 else f"shift{flow.shift:g}"
-    low, high = flow.interval or (0.0, 1.0)
-    whole = (low, high) == (0.0, 1.0)
-    key = f"hunyuan-{name}-{steps}-velocity-{'guided' if whole else 'interval'}"
-    budgets = BUDGETS[min(BUDGETS, key=lambda n: abs(n - steps))]
-    interval = None if whole else (1 - high, 1 - low)
-    network_of = partial(_velocity, flow)
-    return Problem(
-        key, "velocity", GRIDS[name], steps, budgets, flow.start, network_of, interval, group="reference network"
-    )
-
-
-def _velocity(flow: Flow, x: torch.Tensor, alpha: float, sigma: float, seeds: Seeds, guided: bool) -> torch.Tensor:
-    value: Any = flow.branches(x, alpha, seeds, guided)
-    return combine(value, flow.scale)

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("diffusers", reason="needs the extra `frontier`")
 
 from benchmarks.zoo import __main__ as command
-from benchmarks.zoo import forms, halves, methods, networks, report, results, solvers, steering
+from benchmarks.zoo import forms, generators, halves, methods, networks, report, results, solvers, steering
 from benchmarks.zoo.grids import GRIDS, Grid, level, ratios
 from benchmarks.zoo.measure import Bench, Row
 from benchmarks.zoo.mixtures import Mixture, normal
@@ -22,8 +22,10 @@ from benchmarks.zoo.problems import Batch, Problem
 from benchmarks.zoo.results import Cell, Results
 from forecache import Forecaster, schedule
 from forecache.basis import Hermite, Reuse, Taylor
+from forecache_lab.frontier import network, sampling
 from forecache_lab.frontier.caches import HiCachePP, Weighted
 from forecache_lab.frontier.measure import distance
+from forecache_lab.reference import pictures, solids
 from forecache_patches.errors import CheckoutError
 
 SEEDS = range(4)
@@ -377,10 +379,13 @@ def test_what_cannot_be_had_is_left_out_with_its_reason(tmp_path, monkeypatch):
         raise CheckoutError("cannot download: no network")
 
     monkeypatch.setattr(networks.wheel, "download", refuse)
-    a = command.parser().parse_args(["--out", str(tmp_path), "--hunyuan21", str(tmp_path / "none")])
+    a = command.parser().parse_args(["--out", str(tmp_path), "--trellis", str(tmp_path / "none")])
     found, left_out = command.problems(a)
     assert len(found) == len(halves.closed("develop"))
-    assert left_out["published networks"] == "cannot download: no network" and "reference network" in left_out
+    assert (
+        left_out["published networks"] == "cannot download: no network"
+        and "holds no" in left_out["trellis's reference network"]
+    )
     page = report.page("develop", [], 2, left_out)
     assert "- left out: published networks: cannot download: no network" in page
 
@@ -477,3 +482,33 @@ def test_hicache_pps_own_choice_is_what_its_package_forecasts():
     assert both["dmd"].served > both["auto"].served > 0
     assert both["auto"].served == pytest.approx(counts["dmd"] / sum(counts.values()))
     assert torch.isfinite(ends["auto"]).all()
+
+
+# --- the generators' own loops ----------------------------------------------------------------------------------------
+def test_the_uncached_run_is_trellis_own(checkouts):
+    """Its sampler, with its guidance interval and shift, around the reference network."""
+    seeds = range(2)
+    here = generators.trellis_structure(checkouts("trellis", patched=True, source="wheel"))[1]
+    ours = Batch(here, seeds).uncached[1]
+    stage = here.network.__self__
+    for k, seed in enumerate(seeds):
+        cond = stage.pipe.get_cond([solids.picture(solids.solid(seed)[1], pictures.PICTURE)])
+        settings = {**stage.settings, "steps": 12, "verbose": False}
+        theirs = stage.pipe.sparse_structure_sampler.sample(stage.model, here.noise([seed]), **cond, **settings).samples
+        assert float((theirs[0] - ours[k]).norm() / theirs.norm()) < 1e-5
+
+
+def test_the_uncached_run_is_the_frontiers(patched):
+    """Hunyuan3D-2.1's reference network: the same loop in other words, guidance interval included."""
+    seeds = range(2)
+    flows = {flow.key: flow for flow in network.problems(patched).values()}
+    ours = {each.key: each for each in generators.hunyuan21(patched)}
+    assert set(ours) == {
+        "hunyuan21-even-49-velocity-guided", "hunyuan21-shift3-25-velocity-interval",
+        "hunyuan21-shift3-12-velocity-interval", "hunyuan21-shift5-12-velocity-interval",
+    }  # fmt: skip
+    assert ours["hunyuan21-even-49-velocity-guided"].budgets == halves.BUDGETS[50]
+    theirs = sampling.sample(flows["hunyuan12shift3"], seeds).latents
+    here = Batch(ours["hunyuan21-shift3-12-velocity-interval"], seeds)
+    assert distance(here.uncached[1], theirs).max() < 1e-5
+    assert here.problem.edges(here.grid) == flows["hunyuan12shift3"].edges(flows["hunyuan12shift3"].times)
