@@ -24,6 +24,7 @@ WARMUPS = (1, 2, 3, 4, 6)  # of schedules that are even after them
 LONGEST = 6  # warm-up of schedules with a fixed interval
 OURS = ("auto", "linear", "dmd")
 STEER = OURS[0]  # the row that the steering numbers are about
+EDGED = f"{STEER}, edges"  # the same, told where guidance switches
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def our_rows(problem: Problem, calls: int) -> list[Method]:
     rows = [Method(name, "ours", [Candidate("", partial(_ours, name, grid.times, calls, ()))]) for name in OURS]
     if edges := problem.edges(grid):
         told = Candidate("edges computed", partial(_ours, STEER, grid.times, calls, edges))
-        rows.append(Method(f"{STEER}, edges", "ours", [told]))
+        rows.append(Method(EDGED, "ours", [told]))
     return rows
 
 

@@ -74,10 +74,13 @@ def above_euler(cells: Sequence[Cell], ours: str = STEER) -> list[str]:
 
 @dataclass(frozen=True)
 class Accurate:
-    """Cells with at least a quarter of the steps computed, and those where a solver's error is below ours."""
+    """Cells with at least a quarter of the steps computed, those where a solver's error is below ours, and those of
+    them where it is below that of all N steps too, which no imitation of them can better.
+    """
 
     cells: int
     missed: list[str]
+    beyond: list[str]
 
     @property
     def share(self) -> float:
@@ -91,10 +94,11 @@ def accurate(cells: Sequence[Cell], ours: str = STEER) -> dict[int, Accurate]:
     for steps in sorted({cell.steps for cell in cells}, reverse=True):
         some = [cell for cell in cells if cell.steps == steps and cell.calls * QUARTER >= steps]
         if some:
-            missed = [
-                cell.name
-                for cell in some
-                if median(cell.rows[ours].error) > median(best(cell, "solver", "error").error)
-            ]
-            found[steps] = Accurate(len(some), missed)
+            missed = [cell for cell in some if median(cell.rows[ours].error) > _solved(cell)]
+            beyond = [cell.name for cell in missed if median(cell.uncached) > _solved(cell)]
+            found[steps] = Accurate(len(some), [cell.name for cell in missed], beyond)
     return found
+
+
+def _solved(cell: Cell) -> float:
+    return median(best(cell, "solver", "error").error)

@@ -304,6 +304,9 @@ def test_steering_numbers_by_hand():
     assert list(accurate) == [50, 25]
     assert accurate[50].cells == 1 and accurate[50].share == 1, "9 of 50 is less than a quarter"
     assert accurate[25].missed == ["h-even-25-v-unguided / 9"] and accurate[25].share == 0
+    assert accurate[25].beyond == [], "the N steps' own error is .1, the solver's too"
+    worse = replace(cells[2], uncached=[0.11])
+    assert steering.accurate([worse])[25].beyond == ["h-even-25-v-unguided / 9"]
 
 
 def test_p95_has_a_best_rule_of_its_own():
