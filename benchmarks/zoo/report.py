@@ -117,7 +117,8 @@ def page(half: str, cells: Sequence[Cell], seeds: int, left_out: Mapping[str, st
     """The whole report as Markdown."""
     lines = [f"# Zoo, half: {half}", ""]
     lines += [
-        f"{seeds} seeds a cell, half as many of a reference network. Drift to the uncached run and error to a fine solution of the flow, relative, x 1000; "
+        f"{seeds} seeds a cell, half as many of a reference network. Drift to the uncached run and "
+        "error to a fine solution of the flow, relative, x 1000; "
         "drift as median / p95. A cell is named flow-grid-steps-form-guidance / calls. *Served*: share of the skipped "
         "steps that the rule named in the row served itself. *Ratio*: our median over the best published rule's, the "
         "settings of which were chosen on other seeds; its interval by bootstrap.",

@@ -342,6 +342,23 @@ def test_a_run_goes_on_where_it_was_broken_off(tmp_path):
     assert whole.rows["auto"].served is None
 
 
+def test_a_network_that_takes_long_gets_fewer_seeds(tmp_path, monkeypatch):
+    asked = []
+
+    def bench(problem, seeds, choosing):
+        asked.append((len(seeds), len(choosing)))
+        return Bench(problem, seeds, choosing)
+
+    monkeypatch.setattr(command, "Bench", bench)
+    here = replace(problem(Mixture(2, 4), "even", "velocity"), dear=True)
+    found = Results(tmp_path / "zoo.jsonl")
+    for _ in range(2):
+        command.measure(here, 0, 5, (6,), found, "")
+    assert asked == [(3, 2)], "measured once"
+    (whole,) = found.cells()
+    assert len(whole.uncached) == len(whole.rows["auto"].drift) == 3
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """A quick run of two problems."""
