@@ -167,6 +167,10 @@ def test_the_fine_solution_knows_where_guidance_switches():
     here = problem(flow, "even", "velocity", 10, (0.8, 1.0), 3.0)
     coarse, fine = (Batch(replace(here, steps=steps), SEEDS) for steps in (10, 400))
     assert here.edges(coarse.grid) == [3], "noise .8 is guided still"
+    seen: list[tuple[float, bool]] = []
+    watched = replace(here, network=lambda *given: seen.append((given[2], given[4])) or here.network(*given))
+    assert torch.equal(Batch(watched, SEEDS).fine, Batch(here, SEEDS).fine)
+    assert all(guided == (sigma > 0.8 + 1e-9) for sigma, guided in seen), "the switch itself belongs to what follows"
     assert distance(coarse.fine, fine.fine).max() < 1e-3
     assert distance(Batch(replace(here, interval=None), SEEDS).fine, fine.fine).max() > 1e-2, "it is the switch"
 
