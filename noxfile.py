@@ -226,6 +226,7 @@ def lint(session: nox.Session) -> None:
         "forecache_docs",
         "benchmarks.dit_imagenet",
         "benchmarks.gpu",
+        "benchmarks.zoo",
     )
     session.run("mypy", *(word for package in packages for word in ("-p", package)))
 
@@ -277,6 +278,19 @@ def plans_hunyuan21(session: nox.Session) -> None:
 def frontier(session: nox.Session) -> None:
     """Drift and error against network calls: solvers, published caches, ours, in one run. -- --settings NAME ..."""
     on_hunyuan21(session, "frontier", "frontier", "--out", str(Path("out", "frontier")))
+
+
+@nox.session
+def zoo(session: nox.Session) -> None:
+    """The default beside published rules and solvers, flows x grids x budgets. -- --half develop|report --quick ..."""
+    install(session, "frontier,trellis")
+    environment = {"OMP_NUM_THREADS": "1"}
+    for upstream in () if {"--quick", "--help"} & set(session.posargs) else ("hunyuan21", "trellis"):
+        try:
+            environment[f"FORECACHE_{upstream.upper()}"] = str(prepared(session, "auto", upstream).resolve())
+        except nox.command.CommandFailed:
+            session.warn(f"the reference network of {upstream} is left out (the reason stands above)")
+    session.run("python", "-m", "benchmarks.zoo", *session.posargs, env=environment)
 
 
 @nox.session

@@ -15,6 +15,7 @@ PAGES = {
     "CHANGELOG.md": "project/changelog",
     "pr_drafts/README.md": "project/submissions",
     "benchmarks/dit_imagenet/README.md": "project/dit_imagenet",
+    "benchmarks/zoo/README.md": "project/zoo",
 }
 LINK = re.compile(r"(\]\()([^()\s]+)(\))")
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.polynomial import chebyshev
 
+from forecache.basis import Reuse, Rule
 from forecache.basis.linear import lagrange
 from forecache.basis.rule import newest
 from forecache.snapshots import Array
@@ -35,6 +36,11 @@ class Cache(ABC):
     def forecast(self, i: int) -> torch.Tensor:
         """The forecast of step ``i``."""
 
+    @property
+    def served(self) -> float:
+        """Share of the skipped steps so far that the rule itself served, not what stands in for it."""
+        return 1.0
+
     def step(self, i: int, compute: Compute, state: torch.Tensor | None = None) -> torch.Tensor:
         """As ``forecache.Forecaster.step``."""
         if self.needs_compute(i):
@@ -45,11 +51,16 @@ class Cache(ABC):
 
 
 class HiCachePP(Cache):
-    """HiCache++ through its own package ``hicache_pp``: DMD, Hermite in its warm-up; one state per sample."""
+    """HiCache++ through its own package ``hicache_pp``: DMD, Hermite in its warm-up, or its choice between the two;
+    one state per sample.
+    """
 
-    def __init__(self, computed: Collection[int], history: int = 6, order: int = 1, sigma: float = 0.5) -> None:
+    def __init__(
+        self, computed: Collection[int], history: int = 6, order: int = 1, sigma: float = 0.5,
+        backend: Literal["dmd", "auto"] = "dmd",
+    ) -> None:  # fmt: skip
         super().__init__(computed)
-        self.history, self.order, self.sigma = history, order, sigma
+        self.history, self.order, self.sigma, self.backend = history, order, sigma, backend
         self.states: list[dict[str, Any]] = []
 
     def observe(self, i: int, value: torch.Tensor) -> None:
@@ -59,7 +70,11 @@ class HiCachePP(Cache):
         if not self.states:
             self.states = [
                 hicache_pp.hicache_init(
-                    max(self.computed) + 2, max_order=self.order, sigma=self.sigma, backend="dmd", history=self.history
+                    max(self.computed) + 2,
+                    max_order=self.order,
+                    sigma=self.sigma,
+                    backend=self.backend,
+                    history=self.history,
                 )
                 for _ in value
             ]
@@ -75,7 +90,15 @@ class HiCachePP(Cache):
 
         for state in self.states:
             state["step"] = i
-        return torch.stack([hicache_pp.dmd_forecast_state(state) for state in self.states])
+        forecast = hicache_pp.dmd_forecast_state if self.backend == "dmd" else hicache_pp.auto_forecast_state
+        return torch.stack([forecast(state) for state in self.states])
+
+    @property
+    def served(self) -> float:
+        """See :class:`Cache`; by DMD, over all samples."""
+        counts = [state["telemetry"]["method_counts"] for state in self.states]
+        total = sum(sum(each.values()) for each in counts)
+        return float(sum(each["dmd"] for each in counts) / max(total, 1))
 
 
 def spectrum_weights(steps: Array, target: float, share: float, degree: int = 4, ridge: float = 0.1) -> Array:
@@ -92,12 +115,12 @@ def spectrum_weights(steps: Array, target: float, share: float, degree: int = 4,
     return np.asarray((1 - share) * line + share * fitted)
 
 
-class Spectrum(Cache):
-    """Chebyshev ridge in its published form, on all snapshots of the run."""
+class Weighted(Cache):
+    """A rule whose weights are those of the steps alone, as published: on the step index, without a guard."""
 
-    def __init__(self, computed: Collection[int], share: float) -> None:
+    def __init__(self, computed: Collection[int], rule: Rule) -> None:
         super().__init__(computed)
-        self.share = share
+        self.rule, self.full, self.skipped = rule, 0, 0
         self.steps: list[float] = []
         self.values: list[torch.Tensor] = []
 
@@ -106,11 +129,37 @@ class Spectrum(Cache):
         self.steps.append(float(i))
         self.values.append(value)
 
+    def weights(self, i: int) -> Array:
+        """One for each snapshot of the window; fewer snapshots than the rule reads lower its order."""
+        n = min(len(self.steps), self.rule.window)
+        self.skipped += 1
+        self.full += n >= self.rule.floor
+        return self.rule.weights(np.array(self.steps[-n:]), float(i), np.eye(n))
+
     def forecast(self, i: int) -> torch.Tensor:
         """See :class:`Cache`."""
-        w = spectrum_weights(np.array(self.steps), float(i), self.share)
-        combined: torch.Tensor = torch.tensordot(torch.tensor(w).to(self.values[0]), torch.stack(self.values), 1)
+        w = torch.tensor(self.weights(i)).to(self.values[0])
+        combined: torch.Tensor = torch.tensordot(w, torch.stack(self.values[-len(w) :]), 1)
         return combined
+
+    @property
+    def served(self) -> float:
+        """See :class:`Cache`; with all snapshots that its order reads."""
+        return self.full / max(self.skipped, 1)
+
+
+class Spectrum(Weighted):
+    """Chebyshev ridge in its published form, on all snapshots of the run."""
+
+    def __init__(self, computed: Collection[int], share: float) -> None:
+        super().__init__(computed, Reuse())
+        self.share = share
+
+    def weights(self, i: int) -> Array:
+        """See :class:`Weighted`."""
+        self.skipped += 1
+        self.full += 1
+        return spectrum_weights(np.array(self.steps), float(i), self.share)
 
 
 def ramp(effective: Collection[int], warmup: int, growth: float) -> tuple[int, ...]:
