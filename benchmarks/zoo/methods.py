@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from forecache import Forecaster, schedule
+from forecache import Corrector, Forecaster, schedule
 from forecache.basis import Hermite, Reuse, Rule, Taylor
 from forecache_lab.frontier.caches import HiCachePP, Spectrum, Weighted
 from forecache_lab.frontier.methods import fixed_schedules, ramp_schedules
@@ -147,7 +147,7 @@ def our_rows(problem: Problem, calls: int) -> list[Method]:
     grid = problem.grid(problem.steps)
     rows = [Method(name, "ours", [Candidate("", partial(_ours, name, grid.times, calls, ()))]) for name in OURS]
     if edges := problem.edges(grid):
-        told = Candidate("edges computed", partial(_ours, STEER, grid.times, calls, edges))
+        told = Candidate("edges computed", partial(_ours, STEER, grid.times, calls, tuple(edges)))
         rows.append(Method(EDGED, "ours", [told]))
     return rows
 
@@ -155,8 +155,16 @@ def our_rows(problem: Problem, calls: int) -> list[Method]:
 def _ours(basis: str, times: Sequence[float], calls: int, edges: Sequence[int], batch: Batch) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it says of few calls
-        cache = Forecaster(basis, times=times, calls=calls, edges=edges)
+        admitted = basis == STEER and corrector(batch.problem, batch.grid)
+        cache = Forecaster(basis, times=times, calls=calls, edges=edges, corrector=admitted)
     return Run(batch.sample(cache), served(cache, basis))
+
+
+def corrector(problem: Problem, grid: Grid) -> Corrector | bool:
+    """What an adapter says of the sampler: velocities and eps are added to the state, times the differences of ``s``; of
+    the other forms a share of the state goes, and there is no corrector.
+    """
+    return Corrector(tuple(grid.s)) if problem.form in ("velocity", "eps") else False
 
 
 def served(cache: Forecaster, basis: str) -> float:

@@ -84,7 +84,7 @@ def even(effective: Sequence[int], calls: int) -> tuple[int, ...]:
     return tuple(effective[(k * (n - 1) * 2 + calls - 1) // (2 * (calls - 1))] for k in range(calls))
 
 
-def cosine(effective: Sequence[int], calls: int, power: float = 1.0, mix: float = 0.3) -> tuple[int, ...]:
+def cosine(effective: Sequence[int], calls: int, power: float = 1.0, mix: float = 0.4) -> tuple[int, ...]:
     """An exact budget that is dense at both ends: call k near ``(1 - m) u + m ((1 - cos(pi u)) / 2)^p`` of the way,
     ``u = k / (calls - 1)``.
 
