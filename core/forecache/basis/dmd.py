@@ -195,7 +195,7 @@ def sum_to_one(w: Array, gram: Array) -> Array:
 def missing(gram: Array) -> Array:
     """``(G + eps I)^-1 1``, scaled to sum to 1: see :func:`sum_to_one`."""
     n = len(gram)
-    unit = gram * (n / np.trace(gram))  # an inverse of the norms themselves may overflow
+    unit = gram / (np.trace(gram) / n)  # an inverse of the norms themselves may overflow
     z = np.linalg.solve(unit + max(innovation(gram, 1e-6) ** 2, 1e-11) * np.eye(n), np.ones(n))
     return np.asarray(z / z.sum())
 
