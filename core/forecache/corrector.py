@@ -37,7 +37,8 @@ class Corrector:
     The state moves by ``h_k r``, and the velocity moves with it. If the end point ``x + (T - t) v`` that the network
     points to stays where it is, that is by ``-f r``; of which :data:`STIFF`, between a network that has made up its
     mind and one that has not. Without this the corrected run rings: the next forecast reads the velocity at the
-    uncorrected state as a change of direction.
+    uncorrected state as a change of direction. A velocity that answers faster than this (``x' = lambda x`` with
+    ``-lambda`` times a gap beyond one half) still rings.
 
     Args:
         positions: N + 1 numbers: the sampler adds ``(positions[i + 1] - positions[i]) v_i`` to the state.

@@ -118,7 +118,7 @@ class Stream:
         added = corrector.correction(self.closed, self._steps, self.dropped)
         if added is None:
             return None
-        gram, same = self.snapshots.gram, newest(len(self.snapshots))
+        gram = self.snapshots.gram
         used, kept = (np.broadcast_to(each, gram.shape[:2]) for each in added)
         size = np.sqrt(np.maximum(np.einsum("bj,bjk,bk->b", used, gram, used), 0))
         norm = np.maximum(np.sqrt(gram[:, -1, -1]), TINY)
@@ -126,9 +126,9 @@ class Stream:
         if not counts.any():
             return None
         value, served = self._with(counts[:, None] * used)
-        snapshot, remain = self._with(counts[:, None] * kept)
-        self.snapshots.rewrite(np.stack([each.weights for each in remain]), snapshot)
         done = counts & [each.rule == CORRECTOR for each in served]
+        snapshot, remain = self._with(done[:, None] * kept)
+        self.snapshots.rewrite(np.stack([each.weights for each in remain]), snapshot)
         return value, float((done * size / norm).max())
 
     def _with(self, added: Array) -> tuple[torch.Tensor, list[Served]]:

@@ -125,7 +125,12 @@ def methods(subject: Staged, stage: str, basis: str, steps: int) -> list[Method]
         rows.append(Method(f"{basis}, interval {interval}", settings))
         computed = schedule.fixed_interval(range(steps), interval, WARMUP)
         rows.append(
-            Method(f"control: combined velocity, interval {interval}", None, make_rule(basis, (0.0, float(steps))), computed)
+            Method(
+                f"control: combined velocity, interval {interval}",
+                None,
+                make_rule(basis, (0.0, float(steps))),
+                computed,
+            )
         )
         plan = PLANS / f"{subject.name}-{stage}-{steps}-{len(computed)}.json"
         if plan.is_file():

@@ -269,7 +269,7 @@ def test_steps_come_in_order() -> None:
 
 
 def test_a_step_may_be_left_out_unless_there_is_a_plan() -> None:
-    """A branch that takes turns with others is not called at every step: its history knows the steps, so nothing shifts."""
+    """A branch that takes turns with others is not called at every step: its history knows which, so nothing shifts."""
     cache = Forecaster("linear", times=GRID, interval=1)
     for i in (0, 4):
         cache.observe(i, torch.full((3,), 1.0 + i))

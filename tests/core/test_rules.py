@@ -272,8 +272,8 @@ def test_degenerate_windows_are_served_by_finite_weights(even: bool, kind: str) 
 
 
 def test_weights_that_round_off_keeps_from_summing_to_one_are_no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    v = np.random.default_rng(0).normal(size=(6, 3))
-    for scale in (1e-155, 1.0, 1e150):  # an inverse of the smallest Gram matrix overflows
+    v = np.random.default_rng(0).normal(size=(6, 30))
+    for scale in (1e-155, 1.0, 1e70):  # an inverse of the smallest Gram matrix overflows
         w = DMD().weights(np.arange(6.0), 7.0, gram(scale * v))
         assert abs(w.sum() - 1) <= 1e-9 * np.abs(w).sum()
     monkeypatch.setattr(dmd, "missing", lambda gram: np.zeros(len(gram)))  # what came of it before
