@@ -143,7 +143,7 @@ class Settings:
             raise ValueError(
                 f"adaptive_guidance must be true, false or settings of {', '.join(allowed)}, got {options!r}"
             )
-        rule = make_rule(self.basis, (times[0], times[-1]), self.order, self.sigma)
+        rule = make_rule(self.basis, (0.0, float(len(times) - 1)), self.order, self.sigma)
         return AdaptiveGuidance(
             times=times, scale=scale, batch_dim=batch_dim, rule=rule, history=self.history, **options
         )

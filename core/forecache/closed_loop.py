@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from . import schedule
-from .basis import make_rule
+from .basis import Auto
 from .basis.guard import serve
 from .fit import fit, prior
 from .groups import combine
@@ -57,7 +57,7 @@ class ClosedLoop:
         self.anchors: dict[int, dict[int, Velocity]] = {seed: {} for seed in conditions}
         self.misfits: dict[str, float] = {}
         self.forward: dict[str, list[float]] = {}
-        self._rule = make_rule("auto", (float(self.times[0]), float(self.times[-1])))
+        self._rule = Auto()
 
     def advance(self, i: int) -> Mapping[str, Weights] | None:
         """Make step ``i`` of every run: compute it, or fit the weights that serve it, by leaf group; the last computed
@@ -90,7 +90,7 @@ class ClosedLoop:
             arrived = march.velocities[i]
             if known:
                 window = torch.stack([self.anchors[seed][k].cond for k in known])
-                w = serve(self._rule, self.times[list(known)], float(self.times[i]), gram_matrix(window)).weights
+                w = serve(self._rule, np.array(known, dtype=np.float64), float(i), gram_matrix(window)).weights
                 guess = torch.tensor(w, dtype=window.dtype) @ window
                 errors.append(float((guess - arrived.cond).norm() / arrived.cond.norm().clamp(min=1e-30)))
             self.anchors[seed][i] = arrived
@@ -107,8 +107,8 @@ class ClosedLoop:
         with_state = self.model.start is not None
         columns = {seed: self._columns(seed, known, apart) for seed in self.conditions}
         wanted = {seed: (each.target[i + 1] - self.moved[seed]) / h for seed, each in self.conditions.items()}
-        apart_prior = [self._prior(apart, i)] if apart else []
-        toward = np.concatenate([self._prior(known, i), *apart_prior, [0.0] * with_state])
+        apart_prior = [prior(apart, i)] if apart else []
+        toward = np.concatenate([prior(known, i), *apart_prior, [0.0] * with_state])
         n, m = len(known), len(known) + len(apart)
         fitted, misfits = {}, []
         for group, at in self.model.parts.items():
@@ -134,9 +134,6 @@ class ClosedLoop:
         if start is not None:
             rows.append(start + self.moved[seed])
         return torch.stack(rows)
-
-    def _prior(self, anchors: Sequence[int], i: int) -> Array:
-        return prior(self.times[list(anchors)], float(self.times[i]))
 
     def distances(self) -> Array:
         """``[S]``: distance of each run to its target, relative to the sample."""

@@ -37,7 +37,8 @@ class Corrector:
     The state moves by ``h_k r``, and the velocity moves with it. If the end point ``x + (T - t) v`` that the network
     points to stays where it is, that is by ``-f r``; of which :data:`STIFF`, between a network that has made up its
     mind and one that has not. Without this the corrected run rings: the next forecast reads the velocity at the
-    uncorrected state as a change of direction.
+    uncorrected state as a change of direction. A velocity that answers faster than this (``x' = lambda x`` with
+    ``-lambda`` times a gap beyond one half) still rings.
 
     Args:
         positions: N + 1 numbers: the sampler adds ``(positions[i + 1] - positions[i]) v_i`` to the state.
@@ -57,25 +58,27 @@ class Corrector:
         if not all(map(math.isfinite, self.positions)):
             raise ValueError(f"corrector: its positions must be finite, got {list(self.positions)}")
 
-    def correction(self, gap: Gap, steps: Array) -> tuple[Array, Array] | None:
+    def correction(self, gap: Gap, steps: Array, dropped: int | None = None) -> tuple[Array, Array] | None:
         """What is added to the value of step k, used and kept: weights ``[..., n]`` of the snapshots, with a sum of 0.
 
         Args:
             gap: see :data:`Gap`; its windows lie one snapshot back.
             steps: ``[n]``, indices of the snapshots, the newest one of step k.
+            dropped: index of the snapshot that gave way to step k. What it served is taken from the oldest ones that
+                are left, by the same interpolation.
 
         ``None``: nothing was skipped, or step k moves nothing.
         """
         k, n, p = int(steps[-1]), len(steps), self.positions
+        gone = np.zeros(n) if dropped is None else lagrange(steps[::-1], float(dropped), ORDER)[::-1]
         since = max((step for step in self.breaks if step <= k), default=0)
         gap = [(i, served) for i, served in gap if i >= since]
         if not gap or p[k + 1] == p[k]:
             return None
         total: Array = np.zeros(n)
         for i, served in gap:
-            before = served[..., -(n - 1) :]
-            forecast = np.concatenate([before, np.zeros((*before.shape[:-1], 1))], -1)
-            forecast[..., 0] += 1 - forecast.sum(-1)  # of a snapshot that the window has dropped since
+            lost, before = np.split(served, [served.shape[-1] - (n - 1)], -1)
+            forecast = np.concatenate([before, np.zeros((*before.shape[:-1], 1))], -1) + lost.sum(-1)[..., None] * gone
             total = total + (p[i + 1] - p[i]) / (p[k + 1] - p[k]) * (lagrange(steps, float(i), ORDER) - forecast)
         end = p[-1] if self.end is None else self.end
         kept = -STIFF * (p[k + 1] - p[k]) / (end - p[k]) if end != p[k] else 0.0

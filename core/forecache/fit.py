@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from .plan import COLUMNS
 from .snapshots import Array, gram_matrix
 
 
-def prior(times: Array, target: float) -> Array:
-    """``w0``: guarded Lagrange weights of order <= 2 of the snapshots at ``times``."""
-    return serve(Linear(2), times, target, np.eye(len(times))).weights
+def prior(steps: Sequence[int], target: int) -> Array:
+    """``w0``: guarded Lagrange weights of order <= 2, on the step index, of the snapshots of ``steps``."""
+    return serve(Linear(2), np.array(steps, dtype=np.float64), float(target), np.eye(len(steps))).weights
 
 
 def fit(

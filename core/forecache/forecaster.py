@@ -11,7 +11,7 @@ import torch
 
 from . import schedule, tree
 from .basis import make_rule
-from .corrector import Corrector
+from .corrector import ORDER, Corrector
 from .groups import Group, Groups
 from .plan import Plan
 from .planned import Planner
@@ -142,7 +142,7 @@ class Forecaster:
                 raise ValueError(f"groups must be the plan's {theirs}, got {dict(groups)}")
             groups = groups or theirs
         self.groups = Groups(groups or {}, batch_dim)
-        span = self.times[0], self.times[-1]
+        span = 0.0, float(len(self.times) - 1)
         self.rule = make_rule(basis, span, order, sigma)
         rules = self.groups.rules(self.rule, span)
         for rule in rules.values():
@@ -175,9 +175,10 @@ class Forecaster:
                 f"{len(self.corrector.positions)}"
             )
         # a lambda that held `self` would keep a dropped forecaster for the collector
-        of_stream, least = self.groups.of_stream, self._planner.longest
+        of_stream, corrected = self.groups.of_stream, self.corrector is not None
+        least = ORDER + 1 if corrected else self._planner.longest
         self._stream: Callable[[str], Stream] = lambda name: Stream(
-            rules[of_stream(name)], history, batch_dim, guard, least
+            rules[of_stream(name)], history, batch_dim, guard, least, corrected
         )
         self._wanted, self._moving = frozenset(self.computed), frozenset(self.effective)
         self._streams: dict[str, Stream] = {}

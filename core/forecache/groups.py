@@ -53,7 +53,7 @@ class Groups:
                     raise ValueError(f"groups: leaf {leaf!r} is in {self._group_of[leaf]!r} and in {name!r}")
                 self._group_of[leaf] = name
 
-    def rules(self, rule: Rule, span: tuple[float, float]) -> dict[str, Rule]:
+    def rules(self, rule: Rule, span: tuple[float, float] | None) -> dict[str, Rule]:
         """What forecasts each group, ``rule`` unless it has one of its own; "": the other leaves."""
         own = {name: each for name, each in self.groups.items() if each.basis is not None}
         made = {name: make_rule(each.basis, span, each.order, each.sigma) for name, each in own.items()}

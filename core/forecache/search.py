@@ -61,11 +61,11 @@ class Gaps:
         open-loop error of their velocity.
         """
         known = list(anchors)
-        k, times = self.mean[np.ix_(known, known)], self.times[known]
+        k = self.mean[np.ix_(known, known)]
         rows = []
         for i in range(known[-1] + 1, end):
             if (anchors, i) not in self._weights:
-                toward = prior(times, float(self.times[i]))
+                toward = prior(anchors, i)
                 self._weights[anchors, i] = solve(k, self.mean[known, i], toward, len(known), self.ridge)
             rows.append(self._weights[anchors, i])
         return np.array(rows)

@@ -197,13 +197,12 @@ class Snapshots:
         self._slots.append(slot)
         self.times.append(float(time))
 
-    def rewrite(self, weights: Array) -> None:
-        """Put ``sum_j weights[j] v_j`` in the place of the newest snapshot; ``weights`` as in :meth:`combine`."""
-        value = self._rows(self.combine(weights))
+    def rewrite(self, weights: Array, value: torch.Tensor) -> None:
+        """Put ``value``, which is :meth:`combine` of ``weights``, in the place of the newest snapshot."""
         assert self._buffer is not None
         mixed = np.tile(np.eye(len(self)), (self.items, 1, 1))
         mixed[:, -1] = weights
-        self._buffer[:, self._slots[-1]] = value
+        self._buffer[:, self._slots[-1]] = self._rows(value)
         self.gram = mixed @ self.gram @ mixed.transpose(0, 2, 1)
         self.largest = float(np.sqrt(np.diagonal(self.gram, axis1=1, axis2=2).max()))
 

@@ -10,10 +10,12 @@ import torch
 
 from .basis import Rule
 from .basis.guard import Served, fallen, serve
+from .basis.rule import newest
 from .corrector import Corrector
 from .snapshots import Array, Snapshots, read, residual
 from .tree import Guided as Guided
 
+CORRECTOR = "corrector"
 TINY = 1e-100  # denominator of a zero value: the ratio is huge and finite
 ROUNDOFF = 1e-7  # of the norm: residuals below it are noise of the Gram matrix, and reuse is exact
 
@@ -49,14 +51,17 @@ class Stream:
     """Snapshots of one tensor, its rule, and both clocks (the sampler's time, the step index).
 
     ``history`` snapshots are kept, or as many as the rule reads; ``least``: of those, as many as somebody else needs.
+    ``corrected``: one more than the rule reads, since its weights are looked at when the next value has arrived.
     """
 
     def __init__(
-        self, rule: Rule, history: int, batch_dim: int | None, guard: float | None, least: int = 0
+        self, rule: Rule, history: int, batch_dim: int | None, guard: float | None, least: int = 0,
+        corrected: bool = False,
     ) -> None:  # fmt: skip
         self.rule, self.guard = rule, guard
-        self.snapshots = Snapshots(min(history, max(rule.window, least)), batch_dim)
+        self.snapshots = Snapshots(min(history, max(rule.window + corrected, least)), batch_dim)
         self.indices: list[int] = []
+        self.dropped: int | None = None  # index of the snapshot that gave way to the newest one
         self.gap: list[tuple[int, Array]] = []  # steps that were forecast since the newest snapshot, and their weights
         self.closed: list[tuple[int, Array]] = []  # those before it
         self._times, self._steps = np.zeros(0), np.zeros(0)  # of the window, as time and as step index
@@ -81,6 +86,7 @@ class Stream:
         """Take a computed value as the newest snapshot; ``row`` is ``snapshots.products(value)``."""
         self.closed, self.gap = self.gap, []
         self.snapshots.push(time, value, row)
+        self.dropped = self.indices[0] if len(self.indices) == self.snapshots.capacity else None
         self.indices = [*self.indices, index][-self.snapshots.capacity :]
         self._times, self._steps = np.array(self.snapshots.times), np.array(self.indices, dtype=np.float64)
 
@@ -106,19 +112,29 @@ class Stream:
     def corrected(self, corrector: Corrector) -> tuple[torch.Tensor, float] | None:
         """The newest snapshot with the gap before it integrated again, and how much was added, relative to it.
 
-        ``None``: nothing was. The snapshot itself becomes the velocity at the corrected state.
+        ``None``: nothing was, as where it would be round-off. The snapshot itself becomes the velocity at the corrected
+        state. An item of either that overflows stays as it is.
         """
-        added = corrector.correction(self.closed, self._steps)
+        added = corrector.correction(self.closed, self._steps, self.dropped)
         if added is None:
             return None
-        gram, same = self.snapshots.gram, np.eye(len(self.snapshots))[-1]
+        gram = self.snapshots.gram
         used, kept = (np.broadcast_to(each, gram.shape[:2]) for each in added)
         size = np.sqrt(np.maximum(np.einsum("bj,bjk,bk->b", used, gram, used), 0))
-        value, _ = self.checked(
-            self.snapshots.combine(same + used), [Served(each, "corrector") for each in same + used]
-        )
-        self.snapshots.rewrite(same + kept)
-        return value, float((size / np.maximum(np.sqrt(gram[:, -1, -1]), TINY)).max())
+        norm = np.maximum(np.sqrt(gram[:, -1, -1]), TINY)
+        counts = size > ROUNDOFF * np.maximum(np.abs(used).sum(1), 1) * norm
+        if not counts.any():
+            return None
+        value, served = self._with(counts[:, None] * used)
+        done = counts & [each.rule == CORRECTOR for each in served]
+        snapshot, remain = self._with(done[:, None] * kept)
+        self.snapshots.rewrite(np.stack([each.weights for each in remain]), snapshot)
+        return value, float((done * size / norm).max())
+
+    def _with(self, added: Array) -> tuple[torch.Tensor, list[Served]]:
+        """The newest snapshot plus a sum of all, weights ``[items, n]``."""
+        weights = newest(len(self.snapshots)) + added
+        return self.checked(self.snapshots.combine(weights), [Served(each, CORRECTOR) for each in weights])
 
     def checked(self, value: torch.Tensor, served: list[Served]) -> tuple[torch.Tensor, list[Served]]:
         """``value``, the sum of snapshots that ``served`` says, or the newest snapshot for items of it that overflow.

@@ -83,7 +83,7 @@ def methods(basis: str, intervals: Sequence[int], warmup: int) -> list[Method]:
         Method(f"{basis}, interval {k}", basis, k, {"basis": basis, "interval": k, "warmup": warmup}) for k in intervals
     ]
     middle = intervals[len(intervals) // 2]
-    wrong = {"basis": WrongSign(make_rule(basis, (0.0, 1.0))), "interval": middle, "warmup": warmup}
+    wrong = {"basis": WrongSign(make_rule(basis, None)), "interval": middle, "warmup": warmup}
     rows.append(Method(f"control: {basis} with the wrong sign, interval {middle}", "control", middle, wrong))
     return rows
 

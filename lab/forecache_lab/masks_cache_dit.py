@@ -22,14 +22,14 @@ import torch
 from cache_dit import steps_mask
 from cache_dit.caching.cache_contexts.calibrators import DMDCalibrator, FoCaCalibrator, TaylorSeerCalibrator
 
-from forecache.basis import Auto, Exponential
+from forecache.basis import Auto, Exponential, Linear
 from forecache_adapters.cache_dit import Config, Forecasts
 
 POLICIES = ("slow", "medium", "fast", "ultra")
 DRAWS = 8
 MADE: dict[str, Callable[[], Any]] = {
     "ours, exponential": lambda: Forecasts(Config()),
-    "ours, exponential or auto": lambda: Forecasts(Config(basis=Auto(Auto(), Exponential(), gate=1.0))),
+    "ours, exponential or auto": lambda: Forecasts(Config(basis=Auto((Linear(1), Linear(2), Exponential())))),
     "ours, auto": lambda: Forecasts(Config(basis="auto")),
     "ours, dmd": lambda: Forecasts(Config(basis="dmd")),
     "ours, linear": lambda: Forecasts(Config(basis="linear")),

@@ -116,7 +116,7 @@ def methods(subject: Accelerated, table: str, basis: str) -> list[Method]:
     rows = [Method("uncached, again", False), own, Method(f"{basis}, its schedule", True, {"basis": basis})]
     if subject.carves[table]:
         rows.insert(1, Method("carving alone, every step computed", True, every=True))
-    wrong = WrongSign(make_rule(basis, (0.0, 1.0)))
+    wrong = WrongSign(make_rule(basis, (0.0, float(STEPS))))
     return [
         *rows,
         Method("control: wrong sign, its schedule", True, {"basis": wrong}),

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     if a.out.exists() and not a.out.is_dir():
         parser.error(f"--out must be a folder, got the file {a.out}")
     try:
-        make_rule(a.basis, (0.0, 1.0))
+        make_rule(a.basis, None)
     except ValueError as error:
         parser.error(str(error))
     options = {}

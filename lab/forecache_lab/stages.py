@@ -125,7 +125,12 @@ def methods(subject: Staged, stage: str, basis: str, steps: int) -> list[Method]
         rows.append(Method(f"{basis}, interval {interval}", settings))
         computed = schedule.fixed_interval(range(steps), interval, WARMUP)
         rows.append(
-            Method(f"control: combined velocity, interval {interval}", None, make_rule(basis, (1, 0)), computed)
+            Method(
+                f"control: combined velocity, interval {interval}",
+                None,
+                make_rule(basis, (0.0, float(steps))),
+                computed,
+            )
         )
         plan = PLANS / f"{subject.name}-{stage}-{steps}-{len(computed)}.json"
         if plan.is_file():
@@ -135,7 +140,7 @@ def methods(subject: Staged, stage: str, basis: str, steps: int) -> list[Method]
             Method(f"control: the forks' Hermite, interval {interval}", None, Hermite(2, 0.5),
                    tuple(fork_schedule(steps, interval, subject.fork_last)))
         )  # fmt: skip
-    wrong = {"basis": WrongSign(make_rule(basis, (1.0, 0.0))), "interval": 2, "warmup": WARMUP}
+    wrong = {"basis": WrongSign(make_rule(basis, (0.0, float(steps)))), "interval": 2, "warmup": WARMUP}
     rows.append(Method("control: wrong sign, interval 2", wrong))
     for interval in subject.intervals:
         k = len(schedule.fixed_interval(range(steps), interval, WARMUP))
@@ -304,7 +309,7 @@ def command_line(
     if a.out.exists() and not a.out.is_dir():
         parser.error(f"--out must be a folder, got the file {a.out}")
     try:
-        make_rule(a.basis, (0.0, 1.0))
+        make_rule(a.basis, None)
         subject = subjects[a.subject](a.checkout)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         parser.exit(1, f"error: {error}\n")

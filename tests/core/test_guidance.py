@@ -131,17 +131,19 @@ def test_cosine_is_the_published_test() -> None:
         assert by_error.needs_uncond(2)
 
 
-def test_uncond_is_exact_on_differences_linear_in_time() -> None:
-    grid = [0.0, 0.1, 0.25, 0.3, 0.7, 1.0]
-    guidance = AdaptiveGuidance(times=grid, scale=2.0)
+def test_uncond_is_exact_on_differences_linear_in_the_step() -> None:
+    grid = [0.0, 0.1, 0.25, 0.3, 0.7, 0.8, 1.0]
+    guidance, timed = AdaptiveGuidance(times=grid, scale=2.0), AdaptiveGuidance(times=grid, scale=2.0)
     a, b = torch.randn(2, 2, 30, dtype=torch.float64)
-    for i in (0, 1):
-        guidance.observe(i, c_of(grid[i]), c_of(grid[i]) - a - grid[i] * b)
-    got = guidance.uncond(2, c_of(grid[2]))  # 1.5 gaps ahead, where the guard begins to act
-    truth = c_of(grid[2]) - a - grid[2] * b
+    for i in (0, 2):
+        guidance.observe(i, c_of(grid[i]), c_of(grid[i]) - a - i * b)
+        timed.observe(i, c_of(grid[i]), c_of(grid[i]) - a - grid[i] * b)
+    got = guidance.uncond(5, c_of(grid[5]))  # 1.5 gaps ahead, where the guard begins to act
+    truth = c_of(grid[5]) - a - 5 * b
     assert torch.allclose(got, truth, rtol=1e-12)
-    frozen = c_of(grid[2]) - a - grid[1] * b  # control: the difference reused
+    frozen = c_of(grid[5]) - a - 2 * b  # controls: the difference reused; one that is linear in time
     assert not torch.allclose(frozen, truth, rtol=1e-3)
+    assert not torch.allclose(timed.uncond(5, c_of(grid[5])), c_of(grid[5]) - a - grid[5] * b, rtol=1e-3)
 
 
 def test_another_rule_and_a_longer_history() -> None:

@@ -10,15 +10,30 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from core_helpers import NAMES, RULES, gram, windows
-from forecache.basis import DMD, GUARD, Auto, Chebyshev, Hermite, Linear, Reuse, Rule, Taylor, Unfit, dmd, make_rule
-from forecache.basis.auto import forward_error
+from forecache.basis import (
+    DMD,
+    GUARD,
+    Auto,
+    Chebyshev,
+    Exponential,
+    Hermite,
+    Linear,
+    Reuse,
+    Rule,
+    Taylor,
+    Unfit,
+    auto,
+    dmd,
+    make_rule,
+)
+from forecache.basis.auto import coherent_error
 from forecache.basis.dmd import GROWTH, UNEVEN_RECENCY, difference_dmd, exponential_weights
 from forecache.basis.guard import serve
 from forecache.basis.hermite import physicists_hermite, scaled_hermite
 from forecache.basis.taylor import backward_differences
 from scenarios import exponentials
 
-TIME_RULES = tuple(rule for rule in RULES if rule.clock == "time")
+ANY_CLOCK = tuple(rule for rule in RULES if not isinstance(rule, Hermite))  # the others read unit steps
 # most random windows have no exponential fit
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 
@@ -48,10 +63,10 @@ def test_sum_control() -> None:
     assert w.sum() < 0.99
 
 
-@pytest.mark.parametrize("rule", TIME_RULES, ids=repr)
+@pytest.mark.parametrize("rule", ANY_CLOCK, ids=repr)
 @quick
 @given(window=windows(least=4), scale=st.floats(0.05, 20), shift=st.floats(-5, 5), reverse=st.booleans())
-def test_affine_maps_of_time_change_nothing(
+def test_affine_maps_of_the_clock_change_nothing(
     rule: Rule, window: tuple, scale: float, shift: float, reverse: bool
 ) -> None:
     times, target, g = window
@@ -256,6 +271,16 @@ def test_degenerate_windows_are_served_by_finite_weights(even: bool, kind: str) 
         assert np.linalg.norm(served.weights @ v) <= GUARD * np.linalg.norm(v, axis=1).max() + 1e-300
 
 
+def test_weights_that_round_off_keeps_from_summing_to_one_are_no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    v = np.random.default_rng(0).normal(size=(6, 30))
+    for scale in (1e-155, 1.0, 1e70):  # an inverse of the smallest Gram matrix overflows
+        w = DMD().weights(np.arange(6.0), 7.0, gram(scale * v))
+        assert abs(w.sum() - 1) <= 1e-9 * np.abs(w).sum()
+    monkeypatch.setattr(dmd, "missing", lambda gram: np.zeros(len(gram)))  # what came of it before
+    with pytest.raises(Unfit, match="the weights sum to"):
+        DMD().weights(np.arange(6.0), 7.0, gram(v))
+
+
 def test_windows_without_a_fit_say_so() -> None:
     with pytest.raises(Unfit, match="do not differ"):
         DMD().weights(np.arange(5.0), 5.0, np.zeros((5, 5)))
@@ -315,17 +340,23 @@ def test_guard_lowers_the_order_then_blends() -> None:
 
 
 def test_each_rule_of_the_chain_reads_its_own_clock() -> None:
-    """A rule on the step index inside a chain on true time, and the reverse."""
+    """The step index, unless the rule says that it reads the sampler's time; each rule of a chain for itself."""
     times, steps = np.array([0.0, 0.1, 0.4, 0.8]), np.array([0.0, 1, 2, 4])
-    chain = serve(Taylor(1), times, 2.5, np.eye(4), GUARD, (steps, 9.0))  # index horizon 2.5 gaps: guarded, lowered
-    assert chain.rule == "linear1"
-    g = (2.5 - 0.8) / 0.4
-    expected = np.array([0, 0, -g, 1 + g])
-    expected = np.array([0, 0, 0, 1]) + (expected - [0, 0, 0, 1]) * min(1, 3 / (2 * g))
-    assert chain.weights == pytest.approx(expected)
+    chain = serve(Taylor(1), times, 0.9, np.eye(4), GUARD, (steps, 9.0))  # index horizon 2.5 gaps: guarded, lowered
+    assert chain.rule == "linear1" and chain.weights == pytest.approx([0, 0, -1.5, 2.5])
+    assert all(rule.clock == "index" for rule in RULES)
+
+    class OnTime(Linear):
+        clock = "time"
+
+    timed = serve(OnTime(1), times, 0.9, np.eye(4), GUARD, (steps, 9.0))
+    assert timed.weights == pytest.approx([0, 0, -0.25, 1.25]) and not timed.fallbacks
+    lowered = serve(OnTime(2), times, 2.5, np.eye(4), GUARD, (steps, 5.0))  # too far on time: a line on the index
+    assert lowered.rule == "linear1" and lowered.weights == pytest.approx([0, 0, -0.5, 1.5])
 
     class Never(Rule):
         name = "never"
+        clock = "time"
 
         def weights(self, times: np.ndarray, target: float, gram: np.ndarray) -> np.ndarray:
             raise Unfit("never")
@@ -340,60 +371,78 @@ def test_each_rule_of_the_chain_reads_its_own_clock() -> None:
 
 
 # --- the calibration-free default -------------------------------------------------------------------------------------
-TIMES = np.array([0.0, 0.04, 0.12, 0.22, 0.3])
+STEPS = np.arange(6.0)
+LINE, PARABOLA = Auto().candidates
 
 
-def scattered(noise: float, seed: int = 0) -> np.ndarray:
-    """Snapshots ``[5, 64]`` of a quadratic at ``TIMES``, with scatter relative to the velocity."""
-    rng = np.random.default_rng(seed)
-    a, b, c = rng.normal(size=(3, 64))
-    clean = np.stack([a + b * t + c * t * t for t in TIMES])
-    return clean + noise * np.linalg.norm(a) / 8 * rng.normal(size=clean.shape)
+def bent(bend: float, zigzag: float) -> np.ndarray:
+    """Snapshots ``[6, 3]`` at steps 0..5: a parabola, and scatter that changes its sign at every step."""
+    return np.stack([np.array([1 + k, bend * k * k, zigzag * (-1) ** k]) for k in STEPS])
 
 
-def test_auto_is_bold_where_the_snapshots_are_smooth_and_cautious_where_they_scatter() -> None:
-    auto = Auto()
-    assert auto.chosen(TIMES, gram(scattered(0.0))) is auto.bold
-    assert auto.chosen(TIMES, gram(scattered(0.2))) is auto.cautious
-    assert auto.chosen(TIMES[:3], gram(scattered(0.0)[:3])) is auto.cautious  # no audit yet
-    assert Auto(gate=0).chosen(TIMES, gram(scattered(0.0))) is auto.cautious  # controls: without evidence
-    assert Auto(gate=1e9).chosen(TIMES, gram(scattered(0.2))) is auto.bold
-    with pytest.raises(ValueError, match="gate must be >= 0"):
-        Auto(gate=-1.0)
+def test_auto_follows_the_bend_where_it_shows_and_not_the_scatter() -> None:
+    default = Auto()
+    assert default.chosen(STEPS, gram(bent(1.0, 0.0))) is PARABOLA
+    assert default.chosen(STEPS, gram(bent(0.0, 1.0))) is LINE
+    assert default.chosen(STEPS[:3], gram(bent(1.0, 0.0)[:3])) is LINE  # no error of the parabola yet
+    assert default.chosen(STEPS[:1], gram(bent(1.0, 0.0)[:1])) is LINE
+    assert default.chosen(STEPS, gram(np.ones((6, 3)))) is LINE  # two that are equal
+    assert Auto((PARABOLA, LINE)).chosen(STEPS, gram(np.ones((6, 3)))) is PARABOLA  # control
+    with pytest.raises(ValueError, match="candidates must hold at least one rule"):
+        Auto(())
 
 
-def test_auto_is_exact_on_a_cubic_once_it_is_bold() -> None:
-    times, target = np.array([0.0, 0.1, 0.25, 0.3, 0.45]), 0.48
-    v = np.stack([np.array([1.0, t, t * t, t**3]) for t in times])
-    served = serve(Auto(), times, target, gram(v))
-    assert served.rule == "linear3"
-    assert np.abs(served.weights @ v - np.array([1.0, target, target**2, target**3])).max() < 1e-9
-    cautious = serve(Auto(gate=0), times, target, gram(v))  # control
-    assert np.abs(cautious.weights @ v - np.array([1.0, target, target**2, target**3])).max() > 1e-3
-
-
-def test_forward_error_is_the_miss_of_the_newest_snapshot() -> None:
-    v, rule = scattered(0.1), Linear(2)
-    w = serve(rule, TIMES[:-1], TIMES[-1], gram(v[:-1])).weights
-    assert forward_error(rule, tuple(TIMES.tolist()), gram(v)) == pytest.approx(
-        np.linalg.norm(v[-1] - w @ v[:-1]), rel=1e-9
+def test_errors_are_added_up_with_their_signs() -> None:
+    """A line misses a bend on one side, step after step; scatter comes from both sides and leaves little of itself."""
+    v = bent(2.0, 1.0)
+    g, times = gram(v), tuple(STEPS.tolist())
+    line, parabola = (
+        [v[k] - serve(rule, STEPS[:k], STEPS[k], g[:k, :k]).weights @ v[:k] for k in range(rule.floor, 6)]
+        for rule in (LINE, PARABOLA)
     )
+    assert len(line) == 4 and len(parabola) == 3
+    for rule, errors in ((LINE, line), (PARABOLA, parabola)):
+        wanted = np.linalg.norm(np.sum(errors, 0)) / len(errors)
+        assert coherent_error(rule, times, g) == pytest.approx(wanted, rel=1e-9)
+    assert Auto().chosen(STEPS, g) is PARABOLA
+    assert np.square(line).sum(1).mean() < np.square(parabola).sum(1).mean()  # control: without signs it is the line
+
+
+def test_auto_is_exact_on_a_parabola_once_there_is_evidence() -> None:
+    v = bent(0.3, 0.0)
+    truth = np.array([7.0, 0.3 * 36, 0.0])
+    served = serve(Auto(), STEPS, 6.0, gram(v))
+    assert served.rule == "linear2" and np.abs(served.weights @ v - truth).max() < 1e-9
+    line = serve(Auto((LINE,)), STEPS, 6.0, gram(v))  # control
+    assert np.abs(line.weights @ v - truth).max() > 0.5
 
 
 def test_auto_is_kept_on_its_rules_guards() -> None:
-    bold = serve(Auto(gate=1e9), TIMES, 0.6, gram(scattered(0.0)))
-    cautious = serve(Auto(gate=0), TIMES, 0.6, gram(scattered(0.0)))
-    assert np.abs(bold.weights).sum() <= 8 + 1e-9 and np.abs(cautious.weights).sum() <= 1.75 + 1e-9
-    assert bold.fallbacks and cautious.fallbacks  # both were asked for more
-    assert (
-        np.abs(bold.weights).sum() > 4 > 2 * np.abs(serve(Auto(), TIMES, 0.6, gram(scattered(0.2)), 1.5).weights).sum()
-    )
+    far = serve(Auto(), STEPS, 9.5, gram(bent(0.0, 1.0)))
+    assert np.abs(far.weights).sum() == pytest.approx(8) and far.fallbacks
+    strict = serve(Auto(), STEPS, 9.5, gram(bent(1.0, 0.0)), 1.5)
+    assert np.abs(strict.weights).sum() <= 1.5 + 1e-9 and len(strict.fallbacks) == 2  # the parabola and the line
+
+
+def test_weights_that_do_not_see_the_run_are_made_once_for_all_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Rule] = []
+    whole = auto.serve
+    monkeypatch.setattr(auto, "serve", lambda rule, *rest: asked.append(rule) or whole(rule, *rest))
+    times = STEPS + 1e6  # a window that no other test has asked for
+    for seed in range(5):
+        Auto().chosen(times, gram(np.random.default_rng(seed).normal(size=(6, 9))))
+    assert len(asked) == 4 + 3
+    asked.clear()
+    for seed in range(5):  # control: a rule that reads the Gram matrix
+        Auto((Exponential(),)).chosen(times, gram(np.random.default_rng(seed).normal(size=(6, 9))))
+    assert len(asked) == 5 * 3
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 def test_names_and_arguments() -> None:
     for name in NAMES:
         assert isinstance(make_rule(name, (0.0, 1.0)), Rule)
+        assert isinstance(make_rule(name, None), Rule)
     assert isinstance(make_rule("auto", (0, 1)), Auto)
     assert make_rule("linear", (0, 1), order=3) == Linear(3)
     assert make_rule("hermite", (0, 1), order=1, sigma=0.7) == Hermite(1, 0.7)

@@ -12,10 +12,10 @@ from forecache_lab.frontier import flows
 def test_every_row_keeps_the_budget_and_the_first_is_the_default():
     found = auto.rows()
     effective = effective_steps(flows.gaussian().times)
-    for _, spread in found.values():
+    for _, spread, _ in found.values():
         assert len(spread(effective, 9)) == 9
     assert next(iter(found)) == "auto"
-    assert len({(rule, spread(effective, 9)) for rule, spread in found.values()}) >= len(found) - 1
+    assert len({(rule, spread(effective, 9), corrector) for rule, spread, corrector in found.values()}) == len(found)
 
 
 def test_what_the_evidence_is_worth_on_a_flow_without_scatter():

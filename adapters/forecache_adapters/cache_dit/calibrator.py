@@ -60,8 +60,8 @@ class Config(CalibratorConfig):  # type: ignore[misc]  # untyped upstream
 
     def rule(self) -> Rule:
         """The rule of :attr:`basis`."""
-        times = self.times or (0.0, 1000.0)
-        return make_rule(self.basis, (times[0], times[-1]), self.order, self.sigma)
+        span = None if self.times is None else (0.0, float(len(self.times)))
+        return make_rule(self.basis, span, self.order, self.sigma)
 
     def strify(self, **kwargs: Any) -> str:
         """The tag in ``cache_dit.summary`` and ``cache_dit.strify``."""

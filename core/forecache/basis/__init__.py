@@ -23,13 +23,13 @@ NAMES = ("auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", "ex
 
 
 def make_rule(
-    basis: str | Any, span: tuple[float, float], order: int | None = None, sigma: float | None = None
+    basis: str | Any, span: tuple[float, float] | None, order: int | None = None, sigma: float | None = None
 ) -> Rule:
     """The rule behind a name (``auto``: :class:`Auto`), or an object with ``weights(...)``.
 
     Args:
         basis: one of :data:`NAMES` or an object.
-        span: time range of the sampler.
+        span: range of the rule's clock over the run: (0, N) on the step index; ``None``: not known.
         order: of "linear", "taylor", "hermite"; with "dmd", a Hermite rule of that order serves its warm-up, as in
             HiCache++ (else a guarded line does).
         sigma: of "hermite" and of that warm-up.

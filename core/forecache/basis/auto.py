@@ -72,8 +72,13 @@ def errors(rule: Rule, times: tuple[float, ...], gram: Array) -> Array:
     places = range(max(rule.floor, n - MEMORY), n)
     signed = np.zeros(n)
     for k in places:
+        first = max(k - rule.window, 0)
+        before = times[first:k]
         signed[k] += 1
-        signed[:k] -= serve(rule, np.array(times[:k]), times[k], gram[:k, :k]).weights
+        if rule.uses_gram:
+            signed[first:k] -= serve(rule, np.array(before), times[k], gram[first:k, first:k]).weights
+        else:
+            signed[first:k] -= weights_of_times(rule, before, times[k])
     return signed / len(places)
 
 
@@ -81,3 +86,9 @@ def errors(rule: Rule, times: tuple[float, ...], gram: Array) -> Array:
 def errors_of_times(rule: Rule, times: tuple[float, ...]) -> Array:
     """:func:`errors` of a rule that does not look at the Gram matrix: one for all items of all streams."""
     return errors(rule, times, np.eye(len(times)))
+
+
+@lru_cache(maxsize=1024)
+def weights_of_times(rule: Rule, times: tuple[float, ...], target: float) -> Array:
+    """Those of such a rule, which the next windows ask for again."""
+    return serve(rule, np.array(times), target, np.eye(len(times))).weights

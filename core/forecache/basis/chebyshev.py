@@ -20,8 +20,8 @@ from .rule import Rule, newest
 class Chebyshev(Rule):
     """``w = e_n + (I - e_n 1^T) B (B^T B + ridge I)^-1 (b(t) - b(t_n))``, rows of B: ``b(t_j) - b(t_n)``.
 
-    ``b = (T_1 .. T_degree)`` of ``tau = (t - mid) / half``; ``span`` is the sampler's whole time range (``None``: the
-    window and the target).
+    ``b = (T_1 .. T_degree)`` of ``tau = (t - mid) / half``; ``span`` is the range of the clock over the run, (0, N) on
+    the step index (``None``: the window and the target).
     """
 
     degree: int = 4

@@ -29,6 +29,7 @@ UNIFORM = 1e-3  # relative spread of gaps that still counts as even: float32 gri
 CLEAN = 1e-3  # innovation of the differences below which a window counts as noise-free linear dynamics
 RTOL = 1e-6  # of singular values of differences: float64 products, float32 snapshots
 EXACT = 1e-12  # of the squared motion: what is left of an uneven window that one term reproduces
+SUM = 1e-9  # relative: what round-off may leave of a sum of weights that is 1
 GROWTH = 1.25  # largest pole modulus per gap
 UNEVEN_FLOOR, UNEVEN_GAPS, UNEVEN_RECENCY = 5, 3.0, 0.15  # measured on a trained network, see docs/results.md
 
@@ -180,16 +181,22 @@ def sum_to_one(w: Array, gram: Array) -> Array:
     ``min ||V (w' - w)||^2 + eps ||w' - w||^2`` subject to ``1^T w' = 1``: the correction is ``(G + eps I)^-1 1``,
     scaled. eps is the squared innovation of the newest snapshot, in mean diagonals: with clean snapshots the correction
     lies in the null space and leaves the forecast as it is, with noisy ones it stays small.
+
+    Raises:
+        Unfit: a window so small, large or badly conditioned that round-off keeps the sum from being 1.
     """
-    return np.asarray(w + (1 - w.sum()) * missing(gram))
+    w = np.asarray(w + (1 - w.sum()) * missing(gram))
+    if not abs(w.sum() - 1) <= SUM * np.abs(w).sum():
+        raise Unfit(f"the weights sum to {w.sum():.3g}")
+    return w
 
 
 @remembered
 def missing(gram: Array) -> Array:
     """``(G + eps I)^-1 1``, scaled to sum to 1: see :func:`sum_to_one`."""
     n = len(gram)
-    eps = max(innovation(gram, 1e-6) ** 2, 1e-11) * float(np.trace(gram)) / n
-    z = np.linalg.solve(gram + eps * np.eye(n), np.ones(n))
+    unit = gram / (np.trace(gram) / n)  # an inverse of the norms themselves may overflow
+    z = np.linalg.solve(unit + max(innovation(gram, 1e-6) ** 2, 1e-11) * np.eye(n), np.ones(n))
     return np.asarray(z / z.sum())
 
 

@@ -91,7 +91,7 @@ class Exponential(Rule):
     For hosts whose computed steps are dense and sparse by turns (a mask 1 1 0 0 0 1 1 0 0 0), where an extrapolation of
     the newest gap alone has a large ``||w||_1``. Of the :attr:`recencies`, sharpest first, the first fit that meets the
     guard serves; each is exact on a line at any spacing. An oscillation is outside its family: there
-    ``Auto(Auto(), Exponential(), gate=1.0)`` finds that a line is better, and this rule where it is.
+    ``Auto((Linear(1), Linear(2), Exponential()))`` finds that a line is better, and this rule where it is.
 
     Attributes:
         recencies: weights of a snapshot per mean gap of age, each in (0, 1]; 1: all alike.

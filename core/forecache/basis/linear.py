@@ -1,4 +1,4 @@
-"""Lagrange extrapolation in true time, at any anchor spacing."""
+"""Lagrange extrapolation at any anchor spacing."""
 
 from __future__ import annotations
 

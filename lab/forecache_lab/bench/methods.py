@@ -75,7 +75,7 @@ def _parse(text: str) -> Method:
     if name == basis:
         return Method(key, ", ".join([basis, *words]), settings)
     order, sigma = settings.pop("order", None), settings.pop("sigma", None)
-    settings["basis"] = WrongSign(make_rule(basis, (1.0, 0.0), order, sigma))
+    settings["basis"] = WrongSign(make_rule(basis, None, order, sigma))
     return Method(key, ", ".join([f"control: {basis} with the wrong sign", *words]), settings)
 
 
