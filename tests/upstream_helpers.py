@@ -78,6 +78,9 @@ def check_batch_items(
     floor = coupling(interval=1)
     for basis in ("hermite", "dmd", "auto"):
         assert coupling(basis=basis, interval=3, warmup=4) <= 1e-6 + 3 * floor, basis
-    whole = lambda self, times, made_for, edges=(): Forecaster(DMD(), times=times, interval=3, warmup=4, batch_dim=None)  # noqa: E731
-    monkeypatch.setattr("forecache_adapters.settings.Settings._forecaster", whole)
+    whole = {"interval": 3, "warmup": 4, "batch_dim": None}
+    monkeypatch.setattr(
+        "forecache_adapters.settings.Settings._forecaster",
+        lambda self, times, *rest: Forecaster(DMD(), times=times, **whole),
+    )
     assert coupling() > 1e-5

@@ -160,7 +160,7 @@ def test_batch_items_are_independent(name, monkeypatch):
 
     floor = relative(tiny.run(pipe, (0, 1))[:1], reference_of(name))
     assert coupling(basis=ByNorm(), interval=3) <= 1e-6 + 10 * floor
-    whole = lambda self, times, batch_dim: Forecaster(ByNorm(), times=times, computed=[0], batch_dim=None)  # noqa: E731
+    whole = lambda self, times, *rest: Forecaster(ByNorm(), times=times, computed=[0], batch_dim=None)  # noqa: E731
     monkeypatch.setattr("forecache_adapters.settings.Settings.history_of", whole)
     assert coupling(interval=3) > 1e-5 + 10 * floor
 

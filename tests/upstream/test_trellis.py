@@ -305,7 +305,7 @@ def test_batch_items_are_independent(sample, pipe, upstream, coords, stage, monk
     with adapter.enabled(pipe, basis=Damped(), interval=2):
         assert apart() <= 1e-6 + 3 * floor
     if stage == "sparse_structure":
-        whole = lambda self, times, dim: Forecaster(Damped(), times=times, computed=[0], batch_dim=None)  # noqa: E731
+        whole = lambda self, times, *rest: Forecaster(Damped(), times=times, computed=[0], batch_dim=None)  # noqa: E731
         monkeypatch.setattr("forecache_adapters.settings.Settings.history_of", whole)
     else:
         monkeypatch.setattr("forecache_adapters.sparse._items", lambda value: [value.feats])
