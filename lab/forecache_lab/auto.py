@@ -1,14 +1,13 @@
 """Why ``auto`` is what it is: ``python -m forecache_lab.auto [CHECKOUT]``.
 
-Its spread and its two rules, each replaced by others at the same number of calls, over *calibration* conditions of the
-frontier's settings: two closed-form flows and, with a patched checkout of Hunyuan3D-2.1, the reference network on grids
-of 50, 25 and 12 steps. Cells are latent drift x 1000, median / p95.
+Its spread, its candidates and its corrector, each replaced by another or left out at the same number of calls, over
+*calibration* conditions of the frontier's settings: two closed-form flows and, with a patched checkout of
+Hunyuan3D-2.1, the reference network on grids of 50, 25 and 12 steps. Cells are latent drift x 1000, median / p95.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from forecache import Forecaster, schedule
-from forecache.basis import Auto, Linear, Rule
+from forecache.basis import Auto, Exponential, Linear, Rule
 
 from .frontier.__main__ import CLOSED, problems
 from .frontier.measure import distance
@@ -29,25 +28,27 @@ BUDGETS = {
     "gaussian": (9, 11, 15), "mixture": (9, 11, 15), "hunyuan50": (7, 9, 11, 15), "hunyuan25shift3": (6, 8, 10),
     "hunyuan12shift3": (5, 6, 7), "hunyuan12shift5": (5, 6, 7),
 }  # fmt: skip
-MIXES = (0.0, 0.4, 0.65, 0.9)
-BOLD = Linear(3, guard=8.0)
+MIXES = (0.0, 0.15, 0.45, 0.65, 0.9)
 Spread = Callable[[Sequence[int], int], tuple[int, ...]]
+Row = tuple[Rule, Spread, bool]  # the rule, where its calls go, and whether the corrector is on
 
 
-def rows() -> dict[str, tuple[Rule, Spread]]:
-    """Per row, the rule and where its calls go."""
-    found: dict[str, tuple[Rule, Spread]] = {"auto": (Auto(), schedule.cosine)}
+def rows() -> dict[str, Row]:
+    """The default, and what differs from it in one thing."""
+    low, high = Auto().candidates
+    found: dict[str, Row] = {
+        "auto": (Auto(), schedule.cosine, True),
+        "without the corrector": (Auto(), schedule.cosine, False),
+        "rule: always a line": (low, schedule.cosine, True),
+        "rule: always a parabola": (high, schedule.cosine, True),
+        "rule: a cubic too": (Auto((low, high, Linear(3, guard=8.0))), schedule.cosine, True),
+        "rule: an exponential too": (Auto((low, high, Exponential())), schedule.cosine, True),
+    }
+    for guard in (4.0, 16.0):
+        both = Linear(1, guard=guard), Linear(2, guard=guard)
+        found[f"rule: under the guard {guard:g}"] = Auto(both), schedule.cosine, True
     for mix in MIXES:
-        found[f"spread: cosine, mix {mix:g}" if mix else "spread: even"] = Auto(), _mixed(mix)
-    found["rule: always cautious"] = Auto(gate=0.0), schedule.cosine
-    found["rule: always bold"] = Auto(gate=math.inf), schedule.cosine
-    for guard in (1.5, 2.0, 4.0):
-        cautious = Linear(2, damping=0.7, guard=guard)
-        found[f"cautious under the guard {guard:g}"] = Auto(cautious=cautious), schedule.cosine
-    for damping in (0.5, 1.0):
-        cautious = Linear(2, damping=damping, guard=1.75)
-        found[f"cautious damped by {damping:g}"] = Auto(cautious=cautious), schedule.cosine
-    found["bold under the guard 4"] = Auto(bold=Linear(3)), schedule.cosine
+        found[f"spread: cosine, mix {mix:g}" if mix else "spread: even"] = Auto(), _mixed(mix), True
     return found
 
 
@@ -67,10 +68,11 @@ def table(problem: Problem, seeds: Sequence[int], budgets: Sequence[int]) -> str
     lines += ["| | " + " | ".join(f"{calls} calls" for calls in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
     cells = [cell(solve(problem, seeds, euler, problem.grid(calls)).latents) for calls in budgets]
     lines.append("| Euler with as many steps | " + " | ".join(cells) + " |")
-    for name, (rule, spread) in rows().items():
+    for name, (rule, spread, corrector) in rows().items():
         cells = []
         for calls in budgets:
-            cache = Forecaster(rule, times=problem.times, computed=spread(problem.effective, calls))
+            computed = spread(problem.effective, calls)
+            cache = Forecaster(rule, times=problem.times, computed=computed, corrector=corrector)
             cells.append(cell(sample(problem, seeds, cache).latents))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

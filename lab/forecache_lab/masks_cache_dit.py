@@ -29,7 +29,7 @@ POLICIES = ("slow", "medium", "fast", "ultra")
 DRAWS = 8
 MADE: dict[str, Callable[[], Any]] = {
     "ours, exponential": lambda: Forecasts(Config()),
-    "ours, exponential or auto": lambda: Forecasts(Config(basis=Auto(Auto(), Exponential(), gate=1.0))),
+    "ours, exponential or auto": lambda: Forecasts(Config(basis=Auto((*Auto().candidates, Exponential())))),
     "ours, auto": lambda: Forecasts(Config(basis="auto")),
     "ours, dmd": lambda: Forecasts(Config(basis="dmd")),
     "ours, linear": lambda: Forecasts(Config(basis="linear")),
