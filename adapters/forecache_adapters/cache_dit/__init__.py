@@ -19,8 +19,8 @@ Each list of blocks may have its own rule: ``options={"params_modifiers": [Param
 Config(basis="linear"), cache_config=...), ...]}``. Where two transformers share a run, as in Wan 2.2, each follows the
 mask from its own first step on.
 
-Real exponentials do not follow an oscillation. ``basis=Auto((Linear(1), Linear(2), Exponential()))`` (:mod:`forecache.basis`)
-lets every computed step decide whether they, a line or a parabola serve the steps after it.
+Real exponentials do not follow an oscillation. ``basis=Auto((Linear(1), Linear(2), Exponential()))``
+(:mod:`forecache.basis`) lets every computed step decide whether they, a line or a parabola serve the steps after it.
 
 A run that works without a cache works with this one:
 
