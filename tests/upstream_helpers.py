@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from forecache import Forecaster
+from forecache import Forecaster, Trace
 from forecache.basis import DMD
 from forecache_lab.reference import TEST_SEED, solids
 
@@ -78,6 +79,36 @@ def check_batch_items(
     floor = coupling(interval=1)
     for basis in ("hermite", "dmd", "auto"):
         assert coupling(basis=basis, interval=3, warmup=4) <= 1e-6 + 3 * floor, basis
-    whole = lambda self, times, made_for, edges=(): Forecaster(DMD(), times=times, interval=3, warmup=4, batch_dim=None)  # noqa: E731
-    monkeypatch.setattr("forecache_adapters.settings.Settings._forecaster", whole)
+    whole = {"interval": 3, "warmup": 4, "batch_dim": None}
+    monkeypatch.setattr(
+        "forecache_adapters.settings.Settings._forecaster",
+        lambda self, times, *rest: Forecaster(DMD(), times=times, **whole),
+    )
     assert coupling() > 1e-5
+
+
+def check_corrector(
+    enabled: Callable[..., Any],
+    run: Callable[[], Any],
+    traces: Callable[[Any], Sequence[Trace]],
+    possible: bool = True,
+    **half: Any,
+) -> None:
+    """Every trace with "auto" and ``half`` the calls has corrected steps, where it is ``possible``, and all of them are
+    computed ones right behind skipped ones. None with another rule or ``corrector=False``. Asked for, it is on with
+    another rule too, or a note says why not.
+    """
+    asked = {"basis": "linear", "corrector": True}
+    for settings, on in (({}, True), ({"corrector": False}, False), ({"basis": "linear"}, False), (asked, True)):
+        with enabled(**half, **settings) as handle:
+            run()
+        found = traces(handle)
+        assert found
+        for trace in found:
+            corrected = {step.index for step in trace.steps if step.corrected}
+            kinds = [(step.index, before.kind, step.kind) for before, step in pairwise(trace.steps)]
+            behind = {index for index, *each in kinds if each == ["forecast", "computed"]}
+            assert behind and corrected <= behind
+            assert bool(corrected) == (on and possible), (settings, corrected)
+            why = [note for note in trace.notes if note.startswith("no corrector: this sampler does not just add")]
+            assert bool(why) == (settings is asked and not possible), trace.notes

@@ -28,7 +28,7 @@ from .branches import match
 from .settings import Settings
 
 #: schedulers that read a velocity only at the step it belongs to: there, a step of dt = 0 needs none
-ONE_STEP = ("FlowMatchEulerDiscreteScheduler", "ConsistencyFlowMatchEulerDiscreteScheduler")
+ONE_STEP = (EULER := "FlowMatchEulerDiscreteScheduler", "ConsistencyFlowMatchEulerDiscreteScheduler")
 
 
 class Run:
@@ -115,6 +115,11 @@ class Run:
         return velocity
 
 
+def stepping(scheduler: Any) -> str:
+    """The class whose ``step`` a scheduler has."""
+    return next(kind.__name__ for kind in type(scheduler).__mro__ if "step" in vars(kind))
+
+
 def grid_of(scheduler: Any) -> list[float]:
     """The N + 1 times of a scheduler whose timesteps are set.
 
@@ -130,7 +135,7 @@ def grid_of(scheduler: Any) -> list[float]:
     if sigmas is None or len(sigmas) != steps + 1:
         raise ValueError(f"scheduler: {name} has no grid of one sigma more than its {steps} timesteps")
     times = [float(t) for t in sigmas]
-    one_step = next(kind.__name__ for kind in type(scheduler).__mro__ if "step" in vars(kind)) in ONE_STEP
+    one_step = stepping(scheduler) in ONE_STEP
     still = any(a == b for a, b in pairwise(times))
     return times if one_step or not still else [float(i) for i in range(len(times))]
 
@@ -197,8 +202,7 @@ class Handle:
         cache = self.cache
         if cache is None:
             made_for = {} if self.settings.plan is None else self.adapter.key(pipe, guidance_scale)
-            euler = type(scheduler).__name__ == ONE_STEP[0]
-            cache, self.trace = self.settings.begin(times, made_for, corrector=euler)
+            cache, self.trace = self.settings.begin(times, made_for, corrector=stepping(scheduler) == EULER)
             if cache is None:
                 return None
         return Run(

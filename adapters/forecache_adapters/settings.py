@@ -49,6 +49,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.calls is not None and schedule.whole("calls", self.calls) < 1:
             raise ValueError(f"calls must be >= 1, got {self.calls}")
+        if self.corrector not in (True, False, None):
+            raise ValueError(f"corrector must be True, False or None (by basis), got {self.corrector!r}")
         given = [name for name in ("interval", "warmup", "end", "calls") if getattr(self, name) is not None]
         if self.plan is not None and given:
             raise ValueError(f"plan: it has its own schedule; leave out {', '.join(given)}")

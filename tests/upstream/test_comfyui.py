@@ -186,6 +186,17 @@ def test_items_of_a_batch_are_independent(comfy):
     assert relative(go(comfy, served, noise=NOISE * torch.tensor([1.0, 9.0]).reshape(2, 1, 1, 1))[:1], alone[:1]) < 1e-5
 
 
+def test_no_corrector_for_a_model(comfy):
+    """What a sampler adds to the state is not known here."""
+    model, _ = comfy.model(bend=1.0)
+    for asked in (None, True):
+        served = patch(model, calls=9, corrector=asked)
+        go(comfy, served)
+        traces = list(trace_of(served).branches.values())
+        assert traces and not any(step.corrected for trace in traces for step in trace.steps)
+        assert all(bool(asked) == any("no corrector: " in note for note in trace.notes) for trace in traces)
+
+
 # --- a run's state is the run's ---------------------------------------------------------------------------------------
 def test_a_new_run_has_a_new_history(comfy, snapshots):
     model, _ = comfy.model()

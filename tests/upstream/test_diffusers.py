@@ -9,6 +9,7 @@ import inspect
 import threading
 import weakref
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -27,13 +28,14 @@ from forecache.basis import Linear  # noqa: E402
 from forecache.snapshots import Snapshots  # noqa: E402
 from forecache_adapters import attach  # noqa: E402
 from forecache_adapters import diffusers as adapter  # noqa: E402
+from forecache_adapters.diffusers import grid  # noqa: E402
 from forecache_adapters.diffusers.call import Call  # noqa: E402
 from forecache_adapters.diffusers.head import Head  # noqa: E402
 from forecache_adapters.diffusers.run import Run  # noqa: E402
 from forecache_adapters.diffusers.steps import Scheduled  # noqa: E402
 from forecache_lab.drift import WrongSign  # noqa: E402
 from forecache_lab.reference.tiny_diffusers import PIPELINES, slow, wake  # noqa: E402
-from upstream_helpers import relative  # noqa: E402
+from upstream_helpers import check_corrector, relative  # noqa: E402
 
 GUIDED = [name for name, tiny in PIPELINES.items() if tiny.per_step == 2]
 
@@ -110,6 +112,32 @@ def test_last_block_level(name):
     assert 0 < 2 * drift["linear"] < drift["wrong"], drift
 
 
+def test_the_corrector_is_on_where_the_scheduler_is_eulers(name):
+    """Flow matching and DDIM, whole outputs; no other scheduler, and not what stands behind the last block."""
+    tiny, pipe = PIPELINES[name], pipe_of(name)
+
+    def traces(handle):
+        return list(handle.trace.branches.values())
+
+    possible = tiny.scheduler in ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler")
+    enabled, run = partial(adapter.enabled, pipe), partial(tiny.run, pipe)
+    check_corrector(enabled, run, traces, possible, calls=CALLS)
+    if possible:
+        check_corrector(partial(enabled, level="last_block"), run, traces, False, calls=CALLS)
+
+
+def test_ddim_drifts_less_with_the_corrector(monkeypatch):
+    """Where the state moves by the differences of sigma / alpha; the timesteps in their place are the control."""
+    tiny, pipe, steps, seeds = PIPELINES["dit"], pipe_of("dit"), 20, range(3)
+    references, drift = [tiny.run(pipe, (seed,), steps) for seed in seeds], {}
+    for label in ("off", "on", "timesteps"):
+        if label == "timesteps":
+            monkeypatch.setattr(grid, "positions", lambda scheduler: [*grid.numbers(scheduler.timesteps), 0.0])
+        with adapter.enabled(pipe, calls=steps // 2, corrector=None if label != "off" else False):
+            drift[label] = sum(relative(tiny.run(pipe, (s,), steps), references[s]) for s in seeds)
+    assert drift["on"] < 0.8 * drift["off"] and drift["on"] < 0.97 * drift["timesteps"], drift
+
+
 class Sounding(torch.nn.Module):
     """A transformer whose output has a part that does not come through ``norm_out``."""
 
@@ -160,7 +188,7 @@ def test_batch_items_are_independent(name, monkeypatch):
 
     floor = relative(tiny.run(pipe, (0, 1))[:1], reference_of(name))
     assert coupling(basis=ByNorm(), interval=3) <= 1e-6 + 10 * floor
-    whole = lambda self, times, batch_dim: Forecaster(ByNorm(), times=times, computed=[0], batch_dim=None)  # noqa: E731
+    whole = lambda self, times, *rest: Forecaster(ByNorm(), times=times, computed=[0], batch_dim=None)  # noqa: E731
     monkeypatch.setattr("forecache_adapters.settings.Settings.history_of", whole)
     assert coupling(interval=3) > 1e-5 + 10 * floor
 

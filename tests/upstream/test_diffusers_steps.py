@@ -15,6 +15,7 @@ from diffusers_helpers import euler, loop, pipe_of  # noqa: E402
 from forecache_adapters import diffusers as adapter  # noqa: E402
 from forecache_adapters.diffusers import counted, grid  # noqa: E402
 from forecache_adapters.diffusers.call import Call  # noqa: E402
+from forecache_adapters.diffusers.steps import Scheduled  # noqa: E402
 from forecache_adapters.diffusers.track import Track  # noqa: E402
 from forecache_lab.reference.tiny_diffusers import PIPELINES  # noqa: E402
 from upstream_helpers import relative  # noqa: E402
@@ -113,6 +114,87 @@ def test_equal_sigmas_and_repeated_timesteps():
     one = diffusers.DDIMScheduler()
     one.set_timesteps(1)
     assert len(grid.grid(one)) == 2
+
+
+DDIM = {"clip_sample": False, "beta_end": 0.01}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        lambda: diffusers.DDIMScheduler(**DDIM),
+        lambda: diffusers.DDIMScheduler(**DDIM, timestep_spacing="trailing"),
+        lambda: diffusers.DDIMScheduler(**DDIM, steps_offset=1, set_alpha_to_one=False),
+    ],
+)
+def test_the_state_moves_by_the_differences_of_the_positions(made):
+    """Measured at the schedulers' own ``step``: what an output that differs changes in the state."""
+    scheduler = made()
+    scheduler.set_timesteps(20)
+    found = grid.corrector(scheduler, 0, 20)
+    places, n, end = found.positions, 20, 0.0 if not scheduler.config.get("invert_sigmas") else 1.0
+    assert len(places) == n + 1 and found.end == places[-1]
+    scale = [1.0] * (n + 1)
+    if isinstance(scheduler, diffusers.DDIMScheduler):
+        kept = scheduler.alphas_cumprod[scheduler.timesteps]
+        assert torch.allclose(torch.tensor(places[:-1]), ((1 - kept) / kept).sqrt(), rtol=1e-5)
+        last = float(scheduler.final_alpha_cumprod)
+        end, scale = ((1 - last) / last) ** 0.5, [*kept.sqrt().tolist(), last**0.5]
+    assert places[-1] == pytest.approx(end, abs=1e-6)
+    zero, one = torch.zeros(1, 4), torch.ones(1, 4)
+    for i, t in enumerate(scheduler.timesteps):
+        ends = []
+        for output in (zero, one):
+            again = copy.deepcopy(scheduler)
+            ends.append(again.step(output, t, zero, return_dict=False)[0])
+        scheduler.step(zero, t, zero)
+        moved = float((ends[1] - ends[0]).mean()) / scale[i + 1]
+        assert moved == pytest.approx(places[i + 1] - places[i], rel=1e-3, abs=1e-6), i
+
+
+def test_positions_of_a_part_of_the_grid():
+    """Of the first of two experts, and of a run that begins with a picture."""
+    scheduler = euler(steps=10)
+    whole, network = scheduler.sigmas.tolist(), Toy()
+    until = float(scheduler.timesteps[5])
+    steps = Scheduled(lambda: scheduler, lambda: until)
+    for step, t in enumerate(scheduler.timesteps[:6]):
+        track = steps.locate(Call({"hidden_states": torch.ones(1, 8), "timestep": t[None]}, None, torch.ones(1, 8)))
+        assert track.i == step
+        scheduler.step(torch.zeros(1, 8), t, torch.ones(1, 8))
+    assert list(track.corrector.positions) == whole[:7] and track.corrector.end == whole[-1] == 0
+    scheduler.set_timesteps(10)
+    scheduler.set_begin_index(4)
+    handle = adapter.enable(network, scheduler=scheduler, few_steps=True)
+    network(torch.ones(1, 8), scheduler.timesteps[4][None])
+    track = handle.steps.track
+    assert list(track.corrector.positions) == whole[4:] and track.corrector.end == 0
+    adapter.disable(network)
+
+
+def test_no_positions_where_the_state_is_made_another_way():
+    """And none that are not numbers: a loop that begins behind them has its own part."""
+    off = {
+        "noise": diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        "Heun": diffusers.FlowMatchHeunDiscreteScheduler(),
+        "clipped": diffusers.DDIMScheduler(),
+        "v": diffusers.DDIMScheduler(**DDIM, prediction_type="v_prediction"),
+        "thresholding": diffusers.DDIMScheduler(**DDIM, thresholding=True),
+        "DPM": diffusers.DPMSolverMultistepScheduler(),
+        "UniPC": diffusers.UniPCMultistepScheduler(**FLOW),
+    }
+    for name, scheduler in off.items():
+        scheduler.set_timesteps(10)
+        assert grid.corrector(scheduler, 0, 10) is False, name
+    for fresh in (diffusers.DDIMScheduler(**DDIM), diffusers.FlowMatchEulerDiscreteScheduler()):  # never asked
+        assert grid.corrector(fresh, 0, 1000) is False
+    nothing = diffusers.DDIMScheduler(**DDIM, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    nothing.set_timesteps(10)
+    assert nothing.alphas_cumprod[nothing.timesteps[0]] == 0 and grid.corrector(nothing, 0, 10) is False
+    assert len(grid.corrector(nothing, 3, 10).positions) == 8
 
 
 @pytest.mark.parametrize("given", [[0.5], [0.0], [0.5, 0.0]])

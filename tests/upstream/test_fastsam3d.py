@@ -13,6 +13,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ from forecache_adapters.attach import attached
 from forecache_adapters.fastsam3d import cached
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import fastsam3d, sam3d
-from upstream_helpers import check_objects_of_pictures, grey
+from upstream_helpers import check_corrector, check_objects_of_pictures, grey
 
 FULL = [0, 1, 4, 7, 10, 13, 16, 19, 22, 24]  # what ShortCut_faster computes of 25 steps
 PINNED = [0, 1, 2, 6, 11, 18]  # where the tests of the latent stage compute, whatever the velocity
@@ -240,6 +241,14 @@ def test_latent_calls_are_those_of_its_own_schedule(case):
     assert trace.carved == dict.fromkeys([2, 6, 11, 18], len(case.coords) // 10)
     n = len(case.coords)
     assert own == [n] * 4 + [n - n // 10] * 7
+
+
+def test_no_corrector_where_it_decides_itself_what_is_computed(case):
+    def traces(handle):
+        return list(handle.traces["ss"].branches.values())
+
+    enabled = partial(adapter.enabled, case.fast)
+    check_corrector(enabled, lambda: case.fast.sample_sparse_structure(1), traces, possible=False)
 
 
 def test_its_adaptive_schedule_goes_on_deciding(case):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan2, solids
 from forecache_lab.reference.hunyuan21 import PICTURE
 from forecache_lab.subjects.hunyuan2mini import Hunyuan2Mini
-from upstream_helpers import check_batch_items, check_objects_of_pictures, import_as, relative
+from upstream_helpers import check_batch_items, check_corrector, check_objects_of_pictures, import_as, relative
 
 STEPS = 24
 SHAPEGEN = Path("hy3dgen", "shapegen")
@@ -198,6 +199,13 @@ def test_the_consistency_scheduler_has_no_still_step(upstream, steps):
     with adapter.enabled(turbo, basis="linear", interval=3, warmup=2, few_steps=True) as handle:
         run(turbo, steps=steps)
     assert handle.trace.steps[-1].kind == "computed" and handle.trace.forecast > 0
+
+
+def test_the_corrector_is_on_for_eulers_scheduler_alone(upstream):
+    for variant, possible in (("mini", True), ("turbo", False)):
+        made = hunyuan2.build(upstream, variant)
+        enabled, steps = partial(adapter.enabled, made), partial(run, made, steps=12)
+        check_corrector(enabled, steps, lambda handle: [handle.trace], possible, calls=6)
 
 
 def test_turbo_switches_itself_off_and_says_why(upstream):

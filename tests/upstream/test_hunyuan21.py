@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from forecache_adapters.comfyui.nodes import ForecastPipeline
 from forecache_adapters.comfyui.pipelines import forecasting
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import TEST_SEED, hunyuan21, solids
-from upstream_helpers import check_batch_items, check_objects_of_pictures, import_as, relative
+from upstream_helpers import check_batch_items, check_corrector, check_objects_of_pictures, import_as, relative
 
 STEPS = 24
 PLANS = Path(hunyuan21.__file__).with_name("plans")
@@ -190,6 +191,7 @@ def test_published_methods(pipe, calls):
     ("settings", "error"),
     [
         ({"interval": 0}, "interval must be >= 1, got 0"),
+        ({"corrector": "on"}, "corrector must be True, False or None .by basis., got 'on'"),
         ({"basis": "fourier"}, "basis must be one of"),
         ({"basis": "dmd", "history": 3}, "history must be >= 4"),
         ({"calls": 0}, "calls must be >= 1"),
@@ -233,6 +235,19 @@ def test_shipped_plans_drift_less_than_the_same_calls_without_one(pipe, calls):
             drift[name] = float(np.median([relative(run(pipe, (s,), 50), references[s]) for s in seeds]))
     assert len(calls) == 3 * len(seeds) * 11
     assert drift["plan"] < drift["auto"] and drift["plan"] < 0.4 * drift["reuse"], drift
+
+
+def test_the_corrector_is_on_and_half_the_calls_drift_less(pipe):
+    check_corrector(partial(adapter.enabled, pipe), lambda: run(pipe), lambda handle: [handle.trace], calls=12)
+    with adapter.enabled(pipe, plan=PLANS / "hunyuan21-11.json") as handle:
+        run(pipe, steps=50)
+    assert not any(step.corrected for step in handle.trace.steps), "a plan has corrections of its own"
+    seeds, drift = range(4), {}
+    references = [run(pipe, (seed,)) for seed in seeds]
+    for on in (None, False):
+        with adapter.enabled(pipe, calls=12, corrector=on):
+            drift[on] = float(np.median([relative(run(pipe, (s,)), references[s]) for s in seeds]))
+    assert drift[None] <= 1.05 * drift[False], drift
 
 
 def test_a_plan_for_another_network_is_refused(pipe):
@@ -286,6 +301,10 @@ def test_a_wrappers_pipeline_that_is_not_patched(pipe, original, calls):
     out = run(served, steps=12)
     assert len(calls) == 6 and relative(out, run(other, steps=12)) < 1e-5 < relative(out, reference)
     assert served.forecache.trace.computed == 6 and served.model is pipe.model
+    for on in (None, False):
+        corrected = forecasting(bare, calls=6, corrector=on)
+        run(corrected, steps=12)
+        assert any(step.corrected for step in corrected.forecache.trace.steps) == (on is None)
     full = run(forecasting(bare, interval=1), steps=12)
     assert torch.equal(full, reference)
     with pytest.raises(ValueError, match="plan: the pipeline's own guidance"):

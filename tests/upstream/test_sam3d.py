@@ -8,6 +8,7 @@ import json
 import random
 import weakref
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from forecache_lab.reference.trellis import wake
 from forecache_patches import find, load_lock
 from forecache_patches.blobs import blob_id
 from sam3d_toy import SHAPES, Toy, count, flat, made, run, same
-from upstream_helpers import relative
+from upstream_helpers import check_corrector, relative
 
 CPU = torch.device("cpu")
 TWO = Linear(1)
@@ -202,6 +203,22 @@ def test_an_exact_budget(toy):
     with adapter.enabled(generator, basis="auto", calls=8) as handle:
         run(generator)
     assert handle.traces["ss"].calls["cond"] == 8 == count(generator.reverse_fn.backbone, "cond")
+
+
+@pytest.mark.parametrize(
+    ("solver", "settings", "possible"),
+    [
+        ("Euler", {}, True), ("Euler", {"branches": "combined"}, True), ("Euler", {"adaptive_guidance": True}, False),
+        ("Midpoint", {}, False), ("Midpoint", {"branches": "combined"}, False), ("RungeKutta4", {}, False),
+    ],
+)  # fmt: skip
+def test_the_corrector_is_on_for_eulers_method_alone(toy, upstream, solver, settings, possible):
+    generator = toy()
+    generator._solver = getattr(upstream.solver, solver)()
+    enabled = partial(adapter.enabled, generator, **settings)
+    check_corrector(
+        enabled, lambda: run(generator), lambda handle: list(handle.traces["ss"].branches.values()), possible, calls=12
+    )
 
 
 def test_the_combined_hook_computes_at_the_edge_and_starts_again(toy):
@@ -409,11 +426,11 @@ def test_a_copy_of_the_network_and_another_use_of_the_solver_are_left_alone(toy)
 def test_nested_trees_of_scalars_and_mixed_dtypes(toy, upstream, kind):
     network = Toy({"half": torch.bfloat16, "rotation": torch.float64})
     generator = toy(network, getattr(upstream, kind))
-    expected, dtypes = run(generator), []
+    expected, dtypes = run(generator, 1), []  # no scalar of it is near 0
     inside = generator._generate_dynamics
     with adapter.enabled(generator, basis=TWO, interval=2, warmup=3) as handle:
         hook = generator.reverse_fn.register_forward_hook(lambda m, a, out: dtypes.append([v.dtype for v in flat(out)]))
-        found = run(generator)
+        found = run(generator, 1)
         hook.remove()
     assert len(dtypes) == 25 and all(each == dtypes[0] for each in dtypes)  # forecasts too
     assert set(dtypes[0]) == {torch.float32, torch.bfloat16, torch.float64}

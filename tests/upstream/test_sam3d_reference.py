@@ -147,6 +147,16 @@ def test_forecasts_drift_a_third_of_the_combined_velocity(subject):
         assert apart[drift][0] < control[drift][0] / 2, drift
 
 
+def test_half_the_calls_drift_no_more_with_the_corrector(subject):
+    drift = {None: [], False: []}
+    for seed in range(4):
+        reference = stages.run(subject, "ss", seed, 25, None)
+        for on, found in drift.items():
+            method = stages.Method("", {"calls": 13, "corrector": on})
+            found.append(stages.relative(stages.run(subject, "ss", seed, 25, method), reference))
+    assert np.median(drift[None]) <= 1.05 * np.median(drift[False]), drift
+
+
 def test_a_shipped_plan_drifts_less_than_a_rule_with_as_many_calls_in_shape_and_pose(subject):
     plan = sam3d_trained.WEIGHTS.parent / "plans" / "sam3d-ss-25-9.json"
     found = {}

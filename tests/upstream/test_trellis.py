@@ -7,6 +7,7 @@ import json
 import threading
 import weakref
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from forecache_adapters.comfyui.pipelines import forecasting, traces_of
 from forecache_lab.combined import combined, fork_schedule, grid
 from forecache_lab.drift import WrongSign
 from forecache_lab.reference import trellis
-from upstream_helpers import import_as
+from upstream_helpers import check_corrector, import_as
 
 STAGES = ("sparse_structure", "slat")
 
@@ -171,6 +172,30 @@ def test_an_exact_budget(pipe, calls):
     assert calls == dict.fromkeys(STAGES, 11)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_corrector_is_on_where_the_branches_are_served_apart(pipe, sample, stage):
+    def traces(handle):
+        return list(handle.traces[stage].branches.values())
+
+    run = partial(sample, stage, steps=24, cfg_interval=(0.0, 1.0), batch=2)
+    check_corrector(partial(adapter.enabled, pipe), run, traces, calls=12)
+    run = partial(sample, stage, steps=24)
+    check_corrector(partial(adapter.enabled, pipe, adaptive_guidance=True), run, traces, False, calls=12)
+
+
+def test_nothing_is_integrated_again_across_the_edge_of_guidance(pipe, sample):
+    """What was skipped under guidance went into the sample with other strength than what comes behind it."""
+    with adapter.enabled(pipe, calls=8) as handle:
+        sample("sparse_structure", steps=24, cfg_interval=(0.6, 1.0))
+    trace = handle.traces["sparse_structure"]
+    guided = [step.index for step in trace.branches["uncond"].steps]
+    behind = next(step for step in trace.branches["cond"].steps if step.index > guided[-1] and step.kind == "computed")
+    steps = {step.index: step for step in trace.branches["cond"].steps}
+    before = [k for k in range(guided[-1] + 1, behind.index) if steps[k].kind == "forecast"]
+    assert steps[guided[-1]].kind == "forecast" and not before, "the case: all that was skipped there was guided"
+    assert not behind.corrected and any(step.corrected for step in steps.values())
+
+
 def test_settings_by_stage(pipe, calls):
     stages = {"sparse_structure": None, "slat": {"interval": 3, "basis": "hermite"}}
     reference = sample_structure(pipe)
@@ -305,7 +330,7 @@ def test_batch_items_are_independent(sample, pipe, upstream, coords, stage, monk
     with adapter.enabled(pipe, basis=Damped(), interval=2):
         assert apart() <= 1e-6 + 3 * floor
     if stage == "sparse_structure":
-        whole = lambda self, times, dim: Forecaster(Damped(), times=times, computed=[0], batch_dim=None)  # noqa: E731
+        whole = lambda self, times, *rest: Forecaster(Damped(), times=times, computed=[0], batch_dim=None)  # noqa: E731
         monkeypatch.setattr("forecache_adapters.settings.Settings.history_of", whole)
     else:
         monkeypatch.setattr("forecache_adapters.sparse._items", lambda value: [value.feats])

@@ -140,6 +140,20 @@ def test_shipped_plans_drift_less_than_auto_with_as_many_calls(checkouts, stage,
         stages.run(subject, stage, 0, 20, stages.Method("", {"plan": plan}))
 
 
+@pytest.mark.parametrize(("stage", "calls"), [("sparse_structure", 6), ("slat", 6)])
+def test_half_the_calls_drift_no_more_with_the_corrector(checkouts, stage, calls):
+    from forecache_lab import stages
+    from forecache_lab.subjects.trellis import Trellis
+
+    subject, drift = Trellis(checkouts("trellis", patched=True, source="wheel")), {None: [], False: []}
+    for seed in range(3):
+        reference = stages.run(subject, stage, seed, STEPS, None)
+        for on, found in drift.items():
+            method = stages.Method("", {"calls": calls, "corrector": on})
+            found.append(stages.relative(stages.run(subject, stage, seed, STEPS, method), reference))
+    assert np.median(drift[None]) <= 1.05 * np.median(drift[False]), drift
+
+
 def test_the_edge_of_guidance_costs_the_branches_a_fifth_of_the_combined_velocity(checkouts):
     """The structure stage at the application's strength, with as many calls."""
     from forecache_lab import edge

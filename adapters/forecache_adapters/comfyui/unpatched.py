@@ -17,6 +17,7 @@ from forecache import Forecaster, Trace
 
 from ..attach import Around, Worn, attached, take_off
 from ..branches import match
+from ..hunyuan import EULER
 from ..kinds import Kinds
 from ..settings import Settings
 
@@ -61,7 +62,7 @@ class Run:
         times, self.steps = [float(t) for t in grid], len(grid) - 1
         if "FlowMatchEuler" not in name and any(a == b for a, b in pairwise(times)):
             times = [float(i) for i in range(len(grid))]  # it may read the velocity of a step of dt = 0 at another
-        self.cache, self.handle.trace = self.handle.settings.begin(times, {})
+        self.cache, self.handle.trace = self.handle.settings.begin(times, {}, corrector=name == EULER)
 
     def _lost(self, scheduler: Any) -> str | None:
         if self.i >= self.steps:

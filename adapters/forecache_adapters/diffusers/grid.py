@@ -60,27 +60,31 @@ def grid(scheduler: Any) -> list[float]:
 
 
 def corrector(scheduler: Any, first: int, last: int) -> bool | Corrector:
-    """For the steps ``first .. last - 1`` of a scheduler that adds a multiple of the network's output to the state.
+    """For the steps ``first .. last - 1`` of a scheduler that adds a multiple of the network's output to the state."""
+    places = positions(scheduler)
+    mine = places[first : last + 1]
+    if len(places) != len(scheduler.timesteps) + 1 or not all(map(math.isfinite, [*mine, places[-1]])):
+        return False
+    return Corrector(tuple(mine), end=places[-1])
 
-    Euler's method on a flow, by its sigmas. DDIM without noise of its own, for a network that predicts eps:
-    ``x / alpha`` moves by the differences of ``sigma / alpha``.
+
+def positions(scheduler: Any) -> list[float]:
+    """What the network's output is multiplied by the differences of, one more than steps; none where it is not so.
+
+    Euler's method on a flow: its sigmas. DDIM for a network that predicts eps, without clipping: ``x / alpha`` moves by
+    the differences of ``sigma / alpha`` (infinite where nothing is left of the data).
     """
     name, config = type(scheduler).__name__, scheduler.config
     if name in ONE_STEP and not config.get("stochastic_sampling"):
-        positions = numbers(scheduler.sigmas)
-    elif (
-        name == "DDIMScheduler"
-        and config.prediction_type == "epsilon"
-        and not (config.clip_sample or config.thresholding)
-    ):
-        kept = numbers(scheduler.alphas_cumprod)
-        places = [int(t) for t in numbers(scheduler.timesteps)]
-        behind = places[-1] - config.num_train_timesteps // scheduler.num_inference_steps
-        shares = [*(kept[t] for t in places), kept[behind] if behind >= 0 else float(scheduler.final_alpha_cumprod)]
-        positions = [math.sqrt((1 - share) / share) for share in shares]
-    else:
-        return False
-    return Corrector(tuple(positions[first : last + 1]), end=positions[-1])
+        return numbers(scheduler.sigmas)
+    plain = config.get("prediction_type") == "epsilon" and not (config.get("clip_sample") or config.get("thresholding"))
+    if name != "DDIMScheduler" or not plain or not scheduler.num_inference_steps:
+        return []
+    kept = numbers(scheduler.alphas_cumprod)
+    places = [int(t) for t in numbers(scheduler.timesteps)]
+    after = places[-1] - config.num_train_timesteps // scheduler.num_inference_steps  # as its ``step`` has it
+    shares = [*(kept[t] for t in places), kept[after] if after >= 0 else float(scheduler.final_alpha_cumprod)]
+    return [math.sqrt(1 / share - 1) if share else math.inf for share in shares]
 
 
 def behind(times: list[float]) -> float:
