@@ -20,7 +20,15 @@ from forecache.snapshots import Snapshots
 
 CHECKOUT = os.environ.get("FORECACHE_COMFYUI")
 NO_CHECKOUT = "needs ComfyUI's code: FORECACHE_COMFYUI names a checkout, as `nox -s comfyui` makes one"
-LINEAR = {"basis": Linear(1), "interval": 2}  # serves what is affine in sigma without an error
+
+
+class OfSigma(Linear):
+    """A line of the sampler's time, sigma; those of the package are lines of the step index."""
+
+    clock = "time"
+
+
+LINEAR = {"basis": OfSigma(1), "interval": 2}  # serves what is affine in sigma without an error
 NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 DOCS = Path(__file__).parents[1] / "docs"
 WORKFLOW = json.loads((DOCS / "comfyui_workflow.json").read_text())

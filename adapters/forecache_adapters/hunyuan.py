@@ -85,7 +85,7 @@ class Run:
 
     def observe(self, i: int, output: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Take the network's output at step ``i``, conditional half first; returns what guidance is to be applied to:
-        the output itself, unless a plan corrects it.
+        the output itself, unless a plan or the corrector adds to it.
         """
         if self.cache is None:
             return output

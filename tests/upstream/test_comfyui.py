@@ -74,7 +74,7 @@ def test_sigma_is_the_time(comfy, kind):
     if kind != "V_PREDICTION":  # whose derivative bends with the state
         assert relative(go(comfy, patch(model, **LINEAR)), reference) < 1e-4
         assert len(network.calls) < 13
-    assert relative(go(comfy, patch(model, basis=WrongSign(Linear(1)), interval=2)), reference) > 0.02  # the control
+    assert relative(go(comfy, patch(model, basis=WrongSign(LINEAR["basis"]), interval=2)), reference) > 0.02  # control
 
 
 # --- whose history ----------------------------------------------------------------------------------------------------

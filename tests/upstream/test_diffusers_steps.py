@@ -180,12 +180,14 @@ def test_no_positions_where_the_state_is_made_another_way():
     off = {
         "noise": diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
         "Heun": diffusers.FlowMatchHeunDiscreteScheduler(),
+        "Cosmos Predict2": diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
         "clipped": diffusers.DDIMScheduler(),
         "v": diffusers.DDIMScheduler(**DDIM, prediction_type="v_prediction"),
         "thresholding": diffusers.DDIMScheduler(**DDIM, thresholding=True),
         "DPM": diffusers.DPMSolverMultistepScheduler(),
         "UniPC": diffusers.UniPCMultistepScheduler(**FLOW),
     }
+    off["Cosmos Predict2"].register_to_config(sigma_max=80.0, sigma_min=0.002)  # as its pipeline does
     for name, scheduler in off.items():
         scheduler.set_timesteps(10)
         assert grid.corrector(scheduler, 0, 10) is False, name

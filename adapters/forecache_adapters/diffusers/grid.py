@@ -71,12 +71,14 @@ def corrector(scheduler: Any, first: int, last: int) -> bool | Corrector:
 def positions(scheduler: Any) -> list[float]:
     """What the network's output is multiplied by the differences of, one more than steps; none where it is not so.
 
-    Euler's method on a flow: its sigmas. DDIM for a network that predicts eps, without clipping: ``x / alpha`` moves by
-    the differences of ``sigma / alpha`` (infinite where nothing is left of the data).
+    Euler's method on a flow: its sigmas. Above 1 they are no flow's: such a pipeline makes something else of the output
+    before the step, as that of Cosmos Predict2 does. DDIM for a network that predicts eps, without clipping:
+    ``x / alpha`` moves by the differences of ``sigma / alpha`` (infinite where nothing is left of the data).
     """
     name, config = type(scheduler).__name__, scheduler.config
     if name in ONE_STEP and not config.get("stochastic_sampling"):
-        return numbers(scheduler.sigmas)
+        sigmas = numbers(scheduler.sigmas)
+        return sigmas if round(max(sigmas), 3) <= 1 else []
     plain = config.get("prediction_type") == "epsilon" and not (config.get("clip_sample") or config.get("thresholding"))
     if name != "DDIMScheduler" or not plain or not scheduler.num_inference_steps:
         return []
