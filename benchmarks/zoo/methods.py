@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,8 @@ from forecache.basis import Hermite, Reuse, Rule, Taylor
 from forecache_lab.frontier.caches import HiCachePP, Spectrum, Weighted
 from forecache_lab.frontier.methods import fixed_schedules, ramp_schedules
 
-from . import solvers
+from . import forms, solvers
+from .grids import Grid
 from .problems import Batch, Problem
 
 Kind = Literal["solver", "published", "ours"]
@@ -160,11 +162,15 @@ def _ours(basis: str, times: Sequence[float], calls: int, edges: Sequence[int], 
     return Run(batch.sample(cache), served(cache, basis))
 
 
-def corrector(problem: Problem, grid: Grid) -> Corrector | bool:
-    """What an adapter says of the sampler: velocities and eps are added to the state, times the differences of ``s``; of
-    the other forms a share of the state goes, and there is no corrector.
+def corrector(problem: Problem, grid: Grid) -> Corrector:
+    """What an adapter says of the sampler: velocities and eps are added to the state, times the differences of ``s``; for
+    the other forms a share of the state goes at every step.
     """
-    return Corrector(tuple(grid.s)) if problem.form in ("velocity", "eps") else False
+    if problem.form in ("velocity", "eps"):
+        return Corrector(tuple(grid.s))
+    steps = [forms.advance(problem.form, here, there) for here, there in pairwise(grid.levels)]
+    v = problem.form == "v"
+    return Corrector.linear(steps, [v * alpha / (sigma * math.hypot(alpha, sigma)) for alpha, sigma in grid.levels[:-1]])
 
 
 def served(cache: Forecaster, basis: str) -> float:

@@ -45,18 +45,35 @@ class Corrector:
         breaks: steps from which on it makes something else of a value, such as the first guided one; only what was
             skipped since then is integrated again.
         end: where the data lie, if the positions do not reach it; T above.
+        shares: what the history keeps of r at each step, in place of ``-STIFF f``.
 
     Raises:
-        ValueError: positions that are not finite.
+        ValueError: positions that are not finite; the last may be infinite where ``shares`` are given.
     """
 
     positions: tuple[float, ...]
     breaks: Collection[int] = field(default_factory=frozenset)
     end: float | None = None
+    shares: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, self.positions)):
+        if not all(map(math.isfinite, self.positions[: -1 if self.shares else None])):
             raise ValueError(f"corrector: its positions must be finite, got {list(self.positions)}")
+
+    @classmethod
+    def linear(cls, steps: Sequence[tuple[float, float]], answers: Sequence[float]) -> Corrector:
+        """Of a sampler with ``x' = A x + B o``, ``(A, B)`` by step, such as DDIM for any form of the network's output.
+
+        ``x`` divided by the product of the A so far is a state to which multiples of ``o`` are added. ``answers``:
+        ``do/dx`` by step, if the data that the network points to stay where they are: 0 where it puts out the data.
+        A step with A = 0 (the last, which jumps to the data) corrects nothing.
+        """
+        positions, scale, shares = [0.0], 1.0, []
+        for (a, b), answer in zip(steps, answers, strict=True):
+            scale *= a
+            positions.append(positions[-1] + b / scale if scale else math.inf)
+            shares.append(STIFF * b / a * answer if a else 0.0)
+        return cls(tuple(positions), shares=tuple(shares))
 
     def correction(self, gap: Gap, steps: Array, dropped: int | None = None) -> tuple[Array, Array] | None:
         """What is added to the value of step k, used and kept: weights ``[..., n]`` of the snapshots, with a sum of 0.
@@ -73,7 +90,7 @@ class Corrector:
         gone = np.zeros(n) if dropped is None else lagrange(steps[::-1], float(dropped), ORDER)[::-1]
         since = max((step for step in self.breaks if step <= k), default=0)
         gap = [(i, served) for i, served in gap if i >= since]
-        if not gap or p[k + 1] == p[k]:
+        if not gap or p[k + 1] == p[k] or math.isinf(p[k + 1]):
             return None
         total: Array = np.zeros(n)
         for i, served in gap:
@@ -81,5 +98,6 @@ class Corrector:
             forecast = np.concatenate([before, np.zeros((*before.shape[:-1], 1))], -1) + lost.sum(-1)[..., None] * gone
             total = total + (p[i + 1] - p[i]) / (p[k + 1] - p[k]) * (lagrange(steps, float(i), ORDER) - forecast)
         end = p[-1] if self.end is None else self.end
-        kept = -STIFF * (p[k + 1] - p[k]) / (end - p[k]) if end != p[k] else 0.0
+        kept = -STIFF * (p[k + 1] - p[k]) / (end - p[k]) if self.shares is None and end != p[k] else 0.0
+        kept = kept if self.shares is None else self.shares[k]
         return total * (1 + kept), total * kept

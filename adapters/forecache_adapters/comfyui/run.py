@@ -26,7 +26,7 @@ from ..settings import Settings
 from .calls import Question, Unfollowed, altered, arguments, halves, kind_of, part_of, within
 from .controls import Controls, Once, asked
 from .entries import Entry, Names, Place, by_place, options_of, places, told_apart
-from .samplers import ONE, adds_noise, astray, refusal
+from .samplers import ONE, adds_noise, astray, euler, refusal
 
 NAME = "forecache"
 PROBED = 3  # calls of an unknown sampler that show whether a step has one: heunpp2's fourth goes back
@@ -74,7 +74,8 @@ class Run:
         if adds_noise(sampler):
             self._note(f"sampler {sampler} adds noise, which nothing can forecast: expect more drift")
         apart = Apart if sampler in ONE else Probing
-        self.server = serve(settings, sigmas, self.trace, made_for, self.names.all, apart)
+        corrector = euler(sigmas) if sampler == "euler" else False
+        self.server = serve(settings, sigmas, self.trace, made_for, self.names.all, apart, corrector=corrector)
 
     def _note(self, text: str) -> None:
         if text not in self.trace.notes:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from forecache import Corrector
+
 # By ComfyUI's names. One call a step, at the step's own sigma; what is in neither list is watched: see Run.
 ONE = frozenset((
     "euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "lms", "dpmpp_2m", "dpmpp_2m_cfg_pp",
@@ -70,3 +72,10 @@ def astray(sigma: float, dtype: torch.dtype, sigmas: Sequence[float], i: int, na
     if abs(sigma - sigmas[i]) <= max(0.1 * beside, rounded):
         return None
     return f"{here}, where its sigmas are not"
+
+
+def euler(sigmas: Sequence[float]) -> Corrector | bool:
+    """For Euler's method on the data that the model predicts: ``x' = (s' / s) x + (1 - s' / s) D``."""
+    if not all(sigmas[:-1]):
+        return False
+    return Corrector.linear([(after / s, 1 - after / s) for s, after in pairwise(sigmas)], [0.0] * (len(sigmas) - 1))
