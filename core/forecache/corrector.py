@@ -87,11 +87,11 @@ class Corrector:
         ``None``: nothing was skipped, or step k moves nothing.
         """
         k, n, p = int(steps[-1]), len(steps), self.positions
-        gone = np.zeros(n) if dropped is None else lagrange(steps[::-1], float(dropped), ORDER)[::-1]
         since = max((step for step in self.breaks if step <= k), default=0)
         gap = [(i, served) for i, served in gap if i >= since]
         if not gap or p[k + 1] == p[k] or math.isinf(p[k + 1]):
             return None
+        gone = np.zeros(n) if dropped is None else lagrange(steps[::-1], float(dropped), ORDER)[::-1]
         total: Array = np.zeros(n)
         for i, served in gap:
             lost, before = np.split(served, [served.shape[-1] - (n - 1)], -1)

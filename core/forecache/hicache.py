@@ -7,7 +7,7 @@ Change the import line and nothing else::
 
 Signatures, defaults, state keys (those without a leading underscore), schedule, fall-backs and telemetry are the
 published ones; DMD is fitted from the Gram matrix of the snapshots, kept row by row. As published, a value is always
-one item: :class:`forecache.Forecaster` is the interface with independent batch items, true time and a guard.
+one item: :class:`forecache.Forecaster` is the interface with independent batch items and a guard.
 """
 
 from __future__ import annotations

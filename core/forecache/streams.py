@@ -105,9 +105,9 @@ class Stream:
     def forecast(self, index: int, time: float) -> tuple[torch.Tensor, list[Served]]:
         """The forecast value at ``time`` and how it was made."""
         served = self._served(index, time)
-        weights = served[0].weights if len(served) == 1 else np.stack([s.weights for s in served])
-        self.gap.append((index, weights))
-        return self.checked(self.snapshots.combine(weights), served)
+        value, served = self.checked(self.snapshots.combine(_weights(served)), served)
+        self.gap.append((index, _weights(served)))
+        return value, served
 
     def corrected(self, corrector: Corrector) -> tuple[torch.Tensor, float] | None:
         """The newest snapshot with the gap before it integrated again, and how much was added, relative to it.
@@ -162,3 +162,8 @@ class Stream:
     def reuse(self) -> torch.Tensor:
         """The newest snapshot, exactly."""
         return self.snapshots.combine(np.eye(len(self.snapshots))[-1])
+
+
+def _weights(served: Sequence[Served]) -> Array:
+    """``[n]`` for all items, or ``[items, n]``."""
+    return served[0].weights if len(served) == 1 else np.stack([each.weights for each in served])

@@ -1,8 +1,8 @@
 """Why ``auto`` is what it is: ``python -m forecache_lab.auto [CHECKOUT]``.
 
 Its spread, its candidates and its corrector, each replaced by others at the same number of calls, over *calibration*
-conditions of the frontier's settings: two closed-form flows and, with a patched checkout of Hunyuan3D-2.1, the reference
-network on grids of 50, 25 and 12 steps. Cells are latent drift x 1000, median / p95.
+conditions of the frontier's settings: two closed-form flows and, with a patched checkout of Hunyuan3D-2.1, the
+reference network on grids of 50, 25 and 12 steps. Cells are latent drift x 1000, median / p95.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def rows() -> dict[str, Row]:
     for mix in MIXES:
         found[f"spread: cosine, mix {mix:g}" if mix else "spread: even"] = Auto(), _mixed(mix), True
     for name, candidates in {
-        "always the line": (LINE,), "always the parabola": (PARABOLA,), "or a cubic": (LINE, PARABOLA, Linear(3, guard=8.0)),
-        "or dmd": (LINE, PARABOLA, DMD()), "under the guard 4": (Linear(1), Linear(2)),
+        "always the line": (LINE,), "always the parabola": (PARABOLA,), "under the guard 4": (Linear(1), Linear(2)),
+        "or a cubic": (LINE, PARABOLA, Linear(3, guard=8.0)), "or dmd": (LINE, PARABOLA, DMD()),
     }.items():  # fmt: skip
         found[f"candidates: {name}"] = Auto(candidates), schedule.cosine, True
     return found

@@ -266,6 +266,11 @@ def test_a_correction_that_overflows_is_left_out() -> None:
     assert (got[2][1] > 1.3 * v(2, 60000.0)[1]).all()  # the other item is corrected
     assert (fine[2] > 1.3 * v(2, 6000.0)).all()  # control
     assert all(np.isfinite(each).all() for each in (cache._streams["v"].snapshots.gram, got[2].double().numpy()))
+    line = Forecaster("linear", times=grid, computed=(0, 1, 3), corrector=True)  # a forecast that was left out itself
+    value = [torch.full((2, 3), size, dtype=torch.float16) for size in (-20000.0, 40000.0, 0.0, 40000.0)]
+    last = [line.step(i, lambda i=i: value[i]) for i in range(4)][3]
+    assert line.trace.steps[2].rules == {"v": "reuse"}  # of 40000; the parabola says 60000, the line would 100000
+    assert torch.equal(last, value[3] + 0.4 * 0.05 / 0.25 * 20000)
     huge = Forecaster("reuse", times=grid, computed=(0, 2, 3), corrector=True)  # its Gram matrix is infinite
     last = [huge.step(i, lambda i=i: torch.full((2, 3), 1e200 * (1 + i), dtype=torch.float64)) for i in range(3)][2]
     assert torch.equal(last, torch.full((2, 3), 3e200, dtype=torch.float64))
