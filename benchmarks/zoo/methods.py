@@ -163,14 +163,18 @@ def _ours(basis: str, times: Sequence[float], calls: int, edges: Sequence[int], 
 
 
 def corrector(problem: Problem, grid: Grid) -> Corrector:
-    """What an adapter says of the sampler: velocities and eps are added to the state, times the differences of ``s``; for
-    the other forms a share of the state goes at every step.
+    """What an adapter says of the sampler.
+
+    Velocities and eps are added to the state, times the differences of ``s``; with the other forms a share of the state
+    goes at every step.
     """
     if problem.form in ("velocity", "eps"):
         return Corrector(tuple(grid.s))
     steps = [forms.advance(problem.form, here, there) for here, there in pairwise(grid.levels)]
     v = problem.form == "v"
-    return Corrector.linear(steps, [v * alpha / (sigma * math.hypot(alpha, sigma)) for alpha, sigma in grid.levels[:-1]])
+    return Corrector.linear(
+        steps, [v * alpha / (sigma * math.hypot(alpha, sigma)) for alpha, sigma in grid.levels[:-1]]
+    )
 
 
 def served(cache: Forecaster, basis: str) -> float:
