@@ -33,7 +33,7 @@ class Auto(Rule):
         ValueError: no candidates.
     """
 
-    candidates: tuple[Rule, ...] = (Linear(1, guard=8.0), Linear(2, guard=8.0))
+    candidates: tuple[Rule, ...] = (Linear(1, guard=8.0), Linear(0, guard=8.0), Linear(2, guard=8.0))
 
     name = "auto"
     window = 6
