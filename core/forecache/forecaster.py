@@ -66,7 +66,7 @@ class Forecaster:
             brings its own.
         batch_dim: axis of independent items, each with its own weights; ``None``: the value is one item.
         corrector: when a computed value arrives, integrate the gap behind it again and add the difference to what
-            ``step`` returns (:mod:`forecache.corrector`). For samplers that add a multiple of each velocity to the
+            ``step`` returns (:class:`forecache.Corrector`). For samplers that add a multiple of each velocity to the
             state, as Euler's method does: ``True`` where that is ``times[i + 1] - times[i]``, else a
             :class:`forecache.Corrector`. On by default with "auto" where ``times`` are given, without a plan.
         order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).

@@ -28,8 +28,8 @@ BUDGETS = {
     "gaussian": (9, 11, 15), "mixture": (9, 11, 15), "hunyuan50": (7, 9, 11, 15), "hunyuan25shift3": (6, 8, 10),
     "hunyuan12shift3": (5, 6, 7), "hunyuan12shift5": (5, 6, 7),
 }  # fmt: skip
-MIXES = (0.0, 0.15, 0.5, 0.65)
-LINE, PARABOLA = Linear(1, guard=8.0), Linear(2, guard=8.0)
+MIXES = (0.0, 0.2, 0.65, 0.8)
+LINE, REUSE, PARABOLA = Auto().candidates
 Spread = Callable[[Sequence[int], int], tuple[int, ...]]
 Row = tuple[Rule, Spread, bool]  # rule, where its calls go, corrector
 
@@ -41,8 +41,8 @@ def rows() -> dict[str, Row]:
     for mix in MIXES:
         found[f"spread: cosine, mix {mix:g}" if mix else "spread: even"] = Auto(), _mixed(mix), True
     for name, candidates in {
-        "always the line": (LINE,), "always the parabola": (PARABOLA,), "under the guard 4": (Linear(1), Linear(2)),
-        "or a cubic": (LINE, PARABOLA, Linear(3, guard=8.0)), "or dmd": (LINE, PARABOLA, DMD()),
+        "always the line": (LINE,), "always the parabola": (PARABOLA,), "without reuse": (LINE, PARABOLA),
+        "or a cubic": (LINE, REUSE, PARABOLA, Linear(3, guard=8.0)), "or dmd": (LINE, REUSE, PARABOLA, DMD()),
     }.items():  # fmt: skip
         found[f"candidates: {name}"] = Auto(candidates), schedule.cosine, True
     return found

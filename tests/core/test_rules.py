@@ -372,7 +372,7 @@ def test_each_rule_of_the_chain_reads_its_own_clock() -> None:
 
 # --- the calibration-free default -------------------------------------------------------------------------------------
 STEPS = np.arange(6.0)
-LINE, PARABOLA = Auto().candidates
+LINE, REUSE, PARABOLA = Auto().candidates
 
 
 def bent(bend: float, zigzag: float) -> np.ndarray:
@@ -385,7 +385,8 @@ def test_auto_follows_the_bend_where_it_shows_and_not_the_scatter() -> None:
     assert default.chosen(STEPS, gram(bent(1.0, 0.0))) is PARABOLA
     assert default.chosen(STEPS, gram(bent(0.0, 1.0))) is LINE
     assert default.chosen(STEPS[:3], gram(bent(1.0, 0.0)[:3])) is LINE  # no error of the parabola yet
-    assert default.chosen(STEPS[:1], gram(bent(1.0, 0.0)[:1])) is LINE
+    assert default.chosen(STEPS[:2], gram(bent(1.0, 0.0)[:2])) is LINE
+    assert default.chosen(STEPS[:3], gram(bent(0.0, 100.0)[:3])) is REUSE  # its two errors cancel
     assert default.chosen(STEPS, gram(np.ones((6, 3)))) is LINE  # two that are equal
     assert Auto((PARABOLA, LINE)).chosen(STEPS, gram(np.ones((6, 3)))) is PARABOLA  # control
     with pytest.raises(ValueError, match="candidates must hold at least one rule"):
@@ -431,7 +432,7 @@ def test_weights_that_do_not_see_the_run_are_made_once_for_all_items(monkeypatch
     times = STEPS + 1e6  # a window that no other test has asked for
     for seed in range(5):
         Auto().chosen(times, gram(np.random.default_rng(seed).normal(size=(6, 9))))
-    assert len(asked) == 4 + 3
+    assert len(asked) == 4 + 4 + 3
     asked.clear()
     for seed in range(5):  # control: a rule that reads the Gram matrix
         Auto((Exponential(),)).chosen(times, gram(np.random.default_rng(seed).normal(size=(6, 9))))

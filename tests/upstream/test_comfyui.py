@@ -32,6 +32,8 @@ from forecache_adapters.comfyui import (
     samplers,
     trace_of,
 )
+from forecache_adapters.comfyui.run import Run
+from forecache_adapters.settings import Settings
 from forecache_lab.drift import WrongSign
 from upstream_helpers import relative
 
@@ -186,15 +188,24 @@ def test_items_of_a_batch_are_independent(comfy):
     assert relative(go(comfy, served, noise=NOISE * torch.tensor([1.0, 9.0]).reshape(2, 1, 1, 1))[:1], alone[:1]) < 1e-5
 
 
-def test_no_corrector_for_a_model(comfy):
-    """What a sampler adds to the state is not known here."""
+def test_the_corrector_is_on_with_euler_and_off_where_it_is_asked_to_be(comfy):
+    """Euler adds a share of the data that the model predicts; the last step jumps there, and is not corrected."""
     model, _ = comfy.model(bend=1.0)
-    for asked in (None, True):
+    drift = {}
+    for asked in (None, False):
         served = patch(model, calls=9, corrector=asked)
-        go(comfy, served)
-        traces = list(trace_of(served).branches.values())
-        assert traces and not any(step.corrected for trace in traces for step in trace.steps)
-        assert all(bool(asked) == any("no corrector: " in note for note in trace.notes) for trace in traces)
+        drift[asked] = relative(go(comfy, served), go(comfy, model))
+        steps = [step for trace in trace_of(served).branches.values() for step in trace.steps]
+        assert any(step.corrected for step in steps) is (asked is None)
+        assert all(not step.corrected for step in steps if step.index == steps[-1].index)
+    assert drift[None] < drift[False]
+
+
+@pytest.mark.parametrize(("sampler", "on"), [("euler", True), ("lms", False), ("euler_ancestral", False)])
+def test_no_corrector_for_another_sampler(sampler, on):
+    """What it adds to the state is not known here."""
+    sigmas = [14.0, 9.0, 5.0, 3.0, 2.0, 1.0, 0.7, 0.5, 0.3, 0.1, 0.0]
+    assert bool(Run(Settings(calls=5), sampler, sigmas, None, dict).server.corrector) is on
 
 
 # --- a run's state is the run's ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class Auto(Rule):
 
         ``|| e_{n-m+1} + ... + e_n || / m``,    the newest ``m <= 4`` errors that its window allows,
 
-    from the Gram matrix alone. Until a candidate has an error to show, the first one serves. ``candidates`` may be any
+    from the Gram matrix alone. Until the first candidate has an error to show, it serves. ``candidates`` may be any
     rules: ``Auto((Linear(1), Exponential()))`` takes exponentials where they did better than a line.
 
     Raises:
@@ -56,8 +56,11 @@ class Auto(Rule):
 @remembered
 def smallest(gram: Array, times: tuple[float, ...], candidates: tuple[Rule, ...]) -> int:
     """Which candidate has the smallest score; the earlier one of two that are equal."""
-    found = [(coherent_error(rule, times, gram), k) for k, rule in enumerate(candidates) if len(times) > rule.floor]
-    return min(found, default=(0.0, 0))[1]
+    if len(times) <= candidates[0].floor:
+        return 0
+    return min((coherent_error(rule, times, gram), k) for k, rule in enumerate(candidates) if len(times) > rule.floor)[
+        1
+    ]
 
 
 def coherent_error(rule: Rule, times: tuple[float, ...], gram: Array) -> float:
