@@ -171,7 +171,15 @@ def tests(session: nox.Session) -> None:
     """The test suite, against the installed wheel. -- ARGUMENTS go to pytest."""
     install(session, "test")
     # a file's tests stay together: they share a checkout and a pipeline
-    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    how = (
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "--max-worker-restart",
+        "0",
+    )  # a lost worker ends it: xdist would wait for ever
+    session.run("pytest", *how, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -19,14 +19,21 @@ def cache_on(target: Any, but: Any = None) -> str | None:
     """
     networks = [] if isinstance(target, torch.nn.Module) else list(getattr(target, "__dict__", {}).values())
     for each in (target, *(part for part in networks if isinstance(part, torch.nn.Module))):
-        handle, own = attached(each), getattr(each, "__dict__", {})
-        if handle is not None and handle is not but:
-            return type(handle).__module__.rpartition(".")[0] or type(handle).__module__
-        if own.get("_context_manager") is not None or own.get("_is_cached"):
-            return CACHE_DIT
-        if getattr(each, "is_cache_enabled", False) is True:
-            return DIFFUSERS
+        handle = attached(each)
+        if handle is not None and handle is but:
+            continue
+        name = native(each) if handle is None else type(handle).__module__.rpartition(".")[0]
+        if name is not None:
+            return name
     return None
+
+
+def native(part: Any) -> str | None:
+    """The name of a cache that is not one of ours on this object itself; ``None``: there is none."""
+    own = getattr(part, "__dict__", {})
+    if own.get("_context_manager") is not None or own.get("_is_cached"):
+        return CACHE_DIT
+    return DIFFUSERS if getattr(part, "is_cache_enabled", False) is True else None
 
 
 def counters(modules: Iterable[torch.nn.Module]) -> list[Any]:

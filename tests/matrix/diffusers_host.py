@@ -52,6 +52,7 @@ NOISE_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 CALLS: list[str] = []  # of the transformers' blocks, whichever object they belong to
+_watched: dict[type, Any] = {}  # classes of blocks, and their own forward
 
 
 def _watch(transformer: Any) -> None:
@@ -59,17 +60,30 @@ def _watch(transformer: Any) -> None:
     for name in BLOCKS:
         for block in getattr(transformer, name, None) or ():
             kind = type(block)
-            if "forward" in vars(kind) and not hasattr(kind.forward, "counts"):
+            if "forward" in vars(kind) and kind not in _watched:
+                _watched[kind] = kind.forward
                 kind.forward = _counted(kind.forward)
+
+
+def release() -> None:
+    """The classes as they were: Dynamo would trace the counting, and write a line of code for each call so far."""
+    while _watched:
+        kind, forward = _watched.popitem()
+        kind.forward = forward  # type: ignore[attr-defined]
+    CALLS.clear()
+
+
+@torch.compiler.disable
+def _count(block: Any) -> None:
+    CALLS.append(type(block).__name__)
 
 
 def _counted(forward: Any) -> Any:
     @functools.wraps(forward)
     def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        CALLS.append(type(self).__name__)
+        _count(self)
         return forward(self, *args, **kwargs)
 
-    counting.counts = True  # type: ignore[attr-defined]
     return counting
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from matrix import diffusers_host
 from matrix.hosts import STEPS, Outcome, lived
 from matrix.pairs import Row, pairwise, turned
 
@@ -30,6 +32,12 @@ for module in MODULES:
 
 def test_the_table_is_large() -> None:
     assert len(ROWS) >= 400
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaves_no_trace() -> Iterator[None]:
+    yield
+    diffusers_host.release()
 
 
 @pytest.fixture(scope="module", params=list(ROWS))

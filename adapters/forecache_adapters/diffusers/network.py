@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..attach import attached
-from ..others import CACHE_DIT, DIFFUSERS, cache_on
+from ..others import CACHE_DIT, DIFFUSERS, native
 
 
 def transformers(pipe: Any) -> dict[str, torch.nn.Module]:
@@ -49,10 +49,9 @@ def check(network: torch.nn.Module) -> None:
 
 def other_cache(network: torch.nn.Module) -> str | None:
     """Why another cache is in the way; ``None``: none is."""
-    name, handle = type(original(network)).__name__, attached(network)
-    others = {id(each): each for each in (network, original(network))}.values()
-    mine = handle if getattr(handle, "of_diffusers", False) else None
-    found = next((found for each in others if (found := cache_on(each, but=mine))), None)
+    name, found, handle = type(original(network)).__name__, native(original(network)), attached(network)
+    if found is None and handle is not None and not getattr(handle, "of_diffusers", False):
+        found = f"{type(handle).__module__}.{type(handle).__name__}"
     if found is None:
         return None
     how = {DIFFUSERS: "call its disable_cache() first", CACHE_DIT: "call cache_dit.disable_cache first"}
