@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forecache import AdaptiveGuidance, Corrector, Forecaster, Group, Plan, Trace, schedule
-from forecache.basis import make_rule
+from forecache.basis import Auto, make_rule
 
 FEW_STEPS = 8  # a step-distilled model leaves nothing to forecast
 
@@ -66,7 +66,9 @@ class Settings:
             self.guidance(range(1001), 1.0, 0)
 
     def _corrector(self, possible: bool | Corrector) -> bool | Corrector:
-        wanted = self.basis == "auto" if self.corrector is None else self.corrector
+        wanted = self.corrector
+        if wanted is None:
+            wanted = self.basis == "auto" or isinstance(self.basis, Auto)
         return possible if wanted else False
 
     def _noted(self, cache: Forecaster, possible: bool | Corrector) -> Forecaster:

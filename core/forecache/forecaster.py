@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from . import schedule, tree
-from .basis import make_rule
+from .basis import Auto, make_rule
 from .corrector import ORDER, Corrector
 from .groups import Group, Groups
 from .plan import Plan
@@ -68,7 +68,8 @@ class Forecaster:
         corrector: when a computed value arrives, integrate the gap behind it again and add the difference to what
             ``step`` returns (:class:`forecache.Corrector`). For samplers that add a multiple of each velocity to the
             state, as Euler's method does: ``True`` where that is ``times[i + 1] - times[i]``, else a
-            :class:`forecache.Corrector`. On by default with "auto" where ``times`` are given, without a plan.
+            :class:`forecache.Corrector`. On by default with "auto" or an ``Auto`` where ``times`` are given, without a
+            plan.
         order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).
         guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 ("auto": 8); 8
             for what a plan adds to the velocity's weights.
@@ -165,7 +166,7 @@ class Forecaster:
                 f"history must be >= {self._planner.longest}, the longest weights of the plan, got {history}"
             )
         if corrector is None:
-            corrector = basis == "auto" and times is not None
+            corrector = isinstance(self.rule, Auto) and times is not None
         self.corrector = Corrector(self.times) if corrector is True else corrector or None
         if plan is not None:  # it has corrections of its own
             self.corrector = None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from forecache import Corrector, Forecaster, Group, Guided, Plan, corrector
-from forecache.basis import Linear
+from forecache.basis import Auto, Linear
 from forecache.snapshots import Snapshots
 
 GRID = [1 - (i / 20) ** 1.3 for i in range(21)]  # uneven, falling
@@ -349,8 +349,10 @@ def test_positions_are_finite_and_as_many_as_times(bad: float) -> None:
 
 
 def test_when_it_is_on() -> None:
-    for how, on in (({"times": GRID}, True), ({"steps": 20}, False), ({"times": GRID, "basis": "linear"}, False)):
-        assert (Forecaster(**how).corrector is not None) is on
+    two = Auto((Linear(1), Linear(2)))
+    for basis, how, on in (("auto", GRID, True), (two, GRID, True), ("linear", GRID, False), ("auto", None, False)):
+        made = Forecaster(basis, times=how, steps=None if how else 20)
+        assert (made.corrector is not None) is on
     assert Forecaster(times=GRID, corrector=False).corrector is None
     assert Forecaster("dmd", times=GRID, corrector=True).corrector == Corrector(tuple(GRID))
     asked = Forecaster(steps=20, corrector=True)
