@@ -84,12 +84,12 @@ def even(effective: Sequence[int], calls: int) -> tuple[int, ...]:
     return tuple(effective[(k * (n - 1) * 2 + calls - 1) // (2 * (calls - 1))] for k in range(calls))
 
 
-def cosine(effective: Sequence[int], calls: int, power: float = 1.0, mix: float = 0.4) -> tuple[int, ...]:
+def cosine(effective: Sequence[int], calls: int, power: float = 1.25, mix: float = 0.4) -> tuple[int, ...]:
     """An exact budget that is dense at both ends: call k near ``(1 - m) u + m ((1 - cos(pi u)) / 2)^p`` of the way,
     ``u = k / (calls - 1)``.
 
-    Calibrated plans of our flows have this shape: at the start the velocity changes fastest, at the end nothing is left
-    of the flow that could contract an error. ``mix = 0`` is :func:`even`. A grid that its designer bent is denser
+    Calibrated plans of our flows have this shape: at the start the velocity changes fastest and a sample may still go
+    either way (p > 1 is for that), at the end nothing is left of the flow that could contract an error. ``mix = 0`` is :func:`even`. A grid that its designer bent is denser
     where it matters already: there a large m costs more than it brings, so the default is mild.
 
     Raises:

@@ -339,6 +339,19 @@ def test_guard_lowers_the_order_then_blends() -> None:
     assert np.abs(serve(Linear(2), times, 9.0, g, math.inf).weights).sum() > GUARD  # control: unguarded
 
 
+@pytest.mark.parametrize(("noise", "rule"), [(0.0, "dmd"), (0.03, "linear1")])
+def test_a_window_without_noise_is_served_beyond_the_guard(noise: float, rule: str) -> None:
+    """Constant + two exponentials at horizon 8; with noise the same weights are refused, and so is a guard given."""
+    rng, t = np.random.default_rng(0), np.arange(15.0)
+    v = np.ones(64) + 0.9 ** t[:, None] * rng.normal(size=64) + 0.6 ** t[:, None] * rng.normal(size=64)
+    seen = v[:7] + noise * rng.normal(size=(7, 64))
+    served = serve(DMD(), t[:7], 14.0, gram(seen))
+    assert served.rule == rule and (served.size > GUARD) is (not noise)
+    if not noise:
+        assert np.linalg.norm(served.weights @ seen - v[14]) < 1e-5 * np.linalg.norm(v[14])
+    assert serve(DMD(), t[:7], 14.0, gram(seen), GUARD).rule != "dmd"
+
+
 def test_each_rule_of_the_chain_reads_its_own_clock() -> None:
     """The step index, unless the rule says that it reads the sampler's time; each rule of a chain for itself."""
     times, steps = np.array([0.0, 0.1, 0.4, 0.8]), np.array([0.0, 1, 2, 4])
