@@ -128,7 +128,9 @@ class Accelerator:
             strengths = [abs(guidance.scale - 1) * guidance.reaches([t]) for t in times[:-1]]
             return Adaptive(settings, times, run.trace, strengths)
         on = [guidance is not None and guidance.reaches([t]) for t in times[:-1]]
-        corrector = Corrector(tuple(times), [i for i in range(1, len(on)) if on[i] != on[i - 1]])
+        scale = max(guidance.scale, 1.0) if guidance is not None and guided else 1.0
+        changes = [i for i in range(1, len(on)) if on[i] != on[i - 1]]
+        corrector = Corrector(tuple(times), changes, strength=scale)
         return Apart(settings, times, run.trace.branches, corrector=corrector)
 
     def step(self, call: Any, model: Any, x_t: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,10 +10,11 @@ does not.
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from forecache import Guided, Trace, fingerprint, tree
+from forecache import Corrector, Guided, Trace, fingerprint, tree
 
 from .attach import Worn, meanwhile, take_off
 from .branches import match
@@ -29,6 +30,13 @@ from .settings import Settings
 
 #: schedulers that read a velocity only at the step it belongs to: there, a step of dt = 0 needs none
 ONE_STEP = (EULER := "FlowMatchEulerDiscreteScheduler", "ConsistencyFlowMatchEulerDiscreteScheduler")
+
+
+def corrector(scheduler: Any, times: Sequence[float], strength: float | None) -> bool | Corrector:
+    """What the scheduler admits at this strength of guidance (``None``: without)."""
+    if stepping(scheduler) != EULER or not all(map(math.isfinite, times)):
+        return False
+    return Corrector(tuple(times), strength=max(strength or 1.0, 1.0))
 
 
 class Run:
@@ -202,7 +210,9 @@ class Handle:
         cache = self.cache
         if cache is None:
             made_for = {} if self.settings.plan is None else self.adapter.key(pipe, guidance_scale)
-            cache, self.trace = self.settings.begin(times, made_for, corrector=stepping(scheduler) == EULER)
+            cache, self.trace = self.settings.begin(
+                times, made_for, corrector=corrector(scheduler, times, guidance_scale)
+            )
             if cache is None:
                 return None
         return Run(

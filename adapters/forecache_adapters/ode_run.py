@@ -144,15 +144,15 @@ class Run:
     def _corrector(self, grid: Sequence[float], strengths: Sequence[tuple[float, ...]]) -> bool | Corrector:
         """Of Euler's method; a solver with several slopes a step weighs them its own way."""
         changes = [i for i in range(1, len(strengths)) if strengths[i] != strengths[i - 1]]
-        return Corrector(tuple(grid), changes) if len(self.slopes) == 1 else False
+        return Corrector(tuple(grid), changes, strength=_steepest(strengths)) if len(self.slopes) == 1 else False
 
     def _combined(self, settings: Settings) -> list[Server]:
         """Slopes share the edges, so that all calls of a step are computed or forecast together."""
         edges = sorted({i for each in self.strengths for i in range(1, len(each)) if each[i] != each[i - 1]})
         servers: list[Server] = []
-        for grid, label in zip(self.grids, self._labels(), strict=True):
-            single = len(self.slopes) == 1
-            cache, self.trace.branches[f"combined{label}"] = settings.begin(grid, {}, edges, corrector=single)
+        for grid, each, label in zip(self.grids, self.strengths, self._labels(), strict=True):
+            corrector = len(self.slopes) == 1 and Corrector(tuple(grid), strength=_steepest(each))
+            cache, self.trace.branches[f"combined{label}"] = settings.begin(grid, {}, edges, corrector=corrector)
             servers.append(Combined(cache))
         return servers
 
@@ -280,3 +280,8 @@ class Run:
         pointmap = _pytree.tree_leaves(getattr(self.generator.reverse_fn, "strength_pm", 0.0))
         guidance = None if now == self.strengths[k][i] else now, tuple(map(float, pointmap))
         return {**self.kind("combined", k, (None, None, *args), kwargs), "guidance": guidance}
+
+
+def _steepest(strengths: Sequence[tuple[float, ...]]) -> float:
+    """G of ``u + g (c - u)``, at the step and in the leaf where it is largest; theirs is ``c + s (c - u)``."""
+    return 1 + max((s for each in strengths for s in each), default=0.0)

@@ -47,8 +47,9 @@ def _hunyuan21(flow: Flow) -> Problem:
     interval = None if whole else (1 - high, 1 - low)
     network_of = partial(_velocity, flow)
     return Problem(
-        key, "velocity", GRIDS[name], steps, budgets, flow.start, network_of, interval, group=GROUP, dear=True
-    )
+        key, "velocity", GRIDS[name], steps, budgets, flow.start, network_of, interval, group=GROUP, dear=True,
+        strength=flow.scale,
+    )  # fmt: skip
 
 
 def _velocity(flow: Flow, x: torch.Tensor, alpha: float, sigma: float, seeds: Seeds, guided: bool) -> torch.Tensor:
@@ -94,6 +95,7 @@ class Trellis:
                 Problem(
                     f"trellis-{name}-{steps}-velocity-interval", "velocity", GRIDS[name], steps, budgets_of(steps),
                     self.noise, self.velocity, tuple(self.settings["cfg_interval"]), group=GROUP, dear=True,
+                    strength=1 + self.settings["cfg_strength"],
                 )
             )  # fmt: skip
         return found

@@ -111,6 +111,7 @@ def _problem(point: Point, number: int) -> Problem:
     return Problem(
         key, form, grid, steps, BUDGETS[steps], partial(_noise, dimensions),
         partial(_network, flow, form, guidance != "unguided"), interval,
+        strength=1.0 if guidance == "unguided" else STRENGTH,
     )  # fmt: skip
 
 

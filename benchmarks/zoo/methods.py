@@ -169,12 +169,11 @@ def corrector(problem: Problem, grid: Grid) -> Corrector:
     goes at every step.
     """
     if problem.form in ("velocity", "eps"):
-        return Corrector(tuple(grid.s))
+        return Corrector(tuple(grid.s), strength=problem.strength)
     steps = [forms.advance(problem.form, here, there) for here, there in pairwise(grid.levels)]
     v = problem.form == "v"
-    return Corrector.linear(
-        steps, [v * alpha / (sigma * math.hypot(alpha, sigma)) for alpha, sigma in grid.levels[:-1]]
-    )
+    answers = [v * alpha / (sigma * math.hypot(alpha, sigma)) for alpha, sigma in grid.levels[:-1]]
+    return Corrector.linear(steps, answers, problem.strength)
 
 
 def served(cache: Forecaster, basis: str) -> float:

@@ -38,6 +38,7 @@ class Problem:
         interval: noise levels ``sigma / (alpha + sigma)`` between which guidance is on; ``None``: at all, or never.
         group: "closed form", "published network", "reference network", for the table.
         dear: its network takes long: half the seeds and half the fine steps, a quarter of the seeds that choose.
+        strength: g of ``u + g (c - u)``, where there is guidance.
     """
 
     key: str
@@ -50,6 +51,7 @@ class Problem:
     interval: tuple[float, float] | None = None
     group: str = "closed form"
     dear: bool = False
+    strength: float = 1.0
 
     def guided(self, alpha: float, sigma: float) -> bool:
         """Whether guidance is on at this level."""

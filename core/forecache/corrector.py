@@ -16,6 +16,7 @@ from .basis.linear import lagrange
 from .snapshots import Array
 
 ORDER = 2  # of the interpolation
+STEEP = 0.3, 0.42  # guidance strength per step: up to where corrections are made whole, and from where on not at all
 STIFF = 0.6  # of a correction of the state: the share that the velocity answers as if the end point stayed where it is
 
 Gap = Sequence[tuple[int, Array]]  #: skipped steps and the weights that served them, ``[n]`` or ``[items, n]``
@@ -46,6 +47,8 @@ class Corrector:
             skipped since then is integrated again.
         end: where the data lie, if the positions do not reach it; T above.
         shares: what the history keeps of r at each step, in place of ``-STIFF f``.
+        strength: g of ``u + g (c - u)``. A guided velocity answers a moved state g times as much, and a correction at
+            12 steps and strength 5 did more harm than good on trained networks; see :attr:`share`.
 
     Raises:
         ValueError: positions that are not finite; the last may be infinite where ``shares`` are given.
@@ -55,13 +58,14 @@ class Corrector:
     breaks: Collection[int] = field(default_factory=frozenset)
     end: float | None = None
     shares: tuple[float, ...] | None = None
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, self.positions[: -1 if self.shares else None])):
             raise ValueError(f"corrector: its positions must be finite, got {list(self.positions)}")
 
     @classmethod
-    def linear(cls, steps: Sequence[tuple[float, float]], answers: Sequence[float]) -> Corrector:
+    def linear(cls, steps: Sequence[tuple[float, float]], answers: Sequence[float], strength: float = 1.0) -> Corrector:
         """Of a sampler with ``x' = A x + B o``, ``(A, B)`` by step, such as DDIM for any form of the network's output.
 
         ``x`` divided by the product of the A so far is a state to which multiples of ``o`` are added. ``answers``:
@@ -73,7 +77,7 @@ class Corrector:
             scale *= a
             positions.append(positions[-1] + b / scale if scale else math.inf)
             shares.append(STIFF * b / a * answer if a else 0.0)
-        return cls(tuple(positions), shares=tuple(shares))
+        return cls(tuple(positions), shares=tuple(shares), strength=strength)
 
     def correction(self, gap: Gap, steps: Array, dropped: int | None = None) -> tuple[Array, Array] | None:
         """What is added to the value of step k, used and kept: weights ``[..., n]`` of the snapshots, with a sum of 0.
@@ -89,7 +93,7 @@ class Corrector:
         k, n, p = int(steps[-1]), len(steps), self.positions
         since = max((step for step in self.breaks if step <= k), default=0)
         gap = [(i, served) for i, served in gap if i >= since]
-        if not gap or p[k + 1] == p[k] or math.isinf(p[k + 1]):
+        if not gap or not self.share or p[k + 1] == p[k] or math.isinf(p[k + 1]):
             return None
         gone = np.zeros(n) if dropped is None else lagrange(steps[::-1], float(dropped), ORDER)[::-1]
         total: Array = np.zeros(n)
@@ -100,4 +104,11 @@ class Corrector:
         end = p[-1] if self.end is None else self.end
         kept = -STIFF * (p[k + 1] - p[k]) / (end - p[k]) if self.shares is None and end != p[k] else 0.0
         kept = kept if self.shares is None else self.shares[k]
+        total = total * self.share
         return total * (1 + kept), total * kept
+
+    @property
+    def share(self) -> float:
+        """The part of every correction that is made: 1 at gentle guidance, 0 where it is steep for so few steps."""
+        whole, none = STEEP
+        return min(max((none - self.strength / (len(self.positions) - 1)) / (none - whole), 0.0), 1.0)

@@ -89,8 +89,9 @@ def cosine(effective: Sequence[int], calls: int, power: float = 1.25, mix: float
     ``u = k / (calls - 1)``.
 
     Calibrated plans of our flows have this shape: at the start the velocity changes fastest and a sample may still go
-    either way (p > 1 is for that), at the end nothing is left of the flow that could contract an error. ``mix = 0`` is :func:`even`. A grid that its designer bent is denser
-    where it matters already: there a large m costs more than it brings, so the default is mild.
+    either way (p > 1 is for that), at the end nothing is left of the flow that could contract an error. ``mix = 0`` is
+    :func:`even`. A grid that its designer bent is denser where it matters already: there a large m costs more than it
+    brings, so the default is mild.
 
     Raises:
         ValueError: ``calls`` outside ``1 .. len(effective)``, ``power < 1`` or ``mix`` outside [0, 1].

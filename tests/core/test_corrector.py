@@ -364,3 +364,16 @@ def test_when_it_is_on() -> None:
     assert values(planned, lambda i: given[i])[4] is given[4]
     free = Forecaster(times=GRID, computed=(0, 4, 19))  # control
     assert values(free, lambda i: given[i])[4] is not given[4]
+
+
+@pytest.mark.parametrize(("strength", "share"), [(0.0, 1.0), (6.0, 1.0), (7.2, 0.5), (8.4, 0.0), (50.0, 0.0)])
+def test_steep_guidance_in_few_steps_is_corrected_less(strength: float, share: float) -> None:
+    gap, steps = [(1, np.array([1.0])), (2, np.array([1.0]))], np.array([0.0, 3.0])
+    whole = Corrector(tuple(GRID)).correction(gap, steps)
+    found = Corrector(tuple(GRID), strength=strength).correction(gap, steps)
+    assert whole is not None and np.abs(whole[0]).sum() > 0.1
+    if share:
+        assert found is not None and found[0] == pytest.approx(share * whole[0])
+        assert found[1] == pytest.approx(share * whole[1])
+    else:
+        assert found is None

@@ -45,7 +45,7 @@ class Run:
     Args:
         settings: or a cache. sampler: the name of its function. sigmas: N + 1 of them.
         conflict: why nothing is forecast with what else the model has, if so.
-        made_for: the key of a plan for this run, asked for only with a plan.
+        made_for: the key of a plan for this run, asked for only with a plan. cfg: strength of guidance.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Run:
         sigmas: Sequence[float],
         conflict: str | None,
         made_for: Callable[[], Mapping[str, Any]],
+        cfg: float = 1.0,
     ) -> None:
         self.sampler, self.sigmas = sampler, sigmas
         self.trace, self.names, self.controls = StageTrace(), Names(), Controls()
@@ -74,7 +75,7 @@ class Run:
         if adds_noise(sampler):
             self._note(f"sampler {sampler} adds noise, which nothing can forecast: expect more drift")
         apart = Apart if sampler in ONE else Probing
-        corrector = euler(sigmas) if sampler == "euler" else False
+        corrector = euler(sigmas, cfg) if sampler == "euler" else False
         self.server = serve(settings, sigmas, self.trace, made_for, self.names.all, apart, corrector=corrector)
 
     def _note(self, text: str) -> None:

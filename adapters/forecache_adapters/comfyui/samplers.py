@@ -74,8 +74,9 @@ def astray(sigma: float, dtype: torch.dtype, sigmas: Sequence[float], i: int, na
     return f"{here}, where its sigmas are not"
 
 
-def euler(sigmas: Sequence[float]) -> Corrector | bool:
+def euler(sigmas: Sequence[float], cfg: float) -> Corrector | bool:
     """For Euler's method on the data that the model predicts: ``x' = (s' / s) x + (1 - s' / s) D``."""
     if not all(sigmas[:-1]):
         return False
-    return Corrector.linear([(after / s, 1 - after / s) for s, after in pairwise(sigmas)], [0.0] * (len(sigmas) - 1))
+    steps = [(after / s, 1 - after / s) for s, after in pairwise(sigmas)]
+    return Corrector.linear(steps, [0.0] * len(steps), max(cfg, 1.0))

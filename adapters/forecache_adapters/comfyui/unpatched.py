@@ -17,10 +17,11 @@ from forecache import Forecaster, Trace
 
 from ..attach import Around, Worn, attached, take_off
 from ..branches import match
-from ..hunyuan import EULER
+from ..hunyuan import EULER, corrector
 from ..kinds import Kinds
 from ..settings import Settings
 
+STRENGTH = 5.0  # of guidance, by default of the pipeline: a call keeps to itself what it was given
 MOVING = ("0", "1", "x", "t", "timestep")  # the network's first arguments, by place or by name
 
 
@@ -62,7 +63,8 @@ class Run:
         times, self.steps = [float(t) for t in grid], len(grid) - 1
         if "FlowMatchEuler" not in name and any(a == b for a, b in pairwise(times)):
             times = [float(i) for i in range(len(grid))]  # it may read the velocity of a step of dt = 0 at another
-        self.cache, self.handle.trace = self.handle.settings.begin(times, {}, corrector=name == EULER)
+        admitted = corrector(scheduler, times, STRENGTH) if name == EULER else False
+        self.cache, self.handle.trace = self.handle.settings.begin(times, {}, corrector=admitted)
 
     def _lost(self, scheduler: Any) -> str | None:
         if self.i >= self.steps:

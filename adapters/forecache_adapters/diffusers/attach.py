@@ -57,7 +57,10 @@ class Handle:
         def traced(trace: StageTrace) -> None:
             self.traces[name] = trace
 
-        return Session(transformer, self.settings, self.level, steps, made_for, traced, beside)
+        known = [each for each in strengths.values() if isinstance(each, (int, float))]
+        return Session(
+            transformer, self.settings, self.level, steps, made_for, traced, beside, float(max(known, default=1.0))
+        )
 
 
 class OnTransformer(Handle):

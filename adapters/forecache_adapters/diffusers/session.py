@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+
+from forecache import Corrector
 
 from ..branches import StageTrace
 from .call import Call
@@ -39,7 +42,7 @@ class Session:
         level: ``velocity``: the whole output is forecast, and on a forecast step nothing of the transformer runs;
             ``last_block``: what stands behind the last block, and everything but the blocks runs.
         made_for: the key of a plan. traced: takes the trace of each run.
-        strengths: of the pipeline's ControlNets.
+        strengths: of the pipeline's ControlNets. strength: of guidance.
     """
 
     def __init__(
@@ -51,8 +54,9 @@ class Session:
         made_for: Callable[[], Mapping[str, Any]],
         traced: Callable[[StageTrace], None],
         strengths: Strengths | None = None,
+        strength: float = 1.0,
     ) -> None:
-        self.settings, self.level, self.steps = settings, level, steps
+        self.settings, self.level, self.steps, self.strength = settings, level, steps, strength
         self.made_for, self.traced = made_for, traced
         self.strengths = strengths or Strengths()
         self.other = other_cache(module)  # found beneath the relay
@@ -74,6 +78,8 @@ class Session:
         fresh = track.run is None
         if fresh:
             admitted = track.corrector if self.level == "velocity" else False
+            if isinstance(admitted, Corrector):
+                admitted = replace(admitted, strength=self.strength)
             track.run = Run(self.settings, track.times, track.whole, self.made_for, self.state, admitted)
             track.run.trace.notes += [track.remark] if track.remark else []
             self.traced(track.run.trace)

@@ -80,8 +80,9 @@ def serve(
 
     ``||w||_1`` is the Lebesgue constant: noise eps in the snapshots reaches the forecast as at most ``||w||_1 eps``.
     A rule that reads the Gram matrix may exceed its own guard where the snapshots show that eps is small
-    (:func:`pays`); a guard that is given is never exceeded. At the end of the chain the weights are blended toward reuse, ``w <- e_n + s (w - e_n)`` with the largest s in
-    [0, 1] that meets the guard; the sum is preserved. Every step down is named in the result, none is silent.
+    (:func:`pays`); a guard that is given is never exceeded. At the end of the chain the weights are blended toward
+    reuse, ``w <- e_n + s (w - e_n)`` with the largest s in [0, 1] that meets the guard; the sum is preserved. Every
+    step down is named in the result, none is silent.
     """
     fallbacks: list[str] = []
     current: Rule | None = rule
