@@ -72,7 +72,12 @@ class Settings:
         return possible if wanted else False
 
     def _noted(self, cache: Forecaster, possible: bool | Corrector) -> Forecaster:
-        if self.corrector and not possible and cache.corrector is None:
+        if not self.corrector or self.plan is not None:
+            return cache
+        if isinstance(possible, Corrector) and not possible.share:
+            steps = len(possible.positions) - 1
+            cache.trace.notes.append(f"no corrector: guidance of {possible.strength:g} is steep for {steps} steps")
+        elif not possible and cache.corrector is None:
             cache.trace.notes.append("no corrector: this sampler does not just add a multiple of what is forecast")
         return cache
 
