@@ -257,7 +257,8 @@ HOSTS = (
         shape_latents, SHAPE, shape_twin,
     ),
     Shape(
-        "hunyuan2", hunyuan2, lambda checkouts: small_hunyuan2.load(checkouts("hunyuan2-released", patched=True)),
+        "hunyuan2", hunyuan2,
+        lambda checkouts: small_hunyuan2.load(checkouts("hunyuan2-released", patched=True, source="wheel")),
         lambda upstream, row: small_hunyuan2.build(upstream, row["model"], dtype=DTYPES[row["dtype"]]),
         lambda pipe: [pipe.model], shape_latents, {**SHAPE, "model": ("mini", "fast", "turbo")}, shape_twin,
     ),
