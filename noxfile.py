@@ -170,15 +170,8 @@ for _name, (_hubs, _tools) in HUBS.items():
 def tests(session: nox.Session) -> None:
     """The test suite, against the installed wheel. -- ARGUMENTS go to pytest."""
     install(session, "test")
-    # a file's tests stay together: they share a checkout and a pipeline
-    how = (
-        "-n",
-        "2",
-        "--dist",
-        "loadfile",
-        "--max-worker-restart",
-        "0",
-    )  # a lost worker ends it: xdist would wait for ever
+    # a file's tests stay together: they share a checkout and a pipeline. A lost worker ends all: xdist would wait on
+    how = ("-n2", "--dist=loadfile", "--max-worker-restart=0")
     session.run("pytest", *how, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 

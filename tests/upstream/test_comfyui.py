@@ -208,6 +208,12 @@ def test_no_corrector_for_another_sampler(sampler, on):
     assert bool(Run(Settings(calls=5), sampler, sigmas, None, dict).server.corrector) is on
 
 
+@pytest.mark.parametrize(("cfg", "strength"), [(None, 1.0), ("7", 1.0), ([2.0, 3.0], 1.0), (7, 7.0)])
+def test_a_guider_of_ones_own_may_call_anything_cfg(cfg, strength):
+    run = Run(Settings(calls=5), "euler", [float(10 - i) for i in range(11)], None, dict, cfg)
+    assert run.server.corrector.strength == strength
+
+
 # --- a run's state is the run's ---------------------------------------------------------------------------------------
 def test_a_new_run_has_a_new_history(comfy, snapshots):
     model, _ = comfy.model()

@@ -98,7 +98,7 @@ class Sampling:
         patcher, options = guider.model_patcher, extra_args["model_options"]
         run = Run(
             self.settings, name_of(executor.class_obj), [float(s) for s in sigmas.tolist()], conflict(options),
-            lambda: key(patcher, getattr(guider, "cfg", None)), float(getattr(guider, "cfg", 1.0)),
+            lambda: key(patcher, getattr(guider, "cfg", None)), getattr(guider, "cfg", None),
         )  # fmt: skip
         inner = {"calc_cond_batch": run.calc_cond_batch, "apply_model": run.apply_model}
         try:

@@ -55,7 +55,7 @@ class Run:
         sigmas: Sequence[float],
         conflict: str | None,
         made_for: Callable[[], Mapping[str, Any]],
-        cfg: float = 1.0,
+        cfg: Any = None,
     ) -> None:
         self.sampler, self.sigmas = sampler, sigmas
         self.trace, self.names, self.controls = StageTrace(), Names(), Controls()

@@ -74,9 +74,12 @@ def astray(sigma: float, dtype: torch.dtype, sigmas: Sequence[float], i: int, na
     return f"{here}, where its sigmas are not"
 
 
-def euler(sigmas: Sequence[float], cfg: float) -> Corrector | bool:
-    """For Euler's method on the data that the model predicts: ``x' = (s' / s) x + (1 - s' / s) D``."""
+def euler(sigmas: Sequence[float], cfg: Any) -> Corrector | bool:
+    """For Euler's method on the data that the model predicts: ``x' = (s' / s) x + (1 - s' / s) D``.
+
+    ``cfg``: the guider's strength; one that is no number, as a guider of somebody's own may have, counts as none.
+    """
     if not all(sigmas[:-1]):
         return False
     steps = [(after / s, 1 - after / s) for s, after in pairwise(sigmas)]
-    return Corrector.linear(steps, [0.0] * len(steps), max(cfg, 1.0))
+    return Corrector.linear(steps, [0.0] * len(steps), float(cfg) if isinstance(cfg, (int, float)) else 1.0)

@@ -58,9 +58,8 @@ def smallest(gram: Array, times: tuple[float, ...], candidates: tuple[Rule, ...]
     """Which candidate has the smallest score; the earlier one of two that are equal."""
     if len(times) <= candidates[0].floor:
         return 0
-    return min((coherent_error(rule, times, gram), k) for k, rule in enumerate(candidates) if len(times) > rule.floor)[
-        1
-    ]
+    scored = [k for k, rule in enumerate(candidates) if len(times) > rule.floor]
+    return min(scored, key=lambda k: coherent_error(candidates[k], times, gram))
 
 
 def coherent_error(rule: Rule, times: tuple[float, ...], gram: Array) -> float:
