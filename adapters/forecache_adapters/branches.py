@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from forecache import AdaptiveGuidance, Corrector, Forecaster, Guided, Trace, schedule, tree
+from forecache import AdaptiveGuidance, Corrector, Forecaster, Guided, Trace, rates, schedule, tree
 from forecache.forecaster import few_calls
 
 from .settings import Settings
@@ -108,29 +108,36 @@ class Apart:
         self.histories: dict[str, Forecaster] = {}
         self.first: dict[str, int] = {}
         self.wanted: dict[str, frozenset[int]] = {}
-        self.i, self.form = -1, NOTHING
+        self.i, self.form, self.state = -1, NOTHING, None
 
     def open(self, i: int, state: Any) -> None:
         """See :class:`Server`."""
         self.i, self.form = i, form_of(state)
+        self.state = state if self._rated else None  # the sampler's: held only where it is asked for
+
+    @property
+    def _rated(self) -> bool:
+        return isinstance(self.corrector, Corrector) and self.corrector.rates is not None
 
     def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`Server`."""
         if name not in self.histories:
             value = compute()
+            if self._rated and not rates.fits(value, self.state):
+                self.corrector = False
             cache = self.settings.history_of(self.times, None if is_sparse(value) else 0, self.corrector)
             self.histories[name], self.first[name] = cache, self.i
             self.traces[name + self.label] = cache.trace
             cache.trace.notes += [self.remark] if self.remark else []
             match(cache, self.form, kind)
-            return cache.observe(self.i, value)
+            return cache.observe(self.i, value, self.state)
         if name not in self.wanted:
             self.wanted[name] = self._schedule(name)
         cache = self.histories[name]
         match(cache, self.form, kind)
         if self.i in self.wanted[name] or cache.needs_compute(self.i):
-            return cache.observe(self.i, compute())
-        return cache.forecast(self.i)
+            return cache.observe(self.i, compute(), self.state)
+        return cache.forecast(self.i, self.state)
 
     def _schedule(self, name: str) -> frozenset[int]:
         first, total = self.first[name], self.total
@@ -146,6 +153,7 @@ class Apart:
 
     def close(self) -> None:
         """See :class:`Server`."""
+        self.state = None
         for cache in self.histories.values():
             cache.close()
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -163,17 +162,18 @@ def _ours(basis: str, times: Sequence[float], calls: int, edges: Sequence[int], 
 
 
 def corrector(problem: Problem, grid: Grid) -> Corrector:
-    """What an adapter says of the sampler.
-
-    Velocities and eps are added to the state, times the differences of ``s``; with the other forms a share of the state
-    goes at every step.
+    """What an adapter says of the sampler: the state moves by a flow's velocity, elsewhere by eps, times the
+    differences of ``s``; where the network puts out something else, that is made of it.
     """
-    if problem.form in ("velocity", "eps"):
-        return Corrector(tuple(grid.s), strength=problem.strength)
-    steps = [forms.advance(problem.form, here, there) for here, there in pairwise(grid.levels)]
-    v = problem.form == "v"
-    answers = [v * alpha / (sigma * math.hypot(alpha, sigma)) for alpha, sigma in grid.levels[:-1]]
-    return Corrector.linear(steps, answers, problem.strength)
+    moves = "velocity" if grid.chart == "flow" else "eps"
+    rates = None
+    if problem.form != moves:
+        parts = [forms.coefficients(problem.form, *level) for level in grid.levels[:-1]]
+        rates = tuple(
+            (noise[0], noise[1]) if moves == "eps" else (data[0] - noise[0], data[1] - noise[1])
+            for data, noise in parts
+        )
+    return Corrector(tuple(grid.s), rates=rates, strength=problem.strength)
 
 
 def served(cache: Forecaster, basis: str) -> float:

@@ -17,14 +17,14 @@ from .snapshots import Array
 
 ORDER = 2  # of the interpolation
 STEEP = 0.3, 0.42  # guidance strength per step: up to where corrections are made whole, and from where on not at all
-STIFF = 0.6  # of a correction of the state: the share that the velocity answers as if the end point stayed where it is
+STIFF = 0.7  # of a correction of the state: the share that the velocity answers as if the end point stayed where it is
 
 Gap = Sequence[tuple[int, Array]]  #: skipped steps and the weights that served them, ``[n]`` or ``[items, n]``
 
 
 @dataclass(frozen=True)
 class Corrector:
-    """What a sampler does with its velocities, as far as correcting them goes.
+    """What a sampler does with what the network puts out: what the state moves by, and how far.
 
     With ``h_i = positions[i + 1] - positions[i]``, a computed step k, the skipped steps i of the gap before it, and
     ``f = h_k / (T - positions[k])`` with T = positions[N], the part of the way that is left which step k goes:
@@ -42,42 +42,39 @@ class Corrector:
     ``-lambda`` times a gap beyond one half) still rings.
 
     Args:
-        positions: N + 1 numbers: the sampler adds ``(positions[i + 1] - positions[i]) v_i`` to the state.
+        positions: N + 1 numbers: the sampler adds ``(positions[i + 1] - positions[i]) v_i`` to the state, or to a
+            multiple of it. The first may be infinite, where a step is computed and nothing is to be corrected.
         breaks: steps from which on it makes something else of a value, such as the first guided one; only what was
             skipped since then is integrated again.
         end: where the data lie, if the positions do not reach it; T above.
-        shares: what the history keeps of r at each step, in place of ``-STIFF f``.
+        rates: where the network puts out something else, ``(a, b)`` by step with ``v = a x + b o`` for its output o at
+            the state x: v is forecast and corrected, and ``o = (v - a x) / b`` handed to the sampler. DDIM for a
+            network that puts out data D moves ``x / alpha`` over sigma / alpha by the noise ``(x - alpha D) / sigma``.
         strength: g of ``u + g (c - u)``. A guided velocity answers a moved state g times as much, and a correction at
             12 steps and strength 5 did more harm than good on trained networks; see :attr:`share`.
 
     Raises:
-        ValueError: positions that are not finite; the last may be infinite where ``shares`` are given.
+        ValueError: positions that are not finite; rates that are not one pair of finite numbers for each step, or with
+            b = 0 behind the first, where no output could be found again.
     """
 
     positions: tuple[float, ...]
     breaks: Collection[int] = field(default_factory=frozenset)
     end: float | None = None
-    shares: tuple[float, ...] | None = None
+    rates: tuple[tuple[float, float], ...] | None = None
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, self.positions[: -1 if self.shares else None])):
+        if not all(map(math.isfinite, self.positions[1:])) or math.isnan(sum(self.positions[:1])):
             raise ValueError(f"corrector: its positions must be finite, got {list(self.positions)}")
-
-    @classmethod
-    def linear(cls, steps: Sequence[tuple[float, float]], answers: Sequence[float], strength: float = 1.0) -> Corrector:
-        """Of a sampler with ``x' = A x + B o``, ``(A, B)`` by step, such as DDIM for any form of the network's output.
-
-        ``x`` divided by the product of the A so far is a state to which multiples of ``o`` are added. ``answers``:
-        ``do/dx`` by step, if the data that the network points to stay where they are: 0 where it puts out the data.
-        A step with A = 0 (the last, which jumps to the data) corrects nothing.
-        """
-        positions, scale, shares = [0.0], 1.0, []
-        for (a, b), answer in zip(steps, answers, strict=True):
-            scale *= a
-            positions.append(positions[-1] + b / scale if scale else math.inf)
-            shares.append(STIFF * b / a * answer if a else 0.0)
-        return cls(tuple(positions), shares=tuple(shares), strength=strength)
+        if self.rates is None:
+            return
+        if len(self.rates) != len(self.positions) - 1 or not all(math.isfinite(n) for pair in self.rates for n in pair):
+            raise ValueError(
+                f"corrector: rates must be {len(self.positions) - 1} pairs of finite numbers, got {list(self.rates)}"
+            )
+        if lost := [i for i, (_, b) in enumerate(self.rates) if i and not b]:
+            raise ValueError(f"corrector: rates must have b != 0 behind the first step, got 0 at steps {lost}")
 
     def correction(self, gap: Gap, steps: Array, dropped: int | None = None) -> tuple[Array, Array] | None:
         """What is added to the value of step k, used and kept: weights ``[..., n]`` of the snapshots, with a sum of 0.
@@ -93,7 +90,7 @@ class Corrector:
         k, n, p = int(steps[-1]), len(steps), self.positions
         since = max((step for step in self.breaks if step <= k), default=0)
         gap = [(i, served) for i, served in gap if i >= since]
-        if not gap or not self.share or p[k + 1] == p[k] or math.isinf(p[k + 1]):
+        if not gap or not self.share or p[k + 1] == p[k]:
             return None
         gone = np.zeros(n) if dropped is None else lagrange(steps[::-1], float(dropped), ORDER)[::-1]
         total: Array = np.zeros(n)
@@ -102,8 +99,7 @@ class Corrector:
             forecast = np.concatenate([before, np.zeros((*before.shape[:-1], 1))], -1) + lost.sum(-1)[..., None] * gone
             total = total + (p[i + 1] - p[i]) / (p[k + 1] - p[k]) * (lagrange(steps, float(i), ORDER) - forecast)
         end = p[-1] if self.end is None else self.end
-        kept = -STIFF * (p[k + 1] - p[k]) / (end - p[k]) if self.shares is None and end != p[k] else 0.0
-        kept = kept if self.shares is None else self.shares[k]
+        kept = -STIFF * (p[k + 1] - p[k]) / (end - p[k]) if end != p[k] else 0.0
         total = total * self.share
         return total * (1 + kept), total * kept
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import schedule, tree
+from . import rates, schedule, tree
 from .basis import Auto, make_rule
 from .corrector import ORDER, Corrector
 from .groups import Group, Groups
@@ -175,6 +175,7 @@ class Forecaster:
                 f"corrector: it must have {len(self.times)} positions, as many as times, got "
                 f"{len(self.corrector.positions)}"
             )
+        self._rates = None if self.corrector is None else self.corrector.rates
         # a lambda that held `self` would keep a dropped forecaster for the collector
         of_stream, corrected = self.groups.of_stream, self.corrector is not None
         least = ORDER + 1 if corrected else self._planner.longest
@@ -185,6 +186,7 @@ class Forecaster:
         self._streams: dict[str, Stream] = {}
         self._structure: tree.Structure | None = None
         self._branch: tree.Structure | None = None  # of one branch, if guided
+        self._form: tuple[Any, ...] = ()  # of the state, where rates ask for it
         self._kind: dict[str, Any] = {}  # of the calls that the history comes from
         self._shapes: dict[str, torch.Size] = {}
         self._last: int | None = None
@@ -257,7 +259,11 @@ class Forecaster:
         """
         i = self._check(i)
         with self._alone(f"observe of step {i}"):
-            return self._observe(i, value, state)
+            if self._rates is None:
+                return self._observe(i, value, state)
+            velocity = rates.velocity(self._rates[i], value, state)
+            used, self._form = self._observe(i, velocity, state), tree.form(state)
+            return value if used is velocity else rates.output(self._rates[i], used, state)
 
     def _observe(self, i: int, value: Any, state: Any) -> Any:
         leaves, structure = tree.flatten(value)
@@ -343,7 +349,11 @@ class Forecaster:
         """
         i = self._check(i)
         with self._alone(f"forecast of step {i}"):
-            return self._forecast(i, state)
+            if self._rates is None:
+                return self._forecast(i, state)
+            if self._streams and tree.form(state) != self._form:
+                raise ValueError(f"state of step {i} must have the form {self._form}, got {tree.form(state)}")
+            return rates.output(self._rates[i], self._forecast(i, state), state)
 
     def _forecast(self, i: int, state: Any) -> Any:
         if not self._streams:

@@ -109,27 +109,6 @@ def cosine(effective: Sequence[int], calls: int, power: float = 1.25, mix: float
     return tuple(effective[k] for k in where)
 
 
-def single(effective: Sequence[int], calls: int) -> tuple[int, ...] | None:
-    """An exact budget that skips no two steps in a row; the calls to spare go to both ends, the odd one to the last.
-
-    A gap of two skipped steps costs several times two gaps of one, so no spread that is denser somewhere else makes up
-    for it. ``None``: the budget is too small for this and for both ends.
-
-    Raises:
-        ValueError: ``calls`` outside ``1 .. len(effective)``.
-    """
-    n = _steps(effective, calls)
-    skipped = n - calls
-    if skipped == 0:
-        return tuple(effective)
-    spare = n - (2 * skipped - 1)
-    if spare < 2:
-        return None
-    start = spare // 2
-    left_out = {start + 2 * k for k in range(skipped)}
-    return tuple(step for k, step in enumerate(effective) if k not in left_out)
-
-
 def ramp(effective: Sequence[int], warmup: int = 5, start: float = 2.0, growth: float = 0.75) -> tuple[int, ...]:
     """Spectrum's growing interval (arXiv:2603.01623): the first ``warmup`` steps, then a gap that grows by ``growth``
     at every computation, and the last effective step.
@@ -215,8 +194,7 @@ def choose(
 ) -> tuple[int, ...]:
     """The schedule that a forecaster's arguments ask for; by default the fixed interval 4.
 
-    ``dense``: an exact budget is spread by :func:`single` if it is large enough, else by :func:`cosine`, not by
-    :func:`even`; and an interval sets the budget only.
+    ``dense``: an exact budget is spread by :func:`cosine`, not by :func:`even`; and an interval sets the budget only.
 
     Raises:
         ValueError: more than one of ``interval``, ``calls``, ``computed`` and ``plan`` (its computed steps), or what
@@ -236,6 +214,4 @@ def choose(
         if not dense or not effective:
             return fixed
         calls = len(fixed)
-    if not dense:
-        return even(effective, calls)
-    return single(effective, calls) or cosine(effective, calls)
+    return cosine(effective, calls) if dense else even(effective, calls)

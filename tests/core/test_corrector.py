@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from forecache import Corrector, Forecaster, Group, Guided, Plan, corrector
+from forecache import Corrector, Forecaster, Group, Guided, Plan, corrector, schedule
 from forecache.basis import Auto, Linear
 from forecache.snapshots import Snapshots
 
 GRID = [1 - (i / 20) ** 1.3 for i in range(21)]  # uneven, falling
 STEPS = (0, 1, 4, 7, 8, 12, 16, 19)
+PLAIN = Auto((Linear(1), Linear(2)))  # undamped: what is left of a forecast's error is the corrector's
 Tensor = torch.Tensor
 A, B, C, D = torch.randn(4, 2, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -65,8 +66,8 @@ def test_what_is_used_and_what_is_kept() -> None:
     h, f = ratios(GRID, 3)
     interpolated = [wavy(0) + i / 3 * (wavy(3) - wavy(0)) for i in (1, 2)]
     r = sum((GRID[i + 1] - GRID[i]) / h * (v - wavy(0)) for i, v in zip((1, 2), interpolated, strict=True))
-    assert torch.allclose(got[3], wavy(3) + (1 - 0.6 * f) * r, rtol=1e-12)
-    assert torch.allclose(cache._streams["v"].reuse(), wavy(3) - 0.6 * f * r, rtol=1e-12)
+    assert torch.allclose(got[3], wavy(3) + (1 - corrector.STIFF * f) * r, rtol=1e-12)
+    assert torch.allclose(cache._streams["v"].reuse(), wavy(3) - corrector.STIFF * f * r, rtol=1e-12)
     told = cache.trace.steps[3].corrected["v"]
     assert told == pytest.approx(float(((got[3] - wavy(3)).norm(dim=1) / wavy(3).norm(dim=1)).max()), rel=1e-9)
     assert told > 0.1 and [s.index for s in cache.trace.steps if s.corrected] == [3]
@@ -95,11 +96,11 @@ def test_positions_say_what_a_sampler_adds() -> None:
 def test_nothing_is_added_where_the_forecasts_were_right(dtype: torch.dtype) -> None:
     """On a line, from the first two anchors on, round-off is no correction: what was computed is handed back itself."""
     line = [(A + i * B).to(dtype) for i in range(20)]
-    cache = Forecaster("auto", times=GRID, computed=(0, 1, 3, 5, 7, 9, 12, 15, 18, 19))
+    cache = Forecaster(PLAIN, times=GRID, computed=(0, 1, 3, 5, 7, 9, 12, 15, 18, 19))
     for i, got in enumerate(values(cache, lambda i: line[i])):
         assert got is line[i] or i not in cache.computed
     assert not any(step.corrected for step in cache.trace.steps)
-    bent = Forecaster("auto", times=GRID, computed=cache.computed)  # control
+    bent = Forecaster(PLAIN, times=GRID, computed=cache.computed)  # control
     values(bent, lambda i: line[i] + 1e-3 * i * i * C.to(dtype))
     assert [s.index for s in bent.trace.steps if s.corrected][:3] == [3, 5, 7]
 
@@ -187,7 +188,9 @@ def test_what_comes_before_a_break_is_left_alone() -> None:
         return values(cache, wavy)[5] - wavy(5)
 
     h, f = ratios(GRID, 5)
-    each = {i: (1 - 0.6 * f) * (GRID[i + 1] - GRID[i]) / h * i / 5 * (wavy(5) - wavy(0)) for i in range(1, 5)}
+    each = {
+        i: (1 - corrector.STIFF * f) * (GRID[i + 1] - GRID[i]) / h * i / 5 * (wavy(5) - wavy(0)) for i in range(1, 5)
+    }
     assert torch.allclose(run([]), sum(each.values()), rtol=1e-9)  # control
     assert torch.allclose(run([3]), each[3] + each[4], rtol=1e-9)
     assert torch.allclose(run([2, 4, 9]), each[4], rtol=1e-9)
@@ -202,7 +205,7 @@ def test_steps_that_stand_still_add_nothing() -> None:
     got = values(cache, lambda i: wavy(at[i]))
     gap = {i: (held[i + 1] - held[i]) * i / 5 * (wavy(at[5]) - wavy(0)) for i in (1, 3, 4)}
     h, f = ratios(held, 5)
-    assert torch.allclose(got[5], wavy(4) + (1 - 0.6 * f) / h * sum(gap.values()), rtol=1e-9)
+    assert torch.allclose(got[5], wavy(4) + (1 - corrector.STIFF * f) / h * sum(gap.values()), rtol=1e-9)
     assert [step.index for step in cache.trace.steps if step.corrected] == [5, 20]  # the last one that moves
     assert torch.equal(got[21], cache_value(cache, 20)) and cache.trace.steps[21].kind == "still"
     still = Forecaster("reuse", steps=4, computed=(0, 3), corrector=Corrector((1.0, 0.6, 0.3, 0.0, 0.0)))
@@ -270,7 +273,7 @@ def test_a_correction_that_overflows_is_left_out() -> None:
     value = [torch.full((2, 3), size, dtype=torch.float16) for size in (-20000.0, 40000.0, 0.0, 40000.0)]
     last = [line.step(i, lambda i=i: value[i]) for i in range(4)][3]
     assert line.trace.steps[2].rules == {"v": "reuse"}  # of 40000; the parabola says 60000, the line would 100000
-    assert torch.equal(last, value[3] + 0.4 * 0.05 / 0.25 * 20000)
+    assert torch.equal(last, value[3] + (1 - corrector.STIFF) * 0.05 / 0.25 * 20000)
     huge = Forecaster("reuse", times=grid, computed=(0, 2, 3), corrector=True)  # its Gram matrix is infinite
     last = [huge.step(i, lambda i=i: torch.full((2, 3), 1e200 * (1 + i), dtype=torch.float64)) for i in range(3)][2]
     assert torch.equal(last, torch.full((2, 3), 3e200, dtype=torch.float64))
@@ -296,10 +299,10 @@ def test_a_rewritten_snapshot_has_the_gram_matrix_of_its_values(dtype: torch.dty
 
 
 # --- a loop that answers ----------------------------------------------------------------------------------------------
-def drift(rate: Callable[[float], float], on: bool, **how: Any) -> float:
+def drift(rate: Callable[[float], float], on: bool, calls: int = 9, computed: Sequence[int] = ()) -> float:
     """Of ``x' = rate(t) x`` from 1 over 50 steps: the error of the sample."""
     grid = [i / 50 for i in range(51)]
-    cache = Forecaster("auto", times=grid, corrector=on, **how)
+    cache = Forecaster(PLAIN, times=grid, corrector=on, computed=computed or schedule.cosine(range(50), calls))
     x, plain = torch.ones(1, 2, dtype=torch.float64), 1.0
     for i, t in enumerate(grid[:-1]):
         plain += rate(t) * plain / 50
@@ -331,11 +334,11 @@ def test_a_straight_flow_is_left_alone() -> None:
 
 def test_a_fast_loop_rings_less_than_without_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """|rate| times a gap of .6. Beyond 1 an extrapolation grows by itself, corrected or not."""
-    how: dict[str, Any] = {"computed": [*range(0, 50, 5), 49]}
-    answered = drift(lambda t: -6.0, True, **how)
+    computed = [*range(0, 50, 5), 49]
+    answered = drift(lambda t: -6.0, True, computed=computed)
     monkeypatch.setattr(corrector, "STIFF", 0.0)
-    assert answered < drift(lambda t: -6.0, True, **how)
-    assert drift(lambda t: -20.0, False, **how) > 1  # the uncached end is 8e-12
+    assert answered < drift(lambda t: -6.0, True, computed=computed)
+    assert drift(lambda t: -20.0, False, computed=computed) > 1  # the uncached end is 8e-12
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

@@ -131,26 +131,7 @@ def test_cosine_keeps_the_budget_and_both_ends(steps: int) -> None:
             schedule.cosine(range(10), 4, **wrong)
 
 
-def test_single_skips_no_two_steps_in_a_row() -> None:
-    assert schedule.single(range(12), 7) == (0, 2, 4, 6, 8, 10, 11)
-    assert schedule.single(range(25), 15) == (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 23, 24)
-    assert schedule.single(range(12), 6) is None, "the last step could not be computed"
-    for n in range(2, 40):
-        effective = tuple(range(3, 3 + 2 * n, 2))
-        for calls in range(1, n + 1):
-            found = schedule.single(effective, calls)
-            if found is None:
-                assert n - calls > (n - 1) // 2  # control: there is no such schedule with both ends
-                continue
-            places = [effective.index(step) for step in found]
-            assert len(found) == calls and places[0] == 0 and places[-1] == n - 1
-            assert all(b - a <= 2 for a, b in pairwise(places))
-    with pytest.raises(ValueError, match=r"calls must be 1\.\.4"):
-        schedule.single(range(4), 5)
-
-
-def test_auto_takes_it_where_it_fits() -> None:
-    assert schedule.choose(range(25), True, calls=15) == schedule.single(range(25), 15)
-    assert schedule.choose(range(25), True, interval=2) == schedule.single(range(25), 14)
-    assert schedule.choose(range(25), True, calls=12) == schedule.cosine(range(25), 12)
+def test_auto_is_denser_at_both_ends() -> None:
+    assert schedule.choose(range(25), True, calls=15) == schedule.cosine(range(25), 15)
+    assert schedule.choose(range(25), True, interval=2) == schedule.cosine(range(25), 14)
     assert schedule.choose(range(25), False, calls=15) == schedule.even(range(25), 15)

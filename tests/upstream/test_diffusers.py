@@ -142,10 +142,84 @@ def test_ddim_drifts_less_with_the_corrector(monkeypatch):
     references, drift = [tiny.run(pipe, (seed,), steps) for seed in seeds], {}
     for label in ("off", "on", "timesteps"):
         if label == "timesteps":
-            monkeypatch.setattr(grid, "positions", lambda scheduler: [*grid.numbers(scheduler.timesteps), 0.0])
+            monkeypatch.setattr(grid, "ddim", lambda scheduler: ([*grid.numbers(scheduler.timesteps), 0.0], None))
         with adapter.enabled(pipe, calls=steps // 2, corrector=None if label != "off" else False):
             drift[label] = sum(relative(tiny.run(pipe, (s,), steps), references[s]) for s in seeds)
     assert drift["on"] < 0.8 * drift["off"] and drift["on"] < 0.97 * drift["timesteps"], drift
+
+
+WIDTH = 0.3
+
+
+class Points(torch.nn.Module):
+    """What a network of any form puts out for data near one of five points."""
+
+    def __init__(self, scheduler):
+        super().__init__()
+        self.form, self.kept = scheduler.config.prediction_type, scheduler.alphas_cumprod
+        self.points = torch.randn(5, 1, 40, generator=torch.Generator().manual_seed(0)).double()
+        self.calls = 0
+
+    def forward(self, hidden_states, timestep):
+        self.calls += 1
+        share = float(self.kept[int(timestep)])
+        alpha, sigma = share**0.5, (1 - share) ** 0.5
+        off, wide = hidden_states - alpha * self.points, (alpha * WIDTH) ** 2 + sigma**2
+        near = torch.softmax(-(off**2).sum(-1, keepdim=True) / 2 / wide, 0)
+        data = (near * (self.points + alpha * WIDTH**2 / wide * off)).sum(0)
+        noise = (hidden_states - alpha * data) / sigma
+        return {"epsilon": noise, "sample": data, "v_prediction": alpha * noise - sigma * data}[self.form]
+
+    def run(self, scheduler):
+        scheduler.set_timesteps(25)
+        x = torch.randn(3, 40, generator=torch.Generator().manual_seed(1)).double()
+        for t in scheduler.timesteps:
+            x = scheduler.step(self(hidden_states=x, timestep=t), t, x)[0]
+        return x
+
+
+@pytest.mark.parametrize("form", ["epsilon", "sample", "v_prediction"])
+def test_every_form_of_a_network_is_forecast_alike(form):
+    """DDIM's state moves by the noise, whatever the network puts out: that is forecast."""
+    drift = {}
+    for each, corrector in (("epsilon", None), (form, None), (form, False)):
+        scheduler = diffusers.DDIMScheduler(clip_sample=False, beta_end=0.012, prediction_type=each)
+        network = Points(scheduler)
+        reference, network.calls = network.run(scheduler), 0
+        with adapter.enabled(network, scheduler=scheduler, calls=9, corrector=corrector) as handle:
+            drift[each, corrector] = relative(network.run(scheduler), reference)
+        assert network.calls == 9 and not handle.trace.notes
+    assert drift[form, None] == pytest.approx(drift["epsilon", None], rel=1e-2)
+    assert drift[form, None] < 0.8 * drift[form, False], drift  # control
+
+
+def test_a_run_that_begins_with_noise_alone():
+    """Zero terminal SNR: the positions begin at infinity, and the first output says nothing of the noise."""
+    drift = {}
+    for label in (None, False):
+        scheduler = diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        )
+        network = Points(scheduler)
+        reference = network.run(scheduler)
+        with adapter.enabled(network, scheduler=scheduler, calls=9, corrector=label):
+            drift[label] = relative(network.run(scheduler), reference)
+    assert 0 < drift[None] < 0.8 * drift[False], drift
+
+
+def test_no_corrector_where_the_output_has_not_the_states_form():
+    """A network that puts out a variance too, or takes a mask beside the latents."""
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, prediction_type="v_prediction")
+    scheduler.set_timesteps(20)
+    network = torch.nn.Module()
+    network.forward = lambda hidden_states, timestep: torch.cat((hidden_states, hidden_states * timestep), 1)
+    with adapter.enabled(network, scheduler=scheduler, calls=6, corrector=True) as handle:
+        for t in scheduler.timesteps:
+            out = network(hidden_states=torch.ones(2, 8) * t, timestep=t)
+            assert out.shape == (2, 16) and torch.isfinite(out).all()
+    (trace,) = handle.trace.branches.values()
+    assert trace.computed == 6 and not any(step.corrected for step in trace.steps)
+    assert trace.notes == ["no corrector: this sampler does not just add a multiple of what is forecast"]
 
 
 class Sounding(torch.nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 
 import pytest
@@ -21,6 +22,7 @@ from forecache_lab.reference.tiny_diffusers import PIPELINES  # noqa: E402
 from upstream_helpers import relative  # noqa: E402
 
 STEPS, CALLS = 16, 8
+NOTHING = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # is left of the data at the first step
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 
 
@@ -128,28 +130,38 @@ DDIM = {"clip_sample": False, "beta_end": 0.01}
         lambda: diffusers.DDIMScheduler(**DDIM),
         lambda: diffusers.DDIMScheduler(**DDIM, timestep_spacing="trailing"),
         lambda: diffusers.DDIMScheduler(**DDIM, steps_offset=1, set_alpha_to_one=False),
+        lambda: diffusers.DDIMScheduler(**DDIM, prediction_type="v_prediction"),
+        lambda: diffusers.DDIMScheduler(**DDIM, prediction_type="sample"),
+        lambda: diffusers.DDIMScheduler(**DDIM, **NOTHING, prediction_type="v_prediction"),
+        lambda: diffusers.CogVideoXDDIMScheduler(**NOTHING, prediction_type="v_prediction"),
     ],
 )
 def test_the_state_moves_by_the_differences_of_the_positions(made):
-    """Measured at the schedulers' own ``step``: what an output that differs changes in the state."""
+    """Measured at the schedulers' own ``step``: what a velocity that differs changes in the state."""
     scheduler = made()
     scheduler.set_timesteps(20)
     found = grid.corrector(scheduler, 0, 20)
     places, n, end = found.positions, 20, 0.0 if not scheduler.config.get("invert_sigmas") else 1.0
     assert len(places) == n + 1 and found.end == places[-1]
     scale = [1.0] * (n + 1)
-    if isinstance(scheduler, diffusers.DDIMScheduler):
-        kept = scheduler.alphas_cumprod[scheduler.timesteps]
-        assert torch.allclose(torch.tensor(places[:-1]), ((1 - kept) / kept).sqrt(), rtol=1e-5)
+    if "DDIM" in type(scheduler).__name__:
+        kept = scheduler.alphas_cumprod[scheduler.timesteps].float()
+        assert torch.allclose(torch.tensor(places[:-1]), ((1 - kept) / kept).sqrt(), rtol=1e-4)
         last = float(scheduler.final_alpha_cumprod)
         end, scale = ((1 - last) / last) ** 0.5, [*kept.sqrt().tolist(), last**0.5]
     assert places[-1] == pytest.approx(end, abs=1e-6)
-    zero, one = torch.zeros(1, 4), torch.ones(1, 4)
+    zero, one, x = torch.zeros(1, 4), torch.ones(1, 4), torch.full((1, 4), 0.3)
     for i, t in enumerate(scheduler.timesteps):
+        a, b = found.rates[i] if found.rates else (0.0, 1.0)
+        if not b:
+            assert i == 0 and places[0] == math.inf
+            continue
         ends = []
-        for output in (zero, one):
+        for velocity in (zero, one):
             again = copy.deepcopy(scheduler)
-            ends.append(again.step(output, t, zero, return_dict=False)[0])
+            ends.append(again.step((velocity - a * x) / b, t, x, return_dict=False)[0])
+        if i and "DDIM" in type(scheduler).__name__:  # with no velocity x / alpha stays where it is
+            assert torch.allclose(ends[0] / scale[i + 1], x / scale[i], rtol=1e-3)
         scheduler.step(zero, t, zero)
         moved = float((ends[1] - ends[0]).mean()) / scale[i + 1]
         assert moved == pytest.approx(places[i + 1] - places[i], rel=1e-3, abs=1e-6), i
@@ -182,7 +194,6 @@ def test_no_positions_where_the_state_is_made_another_way():
         "Heun": diffusers.FlowMatchHeunDiscreteScheduler(),
         "Cosmos Predict2": diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
         "clipped": diffusers.DDIMScheduler(),
-        "v": diffusers.DDIMScheduler(**DDIM, prediction_type="v_prediction"),
         "thresholding": diffusers.DDIMScheduler(**DDIM, thresholding=True),
         "DPM": diffusers.DPMSolverMultistepScheduler(),
         "UniPC": diffusers.UniPCMultistepScheduler(**FLOW),
@@ -193,10 +204,11 @@ def test_no_positions_where_the_state_is_made_another_way():
         assert grid.corrector(scheduler, 0, 10) is False, name
     for fresh in (diffusers.DDIMScheduler(**DDIM), diffusers.FlowMatchEulerDiscreteScheduler()):  # never asked
         assert grid.corrector(fresh, 0, 1000) is False
-    nothing = diffusers.DDIMScheduler(**DDIM, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    nothing = diffusers.DDIMScheduler(**DDIM, **NOTHING)
     nothing.set_timesteps(10)
-    assert nothing.alphas_cumprod[nothing.timesteps[0]] == 0 and grid.corrector(nothing, 0, 10) is False
-    assert len(grid.corrector(nothing, 3, 10).positions) == 8
+    assert nothing.alphas_cumprod[nothing.timesteps[0]] == 0 and grid.corrector(nothing, 0, 10).positions[0] == math.inf
+    nothing.alphas_cumprod[nothing.timesteps[1]] = 0
+    assert grid.corrector(nothing, 0, 10) is False and len(grid.corrector(nothing, 3, 10).positions) == 8
 
 
 @pytest.mark.parametrize("given", [[0.5], [0.0], [0.5, 0.0]])

@@ -75,11 +75,9 @@ def astray(sigma: float, dtype: torch.dtype, sigmas: Sequence[float], i: int, na
 
 
 def euler(sigmas: Sequence[float], cfg: Any) -> Corrector | bool:
-    """For Euler's method on the data that the model predicts: ``x' = (s' / s) x + (1 - s' / s) D``.
+    """For Euler's method: the state moves by the derivative, which is what is forecast, over the sigmas.
 
     ``cfg``: the guider's strength; one that is no number, as a guider of somebody's own may have, counts as none.
     """
-    if not all(sigmas[:-1]):
-        return False
-    steps = [(after / s, 1 - after / s) for s, after in pairwise(sigmas)]
-    return Corrector.linear(steps, [0.0] * len(steps), float(cfg) if isinstance(cfg, (int, float)) else 1.0)
+    strength = float(cfg) if isinstance(cfg, (int, float)) else 1.0
+    return Corrector(tuple(sigmas), end=0.0, strength=strength) if all(sigmas[:-1]) else False

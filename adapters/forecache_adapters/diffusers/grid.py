@@ -13,6 +13,7 @@ from forecache import Corrector
 ONE_STEP = (
     "FlowMatchEulerDiscreteScheduler",
 )  # x_{i+1} - x_i is a multiple of dt: a step with dt = 0 asks for nothing
+DDIM = ("DDIMScheduler", "CogVideoXDDIMScheduler")
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -60,33 +61,43 @@ def grid(scheduler: Any) -> list[float]:
 
 
 def corrector(scheduler: Any, first: int, last: int) -> bool | Corrector:
-    """For the steps ``first .. last - 1`` of a scheduler that adds a multiple of the network's output to the state."""
-    places = positions(scheduler)
-    mine = places[first : last + 1]
-    if len(places) != len(scheduler.timesteps) + 1 or not all(map(math.isfinite, [*mine, places[-1]])):
+    """For the steps ``first .. last - 1`` of a scheduler whose state moves by what the network puts out, or by a sum of
+    that and itself: Euler's method on a flow, and DDIM.
+
+    A flow's sigmas above 1 are none: such a pipeline makes something else of the output before the step, as that of
+    Cosmos Predict2 does.
+    """
+    config = scheduler.config
+    if type(scheduler).__name__ in ONE_STEP and not config.get("stochastic_sampling"):
+        sigmas = numbers(scheduler.sigmas)
+        places, rates = (sigmas if round(max(sigmas), 3) <= 1 else []), None
+    else:
+        places, rates = ddim(scheduler)
+    if len(places) != len(scheduler.timesteps) + 1 or not all(map(math.isfinite, places[first + 1 :])):
         return False
-    return Corrector(tuple(mine), end=places[-1])
+    return Corrector(tuple(places[first : last + 1]), end=places[-1], rates=rates and rates[first:last])
 
 
-def positions(scheduler: Any) -> list[float]:
-    """What the network's output is multiplied by the differences of, one more than steps; none where it is not so.
-
-    Euler's method on a flow: its sigmas. Above 1 they are no flow's: such a pipeline makes something else of the output
-    before the step, as that of Cosmos Predict2 does. DDIM for a network that predicts eps, without clipping:
-    ``x / alpha`` moves by the differences of ``sigma / alpha`` (infinite where nothing is left of the data).
+def ddim(scheduler: Any) -> tuple[list[float], tuple[tuple[float, float], ...] | None]:
+    """Positions and rates of DDIM without clipping: ``x / alpha`` moves by the differences of ``sigma / alpha`` times
+    eps. The positions are infinite where nothing is left of the data; there are none for another scheduler.
     """
     name, config = type(scheduler).__name__, scheduler.config
-    if name in ONE_STEP and not config.get("stochastic_sampling"):
-        sigmas = numbers(scheduler.sigmas)
-        return sigmas if round(max(sigmas), 3) <= 1 else []
-    plain = config.get("prediction_type") == "epsilon" and not (config.get("clip_sample") or config.get("thresholding"))
-    if name != "DDIMScheduler" or not plain or not scheduler.num_inference_steps:
-        return []
+    clips = config.get("thresholding") or (config.get("clip_sample") and name == "DDIMScheduler")
+    if name not in DDIM or clips or not scheduler.num_inference_steps:
+        return [], None
     kept = numbers(scheduler.alphas_cumprod)
     places = [int(t) for t in numbers(scheduler.timesteps)]
     after = places[-1] - config.num_train_timesteps // scheduler.num_inference_steps  # as its ``step`` has it
     shares = [*(kept[t] for t in places), kept[after] if after >= 0 else float(scheduler.final_alpha_cumprod)]
-    return [math.sqrt(1 / share - 1) if share else math.inf for share in shares]
+    levels = [(math.sqrt(share), math.sqrt(1 - share)) for share in shares]
+    form = config.get("prediction_type")
+    rates = None
+    if form == "v_prediction":  # v = alpha eps - sigma x0
+        rates = tuple((sigma, alpha) for alpha, sigma in levels[:-1])
+    elif form == "sample":
+        rates = tuple((1 / sigma, -alpha / sigma) if sigma else (0.0, 0.0) for alpha, sigma in levels[:-1])
+    return [sigma / alpha if alpha else math.inf for alpha, sigma in levels], rates
 
 
 def behind(times: list[float]) -> float:

@@ -26,14 +26,15 @@ class Auto(Rule):
 
         ``|| e_{n-m+1} + ... + e_n || / m``,    the newest ``m <= 4`` errors that its window allows,
 
-    from the Gram matrix alone. Until the first candidate has an error to show, it serves. ``candidates`` may be any
-    rules: ``Auto((Linear(1), Exponential()))`` takes exponentials where they did better than a line.
+    from the Gram matrix alone. Until the first candidate has an error to show, it serves: a line of half the slope,
+    since the first snapshots say least of where a curve goes. ``candidates`` may be any rules:
+    ``Auto((Linear(1), Exponential()))`` takes exponentials where they did better than a line.
 
     Raises:
         ValueError: no candidates.
     """
 
-    candidates: tuple[Rule, ...] = (Linear(1, guard=8.0), Linear(0, guard=8.0), Linear(2, guard=8.0))
+    candidates: tuple[Rule, ...] = (Linear(1, damping=0.5, guard=8.0), Linear(1, guard=8.0), Linear(2, guard=8.0))
 
     name = "auto"
     window = 6
