@@ -68,7 +68,8 @@ class Forecaster:
         corrector: when a computed value arrives, integrate the gap behind it again and add the difference to what
             ``step`` returns (:class:`forecache.Corrector`). For samplers that add a multiple of each velocity to the
             state, as Euler's method does: ``True`` where that is ``times[i + 1] - times[i]``, else a
-            :class:`forecache.Corrector`. On by default with "auto" or an ``Auto`` where ``times`` are given, without a
+            :class:`forecache.Corrector`, whose ``rates`` say what is forecast where the state moves by something else
+            than the network puts out. On by default with "auto" or an ``Auto`` where ``times`` are given, without a
             plan.
         order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).
         guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 ("auto": 8); 8
@@ -212,8 +213,8 @@ class Forecaster:
         steps were skipped before it.
 
         ``state`` is the sampler's x at this step, in the structure of the velocity (of one branch); a plan that has a
-        column for it needs it. ``kind``, and the form of the state, are compared with those of the history: see
-        :meth:`match`.
+        column for it needs it, and a corrector with rates. ``kind``, and the form of the state, are compared with those
+        of the history: see :meth:`match`.
         """
         self.match({**(kind or {}), **({} if state is None else {"state": tree.form(state)})})
         if not self.needs_compute(i):
@@ -343,7 +344,8 @@ class Forecaster:
 
         Raises:
             RuntimeError: nothing was computed yet.
-            ValueError: steps out of order; a plan that needs the state and did not get it, or one of another form.
+            ValueError: steps out of order; a plan or a corrector that needs the state and did not get it, or one of
+                another form.
 
         Nothing of the run's state changes then.
         """

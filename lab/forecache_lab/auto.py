@@ -29,7 +29,8 @@ BUDGETS = {
     "hunyuan12shift3": (5, 6, 7), "hunyuan12shift5": (5, 6, 7),
 }  # fmt: skip
 MIXES = (0.0, 0.2, 0.65, 0.8)
-LINE, REUSE, PARABOLA = Auto().candidates
+HALF, LINE, PARABOLA = Auto().candidates
+REUSE = Linear(0)
 Spread = Callable[[Sequence[int], int], tuple[int, ...]]
 Row = tuple[Rule, Spread, bool]  # rule, where its calls go, corrector
 
@@ -41,8 +42,9 @@ def rows() -> dict[str, Row]:
     for mix in MIXES:
         found[f"spread: cosine, mix {mix:g}" if mix else "spread: even"] = Auto(), _mixed(mix), True
     for name, candidates in {
-        "always the line": (LINE,), "always the parabola": (PARABOLA,), "without reuse": (LINE, PARABOLA),
-        "or a cubic": (LINE, REUSE, PARABOLA, Linear(3, guard=8.0)), "or dmd": (LINE, REUSE, PARABOLA, DMD()),
+        "always half the slope": (HALF,), "always the line": (LINE,), "always the parabola": (PARABOLA,),
+        "without half the slope": (LINE, PARABOLA), "or reuse": (HALF, LINE, PARABOLA, REUSE),
+        "or a cubic": (HALF, LINE, PARABOLA, Linear(3, guard=8.0)), "or dmd": (HALF, LINE, PARABOLA, DMD()),
     }.items():  # fmt: skip
         found[f"candidates: {name}"] = Auto(candidates), schedule.cosine, True
     return found
