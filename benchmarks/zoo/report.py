@@ -25,7 +25,7 @@ HEAD = (
 
 
 def steering(cells: Sequence[Cell]) -> str:
-    """The numbers to steer by, for the default and for information for the others."""
+    """The numbers to steer by, for the default, and for information for the others: no peer is the best everywhere."""
     lines = [
         f"| over {len(cells)} cells | geometric mean | worst cell | share lost | p95: geometric mean | worst cell | "
         "share lost | above Euler-K |",
@@ -36,7 +36,8 @@ def steering(cells: Sequence[Cell]) -> str:
     if edged:
         where = "where guidance switches"
         named += [(f"{STEER}, {where}", STEER, edged), (f"{EDGED} computed, {where}", EDGED, edged)]
-    for title, ours, some in named:
+    peers = [name for name, row in cells[0].rows.items() if row.kind != "ours" and all(name in c.rows for c in cells)]
+    for title, ours, some in [*named, *((name, name, cells) for name in peers)]:
         both = [compared(some, statistic, ours) for statistic in (median, p95)]
         above = len(above_euler(some, ours))
         lines.append(f"| {title} | {' | '.join(_compared(each) for each in both)} | {above} of {len(some)} |")
