@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import tree
+from .snapshots import DTYPES, dense
 
 Rate = tuple[float, float]  #: (a, b) of one step
 
@@ -23,13 +24,13 @@ def velocity(rate: Rate, output: Any, state: Any) -> Any:
         ValueError: a state that is missing or not of the output's form (of one of its branches).
     """
     a, b = rate
-    return _each(output, state, lambda o, x: torch.add(b * o, x, alpha=a))
+    return _each(output, state, lambda o, x: (b * o).add_(x, alpha=a))
 
 
 def output(rate: Rate, velocity: Any, state: Any) -> Any:
     """The inverse of :func:`velocity`: ``(v - a x) / b``."""
     a, b = rate
-    return _each(velocity, state, lambda v, x: torch.sub(v, x, alpha=a) / b)
+    return _each(velocity, state, lambda v, x: torch.sub(v, x, alpha=a).div_(b))
 
 
 def fits(output: Any, state: Any) -> bool:
@@ -45,12 +46,11 @@ def _each(value: Any, state: Any, made: Callable[[torch.Tensor, torch.Tensor], t
     leaves, structure = tree.flatten(value)
     states = tree.flatten(state)[0].values()
     pairs = zip(leaves.items(), states, strict=True)
-    done = {name: made(leaf, x.detach().to(leaf.dtype)) if _numbers(leaf) else leaf for (name, leaf), x in pairs}
+    done = {
+        name: made(leaf, x.detach().to(leaf.dtype)) if leaf.dtype in DTYPES and dense(leaf) else leaf
+        for (name, leaf), x in pairs
+    }
     return tree.unflatten(done, structure)
-
-
-def _numbers(leaf: torch.Tensor) -> bool:
-    return leaf.is_floating_point() and leaf.layout is torch.strided and not leaf.is_nested
 
 
 def _misfit(value: Any, state: Any) -> str:

@@ -64,21 +64,15 @@ def fixed_interval(effective: Sequence[int], interval: int, warmup: int = 2, end
     return tuple(computed)
 
 
-def _steps(effective: Sequence[int], calls: int) -> int:
-    """Their number, if ``calls`` of them can be computed."""
-    n = len(effective)
-    if not 1 <= calls <= max(n, 1):
-        raise ValueError(f"calls must be 1..{n} (the steps that move the state), got {calls}")
-    return n
-
-
 def even(effective: Sequence[int], calls: int) -> tuple[int, ...]:
     """An exact budget spread evenly: first and last effective step computed, gaps differing by at most one.
 
     Raises:
         ValueError: ``calls`` outside ``1 .. len(effective)``. One call computes the first step alone.
     """
-    n = _steps(effective, calls)
+    n = len(effective)
+    if not 1 <= calls <= max(n, 1):
+        raise ValueError(f"calls must be 1..{n} (the steps that move the state), got {calls}")
     if calls == 1 or n <= 1:
         return tuple(effective[:1])
     return tuple(effective[(k * (n - 1) * 2 + calls - 1) // (2 * (calls - 1))] for k in range(calls))

@@ -83,6 +83,11 @@ def chunk(device: torch.device) -> int:
     return CHUNK if device.type == "cpu" else CHUNK * 16
 
 
+def dense(value: torch.Tensor) -> bool:
+    """Whether a tensor holds numbers in rows and columns: not sparse, nested or on "meta"."""
+    return value.layout is torch.strided and not value.is_nested and not value.is_meta
+
+
 class Snapshots:
     """Ring buffer of the last ``capacity`` values of one stream with their times and float64 Gram matrices.
 
@@ -136,7 +141,7 @@ class Snapshots:
     def accept(self, value: torch.Tensor, name: str = "value") -> None:
         """Refuse a value that :meth:`push` would refuse for its form, changing nothing."""
         if self._like is None:
-            if value.layout is not torch.strided or value.is_nested or value.is_meta:  # before its shape is asked for
+            if not dense(value):  # before its shape is asked for
                 kind = "nested" if value.is_nested else f"{value.layout}, device {value.device}"
                 raise Unforecastable(f"{name} must be a dense tensor that holds numbers, got one that is {kind}")
             if value.dtype not in DTYPES or value.numel() == 0:

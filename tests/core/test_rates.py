@@ -120,6 +120,8 @@ def test_what_cannot_be_forecast_ends_the_history_as_without_rates() -> None:
     whole = torch.ones(2, 30, dtype=torch.int64)
     assert cache.step(0, lambda: whole, state=START) is whole and cache.needs_compute(1)
     assert "can be no snapshot" in cache.trace.notes[0]
+    small = START.float().to(torch.float8_e5m2)  # which has no product
+    assert cache.step(1, lambda: small, state=START) is small and cache.needs_compute(2)
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,9 @@ def test_no_positions_where_the_state_is_made_another_way():
         "UniPC": diffusers.UniPCMultistepScheduler(**FLOW),
     }
     off["Cosmos Predict2"].register_to_config(sigma_max=80.0, sigma_min=0.002)  # as its pipeline does
+    clean = diffusers.DDIMScheduler(**DDIM, prediction_type="sample")
+    clean.alphas_cumprod[:300] = 1.0  # no noise is left, and what the sample says of it is lost
+    off |= {"no noise": clean, "a form of its own": diffusers.DDIMScheduler(**DDIM, prediction_type="other")}
     for name, scheduler in off.items():
         scheduler.set_timesteps(10)
         assert grid.corrector(scheduler, 0, 10) is False, name

@@ -91,12 +91,13 @@ def ddim(scheduler: Any) -> tuple[list[float], tuple[tuple[float, float], ...] |
     after = places[-1] - config.num_train_timesteps // scheduler.num_inference_steps  # as its ``step`` has it
     shares = [*(kept[t] for t in places), kept[after] if after >= 0 else float(scheduler.final_alpha_cumprod)]
     levels = [(math.sqrt(share), math.sqrt(1 - share)) for share in shares]
-    form = config.get("prediction_type")
-    rates = None
+    form, rates = config.get("prediction_type"), None
     if form == "v_prediction":  # v = alpha eps - sigma x0
         rates = tuple((sigma, alpha) for alpha, sigma in levels[:-1])
-    elif form == "sample":
-        rates = tuple((1 / sigma, -alpha / sigma) if sigma else (0.0, 0.0) for alpha, sigma in levels[:-1])
+    elif form == "sample" and all(sigma for _, sigma in levels[:-1]):
+        rates = tuple((1 / sigma, -alpha / sigma) for alpha, sigma in levels[:-1])
+    elif form != "epsilon":
+        return [], None
     return [sigma / alpha if alpha else math.inf for alpha, sigma in levels], rates
 
 
