@@ -13,7 +13,7 @@ nox.options.sessions = ["lint", "tests"]
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
 
-PACKAGES = ("core", "adapters", "patches", "lab", "launch", "cli")
+PACKAGES = ("core", "adapters", "patches", "lab", "cli")
 
 # Generator -> bases measured on it. It joins by a line here, a lock entry, an adapter and a subject in the lab.
 GENERATORS = {
@@ -87,7 +87,7 @@ def on_hunyuan21(session: nox.Session, extras: str, module: str, *defaults: str)
     install(session, extras)
     checkout = prepared(session, "auto", "hunyuan21")
     given = () if set(defaults[:1]) & set(session.posargs) else defaults
-    session.run("python", "-m", f"forecache_lab.{module}", str(checkout), *given, *session.posargs)
+    session.run("python", "-m", f"benchmarks.{module}", str(checkout), *given, *session.posargs)
 
 
 def fetched(
@@ -221,13 +221,11 @@ def lint(session: nox.Session) -> None:
         "forecache_patches",
         "forecache_adapters",
         "forecache_lab",
-        "forecache_launch",
+        "forecache_cli.generate",
         "forecache_cli",
         "docs.examples",
         "forecache_docs",
-        "benchmarks.dit_imagenet",
-        "benchmarks.gpu",
-        "benchmarks.zoo",
+        "benchmarks",
     )
     session.run("mypy", *(word for package in packages for word in ("-p", package)))
 
@@ -252,7 +250,7 @@ def bench(session: nox.Session) -> None:
 def cost(session: nox.Session) -> None:
     """Cost of a fit, a forecast and the state beside hicache-pp 1.3.0, in one run. -- --quick for small sizes only."""
     install(session, "test")
-    session.run("python", "-m", "forecache_lab.cost", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("python", "-m", "benchmarks.cost", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
@@ -272,7 +270,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def plans_hunyuan21(session: nox.Session) -> None:
     """Calibrate plans for the reference network and print drift against calls. -- --calls 9 11 15 --out DIR"""
-    on_hunyuan21(session, "hunyuan21", "plans", "--out", str(Path("out", "plans_hunyuan21")))
+    on_hunyuan21(session, "hunyuan21", "studies.plans", "--out", str(Path("out", "plans_hunyuan21")))
 
 
 @nox.session
@@ -332,7 +330,7 @@ def gpu(session: nox.Session) -> None:
 @nox.session
 def train_hunyuan21(session: nox.Session) -> None:
     """Train the reference network (about an hour on one core). -- --out FILE --iterations N --resume FILE"""
-    on_hunyuan21(session, "hunyuan21", "reference.train_hunyuan21")
+    on_hunyuan21(session, "hunyuan21", "training.hunyuan21")
 
 
 @nox.session
@@ -341,7 +339,7 @@ def train_trellis(session: nox.Session) -> None:
     install(session, "trellis")
     checkout = prepared(session, "auto", "trellis")
     for stage in ("sparse_structure", "slat"):
-        session.run("python", "-m", "forecache_lab.reference.train_trellis", str(checkout), stage, *session.posargs)
+        session.run("python", "-m", "benchmarks.training.trellis", str(checkout), stage, *session.posargs)
 
 
 @nox.session
@@ -349,4 +347,4 @@ def train_sam3d(session: nox.Session) -> None:
     """Train the reference network of shape and pose (half an hour on one core). -- --out FILE --iterations N ..."""
     install(session, "sam3d")
     checkout = prepared(session, "auto", "sam3d")
-    session.run("python", "-m", "forecache_lab.reference.train_sam3d", str(checkout), *session.posargs)
+    session.run("python", "-m", "benchmarks.training.sam3d", str(checkout), *session.posargs)

@@ -15,9 +15,10 @@ import trimesh
 
 from forecache import Forecaster
 from forecache_adapters.settings import Settings
-from forecache_lab import geometry, record
-from forecache_lab.reference import pictures
-from forecache_lab.subjects.generated import Generated, GenerationFailed
+from forecache_lab import record
+from forecache_lab.generators.generated import Generated, GenerationFailed
+from forecache_lab.generators.reference import pictures
+from forecache_lab.metrics import geometry
 
 STEPS = 24
 QUICK = {"QUERIES": 300, "TARGETS": 1000, "VOXELS": 8}  # for the metrics, instead of what tables are made with
@@ -70,7 +71,7 @@ class Toy:
 
 
 if __name__ == "__main__":
-    from forecache_cli import bench
+    from forecache_cli.commands import bench
     from forecache_cli.main import app
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal: jobs in the background ignore it

@@ -8,7 +8,7 @@ import cache_dit
 import torch
 from diffusers import FluxTransformer2DModel
 
-from forecache_lab.reference.tiny_diffusers import PIPELINES, Tiny
+from forecache_lab.generators.reference.tiny_diffusers import PIPELINES, Tiny
 
 STEPS = 28
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import comfyui_standin
-from forecache.basis import Linear
+from forecache.rules import Linear
 from forecache.snapshots import Snapshots
 
 CHECKOUT = os.environ.get("FORECACHE_COMFYUI")

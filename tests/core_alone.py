@@ -5,7 +5,9 @@ import sys
 
 import torch
 
-from forecache import Forecaster, hicache, hicache_tree
+from forecache import Forecaster
+from forecache.hicache import flat as hicache
+from forecache.hicache import tree as hicache_tree
 
 for absent in ("scipy", "trimesh", "typer", "rich", "git", "diffusers", "hicache_pp"):
     assert importlib.util.find_spec(absent) is None, f"{absent} is installed: this environment proves nothing"

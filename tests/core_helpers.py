@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from forecache.basis import DMD, Auto, Chebyshev, Exponential, Hermite, Linear, Reuse, Rule, Taylor
+from forecache.rules import DMD, Auto, Chebyshev, Exponential, Hermite, Linear, Reuse, Rule, Taylor
 
 RULES: tuple[Rule, ...] = (
     Reuse(),

@@ -8,7 +8,7 @@ import diffusers
 import torch
 
 from forecache_adapters import diffusers as adapter
-from forecache_lab.reference.tiny_diffusers import PIPELINES
+from forecache_lab.generators.reference.tiny_diffusers import PIPELINES
 
 STEPS, CALLS = 10, 5
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from forecache_lab.reference import sam3d
+from forecache_lab.generators.reference import sam3d
 
 CPU = torch.device("cpu")
 SHAPES = {

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from forecache import Forecaster, Trace
-from forecache.basis import DMD
-from forecache_lab.reference import TEST_SEED, solids
+from forecache.rules import DMD
+from forecache_lab.generators.reference import TEST_SEED, solids
 
 
 def import_as(name: str, source: Path) -> ModuleType:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forecache import AdaptiveGuidance, Corrector, Forecaster, Group, Plan, Trace, schedule
-from forecache.basis import Auto, make_rule
+from forecache.rules import Auto, make_rule
 
 FEW_STEPS = 8  # a step-distilled model leaves nothing to forecast
 

@@ -10,7 +10,7 @@ import torch
 import typer
 from rich.progress import Progress
 
-from forecache_cli.calibrate import seeds_of
+from forecache_cli.commands.calibrate import seeds_of
 from forecache_cli.console import say
 
 from . import features, methods, plans, sampling, table

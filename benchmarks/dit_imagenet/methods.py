@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forecache import Forecaster, Plan
-from forecache.basis import Linear
+from forecache.rules import Linear
 from forecache_lab.drift import WrongSign
 
 BASES = ("reuse", "taylor", "hermite", "dmd", "chebyshev", "linear", "exponential", "auto")

@@ -13,7 +13,7 @@ import torch
 
 from forecache import fingerprint
 from forecache_adapters import diffusers as adapter
-from forecache_lab.reference.tiny_diffusers import PIPELINES
+from forecache_lab.generators.reference.tiny_diffusers import PIPELINES
 
 TOY = "toy"
 CLASSES, STRIDE = 1000, 389  # neighbours in ImageNet's list look alike; any 1000 images in a row have each class once

@@ -23,6 +23,7 @@ from forecache import Guided
 from .networks import Plain, Size, drawn
 
 GUIDANCE = 5.0
+REFERENCE = "forecache_lab.generators.reference"  # loads the networks' own classes from a checkout
 GIB = 1 << 30
 
 
@@ -124,7 +125,7 @@ def hunyuan21(place: Place) -> Problem:
             out: torch.Tensor = plain(x, t, context)
             return out
     else:
-        upstream = importlib.import_module("forecache_lab.reference.hunyuan21").load(place.checkouts["hunyuan21"])
+        upstream = importlib.import_module(f"{REFERENCE}.hunyuan21").load(place.checkouts["hunyuan21"])
         network = dit = drawn(lambda: upstream.Network(**config), device, dtype)
 
         def forward(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -194,7 +195,7 @@ def trellis_structure(place: Place) -> Problem:
             out: torch.Tensor = plain(x.flatten(2).mT, t / 1000, context)
             return out.mT.reshape(x.shape)
     else:
-        upstream = importlib.import_module("forecache_lab.reference.trellis").load(place.checkouts["trellis"])
+        upstream = importlib.import_module(f"{REFERENCE}.trellis").load(place.checkouts["trellis"])
         given = {**SHARED, **config, "patch_size": 1, "use_fp16": True}
         network = flow = drawn(lambda: upstream.models.SparseStructureFlowModel(**given), device)
 
@@ -244,7 +245,7 @@ def trellis_slat(place: Place) -> Problem:
             out: torch.Tensor = plain(x[None], t / 1000, context)[0]
             return out
     else:
-        upstream = importlib.import_module("forecache_lab.reference.trellis").load(place.checkouts["trellis"])
+        upstream = importlib.import_module(f"{REFERENCE}.trellis").load(place.checkouts["trellis"])
         given = {**SHARED, **config, "patch_size": 2, "num_io_res_blocks": 2, "use_fp16": True}
         network = flow = drawn(lambda: upstream.models.SLatFlowModel(**given), device)
 

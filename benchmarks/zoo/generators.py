@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.frontier import network
+from benchmarks.frontier.__main__ import FIRST
+from benchmarks.frontier.problems import Problem as Flow
+from benchmarks.frontier.problems import combine
 from forecache import Guided
-from forecache_lab.frontier import network
-from forecache_lab.frontier.__main__ import FIRST
-from forecache_lab.frontier.problems import Problem as Flow
-from forecache_lab.frontier.problems import combine
-from forecache_lab.reference import CALIBRATION_SEED, pictures, solids, trellis
+from forecache_lab.generators.reference import CALIBRATION_SEED, pictures, solids, trellis
 
 from .grids import GRIDS
 from .halves import BUDGETS, Half

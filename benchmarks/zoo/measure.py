@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from forecache_lab.frontier.measure import Values, distance
+from benchmarks.frontier.measure import Values, distance
 
 from .methods import Method, Run, our_rows, published_rows, solver_rows
 from .problems import Batch, Problem

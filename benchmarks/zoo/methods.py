@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import torch
 
+from benchmarks.frontier.caches import HiCachePP, Spectrum, Weighted
+from benchmarks.frontier.methods import fixed_schedules, ramp_schedules
 from forecache import Corrector, Forecaster, schedule
-from forecache.basis import Hermite, Reuse, Rule, Taylor
-from forecache_lab.frontier.caches import HiCachePP, Spectrum, Weighted
-from forecache_lab.frontier.methods import fixed_schedules, ramp_schedules
+from forecache.rules import Hermite, Reuse, Rule, Taylor
 
 from . import forms, solvers
 from .grids import Grid

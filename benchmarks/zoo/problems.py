@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from forecache_lab.frontier import solvers
-from forecache_lab.frontier.problems import EDGE
+from benchmarks.frontier import solvers
+from benchmarks.frontier.problems import EDGE
 
 from . import forms
 from .forms import Form

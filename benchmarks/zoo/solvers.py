@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from forecache_lab.frontier import solvers as plain
+from benchmarks.frontier import solvers as plain
 
 from .grids import Grid
 from .problems import Batch

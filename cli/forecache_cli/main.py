@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, calibrate, demo, generate, patch, pr, report, upstream
+from .commands import bench, calibrate, demo, generate, patch, pr, report, upstream
 from .console import ErrorsAsLines
 
 app = typer.Typer(

@@ -4,9 +4,9 @@ Every forecast is a weighted sum of snapshots, ``v(t) = sum_j w_j(t) v_j`` with 
 function of the snapshot times and of the ``n x n`` Gram matrix of the snapshots.
 """
 
-from .calibrate import Calibration, calibrate
+from .calibration.calibrate import Calibration, calibrate
+from .calibration.digest import fingerprint
 from .corrector import Corrector
-from .digest import fingerprint
 from .forecaster import Forecaster
 from .groups import Group
 from .guidance import AdaptiveGuidance

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .basis.linear import lagrange
+from .rules.linear import lagrange
 from .snapshots import Array
 
 ORDER = 2  # of the interpolation

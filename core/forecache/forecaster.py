@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from . import rates, schedule, tree
-from .basis import Auto, make_rule
 from .corrector import ORDER, Corrector
 from .groups import Group, Groups
 from .plan import Plan
 from .planned import Planner
+from .rules import Auto, make_rule
 from .snapshots import MAX_HISTORY, Unforecastable
 from .streams import Guided, Stream, products
 from .trace import Step, Trace
@@ -45,7 +45,7 @@ class Forecaster:
 
     Args:
         basis: "auto", "reuse", "linear", "taylor", "hermite", "dmd", "chebyshev", "exponential", or an object with
-            ``weights(times, target, gram)``. "auto" (:class:`forecache.basis.Auto`): a line or a parabola
+            ``weights(times, target, gram)``. "auto" (:class:`forecache.rules.Auto`): a line or a parabola
             as the run's own snapshots speak for, with the corrector, on a schedule that is a little denser at both
             ends.
         times: the N + 1 times (t or sigma) that the sampler visits, in order.
@@ -71,7 +71,7 @@ class Forecaster:
             :class:`forecache.Corrector`, whose ``rates`` say what is forecast where the state moves by something else
             than the network puts out. On by default with "auto" or an ``Auto`` where ``times`` are given, without a
             plan.
-        order, sigma: of the rules that have them (see :func:`forecache.basis.make_rule`).
+        order, sigma: of the rules that have them (see :func:`forecache.rules.make_rule`).
         guard: largest ``||w||_1`` served (``math.inf``: none). Default: the rule's own, 4 ("auto": 8); 8
             for what a plan adds to the velocity's weights.
         made_for: what this run is (model hash, guidance, ...), compared with a plan's key.

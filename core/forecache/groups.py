@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import tree
-from .basis import Rule, make_rule
+from .rules import Rule, make_rule
 from .snapshots import Array
 
 

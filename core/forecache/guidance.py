@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from . import tree
-from .basis import Linear, Rule
+from .rules import Linear, Rule
 from .schedule import effective_steps
 from .snapshots import Snapshots, Unforecastable
 from .streams import Stream, products

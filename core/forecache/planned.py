@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from . import schedule, tree
-from .basis import GUARD
-from .basis.guard import ROUNDING, Served, fallen, norm, told
-from .basis.rule import newest
 from .groups import Groups
 from .plan import COLUMNS, Plan, Weights
+from .rules import GUARD
+from .rules.guard import ROUNDING, Served, fallen, norm, told
+from .rules.rule import newest
 from .snapshots import MAX_HISTORY, Array, read
 from .streams import Asked, Stream
 from .trace import Step

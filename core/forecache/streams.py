@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .basis import Rule
-from .basis.guard import Served, fallen, serve
-from .basis.rule import newest
 from .corrector import Corrector
+from .rules import Rule
+from .rules.guard import Served, fallen, serve
+from .rules.rule import newest
 from .snapshots import Array, Snapshots, read, residual
 from .tree import Guided as Guided
 

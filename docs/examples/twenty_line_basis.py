@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from forecache.basis import Linear, Rule, Unfit
+from forecache.rules import Linear, Rule, Unfit
 from forecache.snapshots import Array
 
 

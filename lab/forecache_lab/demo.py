@@ -20,13 +20,13 @@ from skimage import measure
 from forecache import Forecaster
 
 from . import render
-from .reference import solids
-from .reference.hunyuan21 import RESOLUTION, to_distance, to_latent
+from .generators.reference import PLANS, solids
+from .generators.reference.hunyuan21 import RESOLUTION, to_distance, to_latent
 
 STEPS, SPREAD = 50, 0.15
 MADE_FOR = {"model": "demonstration flow"}
 # forecache calibrate forecache_lab.demo:calibration --calls 14 --seeds 1000:1016 --out DIR
-PLAN = Path(__file__).with_name("reference") / "plans" / "demo-14.json"
+PLAN = PLANS / "demo-14.json"
 
 
 def centres(count: int = 48) -> torch.Tensor:

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from forecache.basis import Rule, make_rule
-from forecache.basis.rule import newest
+from forecache.rules import Rule, make_rule
+from forecache.rules.rule import newest
 from forecache.snapshots import Array
 
-from . import geometry, record
-from .geometry import Geometry
-from .subjects import Sample, Subject
+from . import record
+from .generators import Sample, Subject
+from .metrics import geometry
+from .metrics.geometry import Geometry
 
 SHOWN = 3  # conditions in the picture and among the meshes
 

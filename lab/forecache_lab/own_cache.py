@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from forecache.basis import make_rule
+from forecache.rules import make_rule
 
 from . import record, report
 from .drift import WrongSign
@@ -208,7 +208,7 @@ def measure(
 
 
 def main(argv: list[str] | None = None) -> int:
-    from .subjects.fastsam3d import FastSam3D
+    from .generators.fastsam3d import FastSam3D
 
     a, subject = command_line(__doc__, {"fastsam3d": FastSam3D}, argv)
     print(f"{subject.title}\n{subject.conditions}")

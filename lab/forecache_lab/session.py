@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from forecache.basis import make_rule
+from forecache.rules import make_rule
 
 from . import drift, record, render, report
-from .subjects import Subject
-from .subjects.hunyuan2mini import Hunyuan2Mini
-from .subjects.hunyuan21 import Hunyuan21
+from .generators import Subject
+from .generators.hunyuan2mini import Hunyuan2Mini
+from .generators.hunyuan21 import Hunyuan21
 
 SUBJECTS: dict[str, Callable[..., Subject]] = {"hunyuan21": Hunyuan21, "hunyuan2mini": Hunyuan2Mini}
 WARMUP = {"dmd": 4}  # the published quick start's; the polynomial rules need two anchors

@@ -24,17 +24,18 @@ import trimesh
 from tqdm import tqdm
 
 from forecache import schedule
-from forecache.basis import Hermite, make_rule
+from forecache.rules import Hermite, make_rule
 
-from . import geometry, pose, record, render, report
-from .columns import voxels_and_pose
-from .combined import combined, fork_interval, fork_schedule
+from . import record, render, report
 from .drift import WrongSign
+from .generators.reference import PLANS
+from .metrics import geometry, pose
+from .metrics.columns import voxels_and_pose
+from .metrics.combined import combined, fork_interval, fork_schedule
 
 INTERVALS = (2, 3)
 SHOWN = 3  # conditions in the picture and among the meshes
 WARMUP = 4  # as the forks of these generators have it
-PLANS = Path(__file__).with_name("reference") / "plans"
 
 
 @dataclass
@@ -317,9 +318,9 @@ def command_line(
 
 
 def main(argv: list[str] | None = None) -> int:
-    from .subjects.sam3d import Sam3D
-    from .subjects.trellis import Trellis
-    from .subjects.trellis2 import Trellis2
+    from .generators.sam3d import Sam3D
+    from .generators.trellis import Trellis
+    from .generators.trellis2 import Trellis2
 
     subjects: dict[str, Any] = {"sam3d": Sam3D, "trellis": Trellis, "trellis2": Trellis2}
     a, subject = command_line(__doc__, subjects, argv)

@@ -276,7 +276,7 @@ def test_the_upstreams_own_classes_run(checkouts: Callable[..., Path]) -> None:
             x = problem.noise()
             first, second = (problem.velocity(problem.call(x, t)) for t in (0.2, 0.6))
         assert first.shape == x.shape and 1e-4 < (second - first).norm() / first.norm() < 1
-    from forecache_lab.reference import hunyuan21, trellis
+    from forecache_lab.generators.reference import hunyuan21, trellis
 
     dit = hunyuan21.load(place.checkouts["hunyuan21"]).Network
     flow = trellis.load(place.checkouts["trellis"]).models.SparseStructureFlowModel

@@ -13,6 +13,9 @@ import torch
 
 pytest.importorskip("diffusers", reason="needs the extra `frontier`")
 
+from benchmarks.frontier import network, sampling
+from benchmarks.frontier.caches import HiCachePP, Weighted
+from benchmarks.frontier.measure import distance
 from benchmarks.zoo import __main__ as command
 from benchmarks.zoo import forms, generators, halves, methods, networks, report, results, solvers, steering
 from benchmarks.zoo.grids import GRIDS, Grid, level, ratios
@@ -21,11 +24,8 @@ from benchmarks.zoo.mixtures import Mixture, normal
 from benchmarks.zoo.problems import Batch, Problem
 from benchmarks.zoo.results import Cell, Results
 from forecache import Forecaster, schedule
-from forecache.basis import Hermite, Reuse, Taylor
-from forecache_lab.frontier import network, sampling
-from forecache_lab.frontier.caches import HiCachePP, Weighted
-from forecache_lab.frontier.measure import distance
-from forecache_lab.reference import pictures, solids
+from forecache.rules import Hermite, Reuse, Taylor
+from forecache_lab.generators.reference import pictures, solids
 from forecache_patches.errors import CheckoutError
 
 SEEDS = range(4)

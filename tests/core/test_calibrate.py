@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from forecache import Calibration, Forecaster, Guided, Plan, Weights, calibrate
-from forecache.basis import Linear
-from forecache.fit import fit
-from forecache.recording import load, positions
-from forecache.refine import Refiner, Shift, _guarded
+from forecache.calibration.fit import fit
+from forecache.calibration.recording import load, positions
+from forecache.calibration.refine import Refiner, Shift, _guarded
+from forecache.calibration.search import Gaps, power_mean, probe_steps, search, survival
+from forecache.calibration.tapes import record
+from forecache.rules import Linear
 from forecache.schedule import effective_steps
-from forecache.search import Gaps, power_mean, probe_steps, search, survival
-from forecache.tapes import record
 
 STEPS = 24
 GRID = [*np.linspace(0, 1, STEPS), 1.0]  # the last step has dt = 0

@@ -12,7 +12,7 @@ import torch
 
 from core_helpers import mixture_velocity
 from forecache import Forecaster
-from forecache.basis import DMD
+from forecache.rules import DMD
 
 Velocity = Callable[[torch.Tensor, float], torch.Tensor]
 

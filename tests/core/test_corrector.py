@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from forecache import Corrector, Forecaster, Group, Guided, Plan, corrector, schedule
-from forecache.basis import Auto, Linear
+from forecache.rules import Auto, Linear
 from forecache.snapshots import Snapshots
 
 GRID = [1 - (i / 20) ** 1.3 for i in range(21)]  # uneven, falling

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import device_standin
 from device_standin import put
-from forecache import digest, fingerprint
+from forecache import fingerprint
+from forecache.calibration import digest
 
 DTYPES = [
     torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8, torch.uint8,

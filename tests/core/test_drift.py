@@ -10,7 +10,7 @@ import torch
 
 from core_helpers import mixture_velocity
 from forecache import Forecaster
-from forecache.basis import Hermite, Linear, Taylor
+from forecache.rules import Hermite, Linear, Taylor
 
 N = 50
 GRID = [i / N for i in range(N + 1)]

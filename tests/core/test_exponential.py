@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_helpers import gram, windows
-from forecache.basis import GUARD, Auto, Exponential, Linear, Reuse, Rule, Unfit
-from forecache.basis.exponential import rates
-from forecache.basis.guard import serve
+from forecache.rules import GUARD, Auto, Exponential, Linear, Reuse, Rule, Unfit
+from forecache.rules.exponential import rates
+from forecache.rules.guard import serve
 from forecache.streams import Stream
 
 UNEVEN = np.array([0.0, 1, 2, 3, 7, 8])

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core_helpers import NAMES, mixture_velocity
 from forecache import Forecaster, Group, Guided, Plan, Weights, streams
-from forecache.basis import Auto, Chebyshev, Linear, Rule, dmd
+from forecache.rules import Auto, Chebyshev, Linear, Rule, dmd
 
 GRID = [1 - (i / 20) ** 1.3 for i in range(21)]  # uneven, falling
 Tensor = torch.Tensor

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from forecache import Calibration, Forecaster, Group, Guided, Plan, calibrate, tree
-from forecache.basis import Linear, Reuse, Rule
+from forecache.calibration.tapes import record
 from forecache.groups import WHOLE, Groups, combine, parts, relative
-from forecache.tapes import record
+from forecache.rules import Linear, Reuse, Rule
 
 POSE = {"pose": ("rotation", "scale")}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from forecache import AdaptiveGuidance
-from forecache.basis import Linear
+from forecache.rules import Linear
 from forecache.streams import Stream
 
 Tensor = torch.Tensor

@@ -7,7 +7,7 @@ import pytest
 from test_calibrate import GRID, STEPS, run
 
 from forecache import Calibration, Forecaster, Plan
-from forecache.ladder import ladder, table
+from forecache.calibration.ladder import ladder, table
 
 
 def test_a_ladder_measures_each_budget_on_other_conditions():

@@ -11,8 +11,8 @@ import torch
 import device_standin
 from device_standin import put, waits
 from forecache import Forecaster, Group, Guided, Plan, Weights, tree
-from forecache.basis import Linear, Reuse
 from forecache.plan import GroupWeights
+from forecache.rules import Linear, Reuse
 
 STEPS = 6
 TIMES = tuple(map(float, range(STEPS + 1)))

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from core_helpers import NAMES, RULES, gram, windows
-from forecache.basis import (
+from forecache.rules import (
     DMD,
     GUARD,
     Auto,
@@ -26,11 +26,11 @@ from forecache.basis import (
     dmd,
     make_rule,
 )
-from forecache.basis.auto import coherent_error
-from forecache.basis.dmd import GROWTH, UNEVEN_RECENCY, difference_dmd, exponential_weights
-from forecache.basis.guard import serve
-from forecache.basis.hermite import physicists_hermite, scaled_hermite
-from forecache.basis.taylor import backward_differences
+from forecache.rules.auto import coherent_error
+from forecache.rules.dmd import GROWTH, UNEVEN_RECENCY, difference_dmd, exponential_weights
+from forecache.rules.guard import serve
+from forecache.rules.hermite import physicists_hermite, scaled_hermite
+from forecache.rules.taylor import backward_differences
 from scenarios import exponentials
 
 ANY_CLOCK = tuple(rule for rule in RULES if not isinstance(rule, Hermite))  # the others read unit steps

@@ -13,7 +13,7 @@ import device_standin
 from core_helpers import NAMES
 from device_standin import put, waits
 from forecache import AdaptiveGuidance, Forecaster, Guided, Plan, Weights, snapshots
-from forecache.basis import Linear
+from forecache.rules import Linear
 
 STEPS, COMPUTED = 14, (0, 1, 2, 3, 5, 8, 11, 13)
 TIMES = tuple(float(t) for t in range(STEPS + 1))

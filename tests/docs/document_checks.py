@@ -30,7 +30,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = "adapters|benchmarks|cli|core|docs|lab|launch|patches|pr_drafts|tests"
+FOLDERS = "adapters|benchmarks|cli|core|docs|lab|patches|pr_drafts|tests"
 PLACEHOLDER = re.compile(r"/(?!README|LICENSE|NOTICE|CHANGELOG)[A-Z][A-Z-]+(?![a-z])")  # results/DEVICE-DATE.json
 SHELL = ("", "bash", "sh", "console")
 #: where the ``enable`` of an adapter is defined, read and not imported: the hubs take seconds
@@ -355,7 +355,7 @@ def quoted(page):
 
 def check_messages(page):
     """Quoted messages that no string of ours can give: their parts between ``...`` must stand in one, in order."""
-    said, found = strings("core", "adapters", "patches", "launch", "lab", "cli"), []
+    said, found = strings("core", "adapters", "patches", "lab", "cli"), []
     for span, parts in quoted(page):
         pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
         if not any(pattern.search(text) for text in said):

@@ -46,7 +46,7 @@ WRONG = {
     "    nox -s hunyuan21_dmd -- --sourcee git": "no option --sourcee",
     '    pip install ".[nothing]"': "no extra nothing",
     "`python -m forecache_lab.nothing`": "no such module",
-    "`python -m forecache_lab.plans X --no-such 3`": "no option --no-such",
+    "`python -m benchmarks.studies.plans X --no-such 3`": "no option --no-such",
     "    python nothing.py": "no such file",
     "[x](nothing.md)": "no such file",
     "![x](nothing.png)": "no such file",

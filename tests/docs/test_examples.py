@@ -14,7 +14,7 @@ import forecache_cli.main as cli
 import superresolution
 from calibrate_plan import problem
 from forecache import Forecaster, Plan
-from forecache.basis import Linear, Rule
+from forecache.rules import Linear, Rule
 from forecache_adapters.settings import Settings
 from forty_line_adapter import disable, enable
 from small_generator import SmallGenerator

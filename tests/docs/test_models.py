@@ -12,7 +12,7 @@ diffusers = pytest.importorskip("diffusers", minversion="0.40", reason="needs th
 pytest.importorskip("transformers", reason="needs the extra `diffusers`: its pipelines import transformers")
 
 from diffusers_helpers import pipe_of  # noqa: E402
-from forecache_lab.reference.tiny_diffusers import PIPELINES  # noqa: E402
+from forecache_lab.generators.reference.tiny_diffusers import PIPELINES  # noqa: E402
 
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 TINY = {tiny.pipeline: name for name, tiny in PIPELINES.items()}

@@ -18,9 +18,9 @@ from lab_browser import chromium, requested
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = (
     "forecache",
-    "forecache.basis",
+    "forecache.rules",
     "forecache.hicache",
-    "forecache.hicache_tree",
+    "forecache.hicache.tree",
     "forecache_patches",
     "forecache_adapters.hunyuan21",
     "forecache_adapters.hunyuan2",

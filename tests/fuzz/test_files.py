@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import forecache_patches as patches
-from forecache import Forecaster, Plan, recording
+from forecache import Forecaster, Plan
+from forecache.calibration import recording
 from forecache.plan import Weights
 from forecache_adapters.settings import Settings
 from forecache_patches import edits, lock, patchfile, wheel

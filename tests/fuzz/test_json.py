@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forecache_cli.generate import LaunchError, read_jobs
+from forecache_cli.generate.manifest import Records
 from forecache_lab import bench, reading, record, report
 from forecache_lab.bench import results
 from forecache_lab.run_folder import SETTINGS, open_folder
-from forecache_launch import LaunchError, read_jobs
-from forecache_launch.manifest import Records
 from fuzz.cases import CASES
 from fuzz.test_files import VALUES, damaged
 

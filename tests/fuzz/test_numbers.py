@@ -9,8 +9,8 @@ import pytest
 
 from core_helpers import RULES
 from forecache import schedule
-from forecache.basis import Rule, Unfit, dmd, guard
-from forecache.basis.guard import blend, norm, serve
+from forecache.rules import Rule, Unfit, dmd, guard
+from forecache.rules.guard import blend, norm, serve
 from fuzz.cases import CASES
 
 ODD = (0.0, 1.0, -1.0, 5e-324, 1e-154, 1e154, 1e300, math.inf, -math.inf, math.nan)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecache import Forecaster, Guided, Plan, tree
-from forecache.basis import NAMES
 from forecache.plan import Weights
+from forecache.rules import NAMES
 from forecache.snapshots import Snapshots
 from fuzz.cases import CASES
 

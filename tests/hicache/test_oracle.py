@@ -20,8 +20,9 @@ import pytest
 import torch
 from torch.utils import _pytree
 
-from forecache import hicache, hicache_tree
-from forecache.basis import DMD
+from forecache.hicache import flat as hicache
+from forecache.hicache import tree as hicache_tree
+from forecache.rules import DMD
 from scenarios import NAMES, exponentials, trajectory
 
 Tensor = torch.Tensor

@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch.utils import _pytree
 
-from forecache import hicache, hicache_tree
+from forecache.hicache import flat as hicache
+from forecache.hicache import tree as hicache_tree
 
 Results = list[tuple[str, bool]]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.frontier import flows
+from benchmarks.studies import auto
 from forecache.schedule import effective_steps
-from forecache_lab import auto
-from forecache_lab.frontier import flows
 
 
 def test_every_row_keeps_the_budget_and_the_first_is_the_default():

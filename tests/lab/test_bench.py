@@ -21,10 +21,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import bench_toy
-from forecache_cli import bench as command
+from forecache_cli.commands import bench as command
 from forecache_cli.main import app
-from forecache_lab import bench, geometry, report
+from forecache_lab import bench, report
 from forecache_lab.bench import results
+from forecache_lab.generators.reference import PLANS
+from forecache_lab.metrics import geometry
 from forecache_lab.run_folder import SETTINGS
 
 METHODS = ("dmd:interval=3,warmup=4", "wrong-dmd:interval=3,warmup=4", "uncached:steps=12")
@@ -239,7 +241,7 @@ def test_other_settings_are_refused_by_name(ran, images, tmp_path):
 
 
 def test_a_plan_for_another_grid_is_refused_before_anything_is_measured(images, tmp_path):
-    plan = Path(bench.__file__).parents[1] / "reference" / "plans" / "hunyuan21-11.json"
+    plan = PLANS / "hunyuan21-11.json"
     with pytest.raises(bench.BenchError, match=r"--method plan, hunyuan21-11: .*steps: plan 50, run 24"):
         make(images, tmp_path, [f"plan={plan}"]).run(silent)
     assert not files(tmp_path)
@@ -306,7 +308,7 @@ def test_the_command(images, tmp_path, monkeypatch):
 
 
 def test_sample_pictures_are_what_the_reference_networks_saw(tmp_path):
-    from forecache_lab.reference import TEST_SEED, pictures, solids
+    from forecache_lab.generators.reference import TEST_SEED, pictures, solids
 
     assert CliRunner().invoke(app, ["bench", "--sample-images", str(tmp_path), "--limit", "2"]).exit_code == 0
     for k, path in enumerate(sorted(tmp_path.iterdir())):

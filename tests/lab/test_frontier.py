@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.frontier import __main__ as command
+from benchmarks.frontier import flows, measure, methods, network, report, sampling, solvers
+from benchmarks.frontier.caches import EasyCache, HiCachePP, Spectrum, ramp, spectrum_weights
+from benchmarks.frontier.problems import Network, Problem, combine, shifted
+from benchmarks.studies import limits, refresh
 from forecache import Forecaster, Guided, schedule
-from forecache.basis import Linear, Reuse
-from forecache_lab import limits, refresh, resampling
-from forecache_lab.frontier import __main__ as command
-from forecache_lab.frontier import flows, measure, methods, network, report, sampling, solvers
-from forecache_lab.frontier.caches import EasyCache, HiCachePP, Spectrum, ramp, spectrum_weights
-from forecache_lab.frontier.problems import Network, Problem, combine, shifted
-from forecache_lab.reference import CALIBRATION_SEED, TEST_SEED, hunyuan21, solids
+from forecache.rules import Linear, Reuse
+from forecache_lab.generators.reference.pictures import PICTURE
+from forecache_lab.generators.reference import CALIBRATION_SEED, TEST_SEED, hunyuan21, solids
+from forecache_lab.metrics import resampling
 
 SEEDS = range(4)
 
@@ -314,7 +316,7 @@ def test_the_uncached_loop_is_the_pipelines(hunyuan):
     ours = sampling.sample(problem, seeds)
     pipe = problem.decode.__self__.pipe
     theirs = pipe(
-        image=[solids.picture(solids.solid(seed)[1], hunyuan21.PICTURE)[None] for seed in seeds],
+        image=[solids.picture(solids.solid(seed)[1], PICTURE)[None] for seed in seeds],
         generator=[torch.Generator().manual_seed(seed) for seed in seeds], num_inference_steps=50,
         guidance_scale=hunyuan21.GUIDANCE, output_type="latent", enable_pbar=False,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 import trimesh
 
-from forecache_lab import geometry
+from forecache_lab.metrics import geometry
 
 
 def test_occupancy_counts_flips():

@@ -10,12 +10,13 @@ import torch
 import trimesh
 
 from forecache import Forecaster, Trace
-from forecache.basis import Linear
-from forecache_lab import demo, drift, geometry, session
-from forecache_lab.reference import hunyuan21, solids
-from forecache_lab.subjects import Sample
-from forecache_lab.subjects.hunyuan2mini import Hunyuan2Mini
-from forecache_lab.subjects.hunyuan21 import Hunyuan21
+from forecache.rules import Linear
+from forecache_lab import demo, drift, session
+from forecache_lab.generators import Sample
+from forecache_lab.generators.hunyuan2mini import Hunyuan2Mini
+from forecache_lab.generators.hunyuan21 import Hunyuan21
+from forecache_lab.generators.reference import hunyuan21, solids
+from forecache_lab.metrics import geometry
 
 
 @pytest.mark.parametrize("family", solids.FAMILIES)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from forecache_lab import pose
+from forecache_lab.metrics import pose
 
 
 def turned(axis: torch.Tensor, degrees: float) -> torch.Tensor:

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from forecache import Plan, fingerprint
-from forecache_lab import reference
+from forecache_lab.generators import reference
+from forecache_lab.generators.reference import weights
 
-FOLDER = Path(reference.__file__).parent
-PLANS = sorted((FOLDER / "plans").glob("*.json"))
+PLANS = sorted(reference.PLANS.glob("*.json"))
 WEIGHTS = {("hunyuan21", "shape"): "hunyuan21", ("trellis", "sparse_structure"): "trellis_sparse_structure",
            ("trellis", "slat"): "trellis_slat", ("sam3d", "ss"): "sam3d_structure"}  # fmt: skip
 
@@ -35,4 +35,4 @@ class Network(torch.nn.Module):
 def test_a_plan_names_the_weights_that_it_was_made_for(file: Path) -> None:
     made_for = Plan.load(file).made_for
     name = WEIGHTS[made_for["generator"], made_for["stage"]]
-    assert made_for["weights"] == fingerprint(Network(FOLDER / f"{name}.safetensors"))
+    assert made_for["weights"] == fingerprint(Network(weights.find(name)))

@@ -66,7 +66,7 @@ def test_simplified_mesh_keeps_its_distances():
 
 
 def report_distance(mesh, reference):
-    from forecache_lab import geometry
+    from forecache_lab.metrics import geometry
 
     return geometry.distances(mesh, reference).max()
 
@@ -74,7 +74,11 @@ def report_distance(mesh, reference):
 @pytest.mark.parametrize(
     ("command", "module", "said"),
     [
-        ("generate --model tiny:dit --prompts p.txt --out out", "forecache_launch", "generate needs forecache_launch"),
+        (
+            "generate --model tiny:dit --prompts p.txt --out out",
+            "forecache_cli.generate",
+            "generate needs forecache_cli.generate",
+        ),
         ("report out", "forecache_lab.report", "the report needs forecache_lab.report"),
         ("demo", "forecache_lab.demo", "the demo needs forecache_lab.demo"),
     ],

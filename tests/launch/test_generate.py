@@ -28,14 +28,14 @@ pytest.importorskip("transformers", reason="needs the extra `generate`")
 
 from forecache import calibrate
 from forecache_adapters import diffusers as adapter
+from forecache_cli.generate import LaunchError, compare, manifest, processes, ray_engine, read_jobs, read_seeds
+from forecache_cli.generate.manifest import Records, Writer
+from forecache_cli.generate.orders import Orders, Task
+from forecache_cli.generate.output import read
+from forecache_cli.generate.settings import Settings
+from forecache_cli.generate.work import Worker
 from forecache_cli.main import app
-from forecache_lab.reference.tiny_diffusers import PIPELINES
-from forecache_launch import LaunchError, compare, manifest, processes, ray_engine, read_jobs, read_seeds
-from forecache_launch.manifest import Records, Writer
-from forecache_launch.orders import Orders, Task
-from forecache_launch.output import read
-from forecache_launch.settings import Settings
-from forecache_launch.work import Worker
+from forecache_lab.generators.reference.tiny_diffusers import PIPELINES
 
 MANY = 64
 DIT = ["--model", "tiny:dit", "--steps", "4", "--few-steps", "--basis", "linear", "--calls", "3"]
@@ -340,7 +340,7 @@ def test_a_run_that_is_killed_in_its_first_write_goes_on(few, tmp_path):
     program = (
         "import os, signal, sys; from pathlib import Path\n"
         "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from forecache_launch import Settings, generate, read_jobs\n"
+        "from forecache_cli.generate import Settings, generate, read_jobs\n"
         "generate(Settings('tiny:dit'), read_jobs(Path(sys.argv[1]), [0]), Path(sys.argv[2]), lambda folder: iter(()))"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

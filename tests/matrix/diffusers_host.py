@@ -15,7 +15,7 @@ from diffusers.hooks import apply_group_offloading
 
 from forecache_adapters import diffusers as adapter
 from forecache_adapters.diffusers.head import BLOCKS
-from forecache_lab.reference.tiny_diffusers import PIPELINES, wake
+from forecache_lab.generators.reference.tiny_diffusers import PIPELINES, wake
 from matrix import hosts
 from matrix.hosts import DTYPES, LIVES, SETTINGS, STEPS, Stop
 from matrix.pairs import Row

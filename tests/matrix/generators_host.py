@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from forecache_adapters import hunyuan2, hunyuan21, sam3d, trellis, trellis2
-from forecache_lab.reference import hunyuan2 as small_hunyuan2
-from forecache_lab.reference import hunyuan21 as small_hunyuan21
-from forecache_lab.reference import sam3d as small_sam3d
-from forecache_lab.reference import trellis as small_trellis
-from forecache_lab.reference import trellis2 as small_trellis2
-from forecache_lab.reference.trellis import wake
+from forecache_lab.generators.reference import hunyuan2 as small_hunyuan2
+from forecache_lab.generators.reference import hunyuan21 as small_hunyuan21
+from forecache_lab.generators.reference import sam3d as small_sam3d
+from forecache_lab.generators.reference import trellis as small_trellis
+from forecache_lab.generators.reference import trellis2 as small_trellis2
+from forecache_lab.generators.reference.trellis import wake
 from matrix import hosts
 from matrix.hosts import DTYPES, STEPS, Stop
 from matrix.pairs import Row

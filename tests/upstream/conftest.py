@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from forecache_lab.reference import hunyuan21
+from forecache_lab.generators.reference import hunyuan21
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from cache_dit_helpers import MASK, STEPS, N, always, denoise, masked, schedule,
 from forecache_adapters import cache_dit as adapter
 from forecache_adapters.attach import attached
 from forecache_adapters.cache_dit import Config, Forecasts
-from forecache_lab.reference.tiny_diffusers import wake
+from forecache_lab.generators.reference.tiny_diffusers import wake
 
 POLICIES = ("slow", "medium", "fast", "ultra")
 

@@ -26,7 +26,7 @@ from forecache_adapters.attach import Worn, attached, take_off
 from forecache_adapters.cache_dit import Config, Forecasts
 from forecache_adapters.cache_dit.calls import Calls
 from forecache_adapters.others import cache_on, count_skipped, counters
-from forecache_lab.reference.tiny_diffusers import slow, wake
+from forecache_lab.generators.reference.tiny_diffusers import slow, wake
 
 torch.set_num_threads(1)
 

@@ -17,7 +17,7 @@ import comfyui_helpers
 import comfyui_standin
 from comfyui_helpers import INSTALLED, LINEAR, NEGATIVE, NOISE, POSITIVE, WORKFLOW, entry, go
 from forecache import Plan, calibrate
-from forecache.basis import Linear
+from forecache.rules import Linear
 from forecache_adapters.attach import attached
 from forecache_adapters.branches import Apart
 from forecache_adapters.comfyui import (

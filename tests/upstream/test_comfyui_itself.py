@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from comfyui_helpers import CHECKOUT, INSTALLED, LINEAR, NEGATIVE, NO_CHECKOUT, NOISE, POSITIVE, WORKFLOW, go
-from forecache.basis import Linear
+from forecache.rules import Linear
 from forecache_adapters.comfyui import NODE_CLASS_MAPPINGS, patch, samplers, trace_of
 from forecache_lab.drift import WrongSign
 from upstream_helpers import relative

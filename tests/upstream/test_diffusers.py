@@ -24,7 +24,7 @@ import device_standin  # noqa: E402
 from device_standin import put, waits  # noqa: E402
 from diffusers_helpers import CALLS, STEPS, euler, loop, pipe_of, reference_of, served_of  # noqa: E402
 from forecache import Forecaster, Plan, calibrate  # noqa: E402
-from forecache.basis import Linear  # noqa: E402
+from forecache.rules import Linear  # noqa: E402
 from forecache.snapshots import Snapshots  # noqa: E402
 from forecache_adapters import attach  # noqa: E402
 from forecache_adapters import diffusers as adapter  # noqa: E402
@@ -34,7 +34,7 @@ from forecache_adapters.diffusers.head import Head  # noqa: E402
 from forecache_adapters.diffusers.run import Run  # noqa: E402
 from forecache_adapters.diffusers.steps import Scheduled  # noqa: E402
 from forecache_lab.drift import WrongSign  # noqa: E402
-from forecache_lab.reference.tiny_diffusers import PIPELINES, slow, wake  # noqa: E402
+from forecache_lab.generators.reference.tiny_diffusers import PIPELINES, slow, wake  # noqa: E402
 from upstream_helpers import check_corrector, relative  # noqa: E402
 
 GUIDED = [name for name, tiny in PIPELINES.items() if tiny.per_step == 2]

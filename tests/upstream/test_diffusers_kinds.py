@@ -15,7 +15,7 @@ from diffusers.callbacks import SD3CFGCutoffCallback  # noqa: E402
 from diffusers_helpers import pipe_of  # noqa: E402
 from forecache_adapters import diffusers as adapter  # noqa: E402
 from forecache_adapters.diffusers.run import Run  # noqa: E402
-from forecache_lab.reference.tiny_diffusers import PIPELINES, slow, wake  # noqa: E402
+from forecache_lab.generators.reference.tiny_diffusers import PIPELINES, slow, wake  # noqa: E402
 from upstream_helpers import relative  # noqa: E402
 
 STEPS, CALLS = 20, 10

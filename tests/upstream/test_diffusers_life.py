@@ -18,7 +18,7 @@ pytest.importorskip("transformers", reason="needs the extra `diffusers`: its pip
 from diffusers_helpers import CALLS, STEPS, euler, loop, reference_of, served_of  # noqa: E402
 from forecache_adapters import attach  # noqa: E402
 from forecache_adapters import diffusers as adapter  # noqa: E402
-from forecache_lab.reference.tiny_diffusers import PIPELINES  # noqa: E402
+from forecache_lab.generators.reference.tiny_diffusers import PIPELINES  # noqa: E402
 
 SETTINGS = {"basis": "linear", "calls": CALLS}
 TINY = PIPELINES["flux2"]

@@ -18,7 +18,7 @@ from forecache_adapters.diffusers import counted, grid  # noqa: E402
 from forecache_adapters.diffusers.call import Call  # noqa: E402
 from forecache_adapters.diffusers.steps import Scheduled  # noqa: E402
 from forecache_adapters.diffusers.track import Track  # noqa: E402
-from forecache_lab.reference.tiny_diffusers import PIPELINES  # noqa: E402
+from forecache_lab.generators.reference.tiny_diffusers import PIPELINES  # noqa: E402
 from upstream_helpers import relative  # noqa: E402
 
 STEPS, CALLS = 16, 8

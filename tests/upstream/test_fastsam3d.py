@@ -22,13 +22,13 @@ import torch
 
 import fastsam3d_standin as standin
 from forecache import Forecaster, Plan
-from forecache.basis import Linear
+from forecache.rules import Linear
 from forecache_adapters import fastsam3d as adapter
-from forecache_adapters import ode_run
 from forecache_adapters.attach import attached
+from forecache_adapters.families import ode_run
 from forecache_adapters.fastsam3d import cached
 from forecache_lab.drift import WrongSign
-from forecache_lab.reference import fastsam3d, sam3d
+from forecache_lab.generators.reference import fastsam3d, sam3d
 from upstream_helpers import check_corrector, check_objects_of_pictures, grey
 
 FULL = [0, 1, 4, 7, 10, 13, 16, 19, 22, 24]  # what ShortCut_faster computes of 25 steps
@@ -677,7 +677,7 @@ def test_methods_on_the_generators(case):
 
 
 def test_objects_of_pictures(checkouts):
-    from forecache_lab.subjects.fastsam3d import FastSam3D
+    from forecache_lab.generators.fastsam3d import FastSam3D
 
     checkout = checkouts("fastsam3d", patched=True)
     with own_modules():

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from forecache.basis import Linear
+from forecache.rules import Linear
 from forecache_adapters import hunyuan21 as adapter
 from forecache_adapters.comfyui.nodes import ForecastPipeline
 from forecache_adapters.comfyui.pipelines import forecasting
+from forecache_lab.generators.reference.pictures import PICTURE
 from forecache_lab.drift import WrongSign
-from forecache_lab.reference import TEST_SEED, hunyuan21, solids
+from forecache_lab.generators.reference import TEST_SEED, hunyuan21, solids
 from upstream_helpers import check_batch_items, check_corrector, check_objects_of_pictures, import_as, relative
 
 STEPS = 24
@@ -26,7 +27,7 @@ BOUND = 0.02  # of latent drift at 13 of 50 calls; the wrong-sign control must e
 
 
 def picture(seed: int) -> torch.Tensor:
-    return solids.picture(solids.solid(TEST_SEED + seed)[1], hunyuan21.PICTURE)[None]
+    return solids.picture(solids.solid(TEST_SEED + seed)[1], PICTURE)[None]
 
 
 def run(pipe, seeds=(0,), steps=STEPS, **options):
@@ -275,7 +276,7 @@ def test_uncached_meshes_are_the_solids_in_the_pictures(pipe):
     overlaps = []
     for k, family in enumerate(solids.FAMILIES):
         truth = solids.grid(solids.solid(TEST_SEED + k, family)[1], hunyuan21.RESOLUTION) < 0
-        image = solids.picture(solids.solid(TEST_SEED + k, family)[1], hunyuan21.PICTURE)[None]
+        image = solids.picture(solids.solid(TEST_SEED + k, family)[1], PICTURE)[None]
         latent = pipe(
             image=[image], num_inference_steps=STEPS, guidance_scale=3.0, output_type="latent", enable_pbar=False,
             generator=torch.Generator().manual_seed(k),
@@ -314,6 +315,6 @@ def test_a_wrappers_pipeline_that_is_not_patched(pipe, original, calls):
 
 
 def test_objects_of_pictures(patched):
-    from forecache_lab.subjects.hunyuan21 import Hunyuan21
+    from forecache_lab.generators.hunyuan21 import Hunyuan21
 
     check_objects_of_pictures(Hunyuan21(patched), 8)

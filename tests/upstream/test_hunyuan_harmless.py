@@ -17,7 +17,8 @@ import torch
 from forecache_adapters import hunyuan2 as adapter2
 from forecache_adapters import hunyuan21 as adapter21
 from forecache_adapters.attach import attached
-from forecache_lab.reference import TEST_SEED, hunyuan2, hunyuan21, solids
+from forecache_lab.generators.reference.pictures import PICTURE
+from forecache_lab.generators.reference import TEST_SEED, hunyuan2, hunyuan21, solids
 from upstream_helpers import relative
 
 STEPS = 12
@@ -51,7 +52,7 @@ def pipe(generator):
 
 
 def run(pipe, steps=STEPS, **options):
-    picture = solids.picture(solids.solid(TEST_SEED)[1], hunyuan21.PICTURE)[None]
+    picture = solids.picture(solids.solid(TEST_SEED)[1], PICTURE)[None]
     return pipe(
         image=[picture], num_inference_steps=steps, guidance_scale=options.pop("guidance", 3.0), output_type="latent",
         generator=[torch.Generator().manual_seed(0)], enable_pbar=False, **options,

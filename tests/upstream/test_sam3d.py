@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from forecache import Calibration, Forecaster, Group, schedule
-from forecache.basis import Linear
-from forecache_adapters import ode_run
+from forecache.rules import Linear
 from forecache_adapters import sam3d as adapter
 from forecache_adapters.attach import attached
+from forecache_adapters.families import ode_run
 from forecache_lab.drift import WrongSign
-from forecache_lab.reference import sam3d
-from forecache_lab.reference.trellis import wake
+from forecache_lab.generators.reference import sam3d
+from forecache_lab.generators.reference.trellis import wake
 from forecache_patches import find, load_lock
 from forecache_patches.blobs import blob_id
 from sam3d_toy import SHAPES, Toy, count, flat, made, run, same

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from forecache import Forecaster, Plan
-from forecache.basis import Linear
-from forecache_adapters import ode_run
+from forecache.rules import Linear
 from forecache_adapters import sam3d as adapter
 from forecache_adapters.attach import Worn, attached, worn
-from forecache_lab.reference import sam3d
+from forecache_adapters.families import ode_run
+from forecache_lab.generators.reference import sam3d
 from sam3d_toy import CPU, SHAPES, Toy, count, made, run, same
 from upstream_helpers import relative
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from forecache.basis import Linear
-from forecache_lab import pose, stages
-from forecache_lab.combined import combined
-from forecache_lab.reference import TEST_SEED, sam3d_latents, sam3d_trained, solids, trellis_latents
+from forecache.rules import Linear
+from forecache_lab import stages
+from forecache_lab.generators.reference import PLANS, TEST_SEED, sam3d_latents, sam3d_trained, solids, trellis_latents
+from forecache_lab.metrics import pose
+from forecache_lab.metrics.combined import combined
 from upstream_helpers import check_objects_of_pictures
 
 CONDITIONS = range(TEST_SEED, TEST_SEED + 6)
@@ -38,7 +39,7 @@ def errors(made: pose.Pose, truth: pose.Pose) -> list[float]:
 
 @pytest.fixture(scope="module")
 def subject(checkouts):
-    from forecache_lab.subjects.sam3d import Sam3D
+    from forecache_lab.generators.sam3d import Sam3D
 
     return Sam3D(checkouts("sam3d", patched=True, source="wheel"))
 
@@ -158,7 +159,7 @@ def test_half_the_calls_drift_no_more_with_the_corrector(subject):
 
 
 def test_a_shipped_plan_drifts_less_than_a_rule_with_as_many_calls_in_shape_and_pose(subject):
-    plan = sam3d_trained.WEIGHTS.parent / "plans" / "sam3d-ss-25-9.json"
+    plan = PLANS / "sam3d-ss-25-9.json"
     found = {}
     for name, settings in {"plan": {"plan": plan}, "dmd": {"basis": "dmd", "calls": 9}}.items():
         scores = []

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from forecache import Calibration, Forecaster, schedule
-from forecache.basis import Hermite, Linear, Rule, Unfit
-from forecache_adapters import flow_euler
+from forecache.rules import Hermite, Linear, Rule, Unfit
 from forecache_adapters import trellis as adapter
 from forecache_adapters.comfyui.pipelines import forecasting, traces_of
-from forecache_lab.combined import combined, fork_schedule, grid
+from forecache_adapters.families import flow_euler
 from forecache_lab.drift import WrongSign
-from forecache_lab.reference import trellis
+from forecache_lab.generators.reference import trellis
+from forecache_lab.metrics.combined import combined, fork_schedule, grid
 from upstream_helpers import check_corrector, import_as
 
 STAGES = ("sparse_structure", "slat")

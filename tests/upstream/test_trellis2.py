@@ -8,11 +8,11 @@ import torch
 import trimesh
 
 from forecache import schedule
-from forecache.basis import Hermite, Linear
+from forecache.rules import Hermite, Linear
 from forecache_adapters import trellis2 as adapter
-from forecache_lab.combined import combined, fork_schedule
 from forecache_lab.drift import WrongSign
-from forecache_lab.reference import trellis2
+from forecache_lab.generators.reference import trellis2
+from forecache_lab.metrics.combined import combined, fork_schedule
 from upstream_helpers import check_objects_of_pictures
 
 # network calls uncached, by stage: guidance is on at 10, 9 and 0 of the 12 steps
@@ -263,7 +263,7 @@ def test_off_and_few_steps(pipe, sample):
 
 def test_the_stage_session_writes_a_table(checkouts, tmp_path, monkeypatch, capsys):
     from forecache_lab import stages
-    from forecache_lab.subjects.trellis2 import Trellis2
+    from forecache_lab.generators.trellis2 import Trellis2
 
     monkeypatch.setattr(Trellis2, "grids", {"sparse_structure": (12,), "tex_slat_512": (12,)})
     checkout = str(checkouts("trellis2", patched=True))
@@ -280,7 +280,7 @@ def test_the_stage_session_writes_a_table(checkouts, tmp_path, monkeypatch, caps
 
 
 def test_objects_of_pictures(checkouts):
-    from forecache_lab.subjects.trellis2 import Trellis2
+    from forecache_lab.generators.trellis2 import Trellis2
 
     subject = Trellis2(checkouts("trellis2", patched=True))
     check_objects_of_pictures(subject)

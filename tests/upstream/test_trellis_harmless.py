@@ -17,9 +17,9 @@ import torch
 from forecache import Calibration, Forecaster
 from forecache_adapters import trellis as adapter
 from forecache_adapters.attach import attached
-from forecache_adapters.flow_euler import Accelerator
-from forecache_lab.combined import grid
-from forecache_lab.reference import trellis
+from forecache_adapters.families.flow_euler import Accelerator
+from forecache_lab.generators.reference import trellis
+from forecache_lab.metrics.combined import grid
 
 STEPS = 12
 FORECASTING = {"basis": "linear", "interval": 2, "warmup": 2}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from forecache_lab.reference import TEST_SEED, solids, trellis, trellis_latents
+from forecache_lab.generators.reference import PLANS, TEST_SEED, solids, trellis, trellis_latents
 from upstream_helpers import check_objects_of_pictures
 
 STEPS = 12
@@ -122,10 +122,10 @@ def test_the_picture_and_its_guidance_change_the_sample(pipe):
 @pytest.mark.parametrize(("stage", "steps", "budget"), [("sparse_structure", 25, 9), ("slat", 12, 6)])
 def test_shipped_plans_drift_less_than_auto_with_as_many_calls(checkouts, stage, steps, budget):
     from forecache_lab import stages
-    from forecache_lab.subjects.trellis import Trellis
+    from forecache_lab.generators.trellis import Trellis
 
     subject = Trellis(checkouts("trellis", patched=True, source="wheel"))
-    plan = trellis.STRUCTURE_WEIGHTS.parent / "plans" / f"trellis-{stage}-{steps}-{budget}.json"
+    plan = PLANS / f"trellis-{stage}-{steps}-{budget}.json"
     drift, calls = {}, {}
     for name, settings in {"plan": {"plan": plan}, "auto": {"calls": budget}}.items():
         found = []
@@ -143,7 +143,7 @@ def test_shipped_plans_drift_less_than_auto_with_as_many_calls(checkouts, stage,
 @pytest.mark.parametrize(("stage", "calls"), [("sparse_structure", 6), ("slat", 6)])
 def test_half_the_calls_drift_no_more_with_the_corrector(checkouts, stage, calls):
     from forecache_lab import stages
-    from forecache_lab.subjects.trellis import Trellis
+    from forecache_lab.generators.trellis import Trellis
 
     subject, drift = Trellis(checkouts("trellis", patched=True, source="wheel")), {None: [], False: []}
     for seed in range(3):
@@ -156,8 +156,8 @@ def test_half_the_calls_drift_no_more_with_the_corrector(checkouts, stage, calls
 
 def test_the_edge_of_guidance_costs_the_branches_a_fifth_of_the_combined_velocity(checkouts):
     """The structure stage at the application's strength, with as many calls."""
-    from forecache_lab import edge
-    from forecache_lab.subjects.trellis import Trellis
+    from benchmarks.studies import edge
+    from forecache_lab.generators.trellis import Trellis
 
     subject = Trellis(checkouts("trellis", patched=True, source="wheel"))
     rows = edge.measure(subject, "sparse_structure", STEPS, 7.5, 2)
@@ -169,6 +169,6 @@ def test_the_edge_of_guidance_costs_the_branches_a_fifth_of_the_combined_velocit
 
 
 def test_objects_of_pictures(checkouts):
-    from forecache_lab.subjects.trellis import Trellis
+    from forecache_lab.generators.trellis import Trellis
 
     check_objects_of_pictures(Trellis(checkouts("trellis", patched=True, source="wheel")))

@@ -20,7 +20,7 @@ Config(basis="linear"), cache_config=...), ...]}``. Where two transformers share
 mask from its own first step on.
 
 Real exponentials do not follow an oscillation. ``basis=Auto((Linear(1), Linear(2), Exponential()))``
-(:mod:`forecache.basis`) lets every computed step decide whether they or a guarded line serve the steps after it.
+(:mod:`forecache.rules`) lets every computed step decide whether they or a guarded line serve the steps after it.
 
 A run that works without a cache works with this one:
 

@@ -12,8 +12,8 @@ from cache_dit import CalibratorConfig
 from cache_dit.caching.cache_contexts.calibrators.base import CalibratorBase
 
 from forecache import Trace, schedule
-from forecache.basis import Rule, make_rule
-from forecache.basis.guard import told
+from forecache.rules import Rule, make_rule
+from forecache.rules.guard import told
 from forecache.snapshots import MAX_HISTORY, Unforecastable
 from forecache.streams import Stream
 from forecache.trace import Step

@@ -17,7 +17,7 @@ from forecache import Forecaster, Trace
 
 from ..attach import Around, Worn, attached, take_off
 from ..branches import match
-from ..hunyuan import EULER, corrector
+from ..families.hunyuan import EULER, corrector
 from ..kinds import Kinds
 from ..settings import Settings
 

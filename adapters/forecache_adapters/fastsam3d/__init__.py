@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..generators import Adapter
-from ..ode_hooks import Accelerator, Hook
+from ..families.generators import Adapter
+from ..families.ode_hooks import Accelerator, Hook
 from ..sam3d import stage_of
 from .cached import CachedHook, CachedTrace, loop_of
 

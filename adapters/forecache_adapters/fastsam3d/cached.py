@@ -17,9 +17,9 @@ import torch
 from forecache import Forecaster
 
 from ..branches import NOTHING, Compute, Joint, Kind, Server, StageTrace, match
-from ..ode_hooks import Accelerator, Hook
-from ..ode_run import Run, at_work, here
-from ..ode_solver import order_of
+from ..families.ode_hooks import Accelerator, Hook
+from ..families.ode_run import Run, at_work, here
+from ..families.ode_solver import order_of
 from ..settings import Settings
 
 SCHEDULE = ("interval", "warmup", "end", "calls")

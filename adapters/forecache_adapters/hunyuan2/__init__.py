@@ -20,7 +20,7 @@ Needs the patch: ``forecache patch apply hunyuan2 CHECKOUT`` (newest commit) or,
 
 from __future__ import annotations
 
-from ..hunyuan import Adapter, Handle
+from ..families.hunyuan import Adapter, Handle
 
 __all__ = ["Handle", "disable", "enable", "enabled", "key"]
 

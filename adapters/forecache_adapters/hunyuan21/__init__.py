@@ -14,7 +14,7 @@ The pipeline's last step has dt = 0 and never calls the network.
 
 from __future__ import annotations
 
-from ..hunyuan import Adapter, Handle
+from ..families.hunyuan import Adapter, Handle
 
 __all__ = ["Handle", "disable", "enable", "enabled", "key"]
 

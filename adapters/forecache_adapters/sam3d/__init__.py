@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..generators import Adapter
-from ..ode_hooks import Accelerator
+from ..families.generators import Adapter
+from ..families.ode_hooks import Accelerator
 
 __all__ = ["GROUPS", "Accelerator", "change", "disable", "enable", "enabled", "key"]
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..flow_euler import Accelerator, Guidance
-from ..staged import Adapter
+from ..families.flow_euler import Accelerator, Guidance
+from ..families.staged import Adapter
 
 __all__ = ["Accelerator", "disable", "enable", "enabled", "key"]
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from ..subjects.generated import GenerationFailed
+from ..generators.generated import GenerationFailed
 from .errors import BenchError
 
 LOG = "errors.log"

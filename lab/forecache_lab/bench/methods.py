@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from forecache import Plan
-from forecache.basis import NAMES, make_rule
+from forecache.rules import NAMES, make_rule
 from forecache_adapters.settings import Settings
 
 from .. import reading

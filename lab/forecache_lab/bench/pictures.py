@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..reference import TEST_SEED, solids
+from ..generators.reference import TEST_SEED, solids
 from .errors import BenchError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")

@@ -14,8 +14,8 @@ import torch
 from forecache import fingerprint
 
 from .. import record
+from ..generators.generated import Generated, Generator, synchronise
 from ..run_folder import open_folder
-from ..subjects.generated import Generated, Generator, synchronise
 from . import results, scores
 from .errors import BenchError
 from .failures import Failure, attempt

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .. import geometry
-from ..columns import voxels_and_pose
-from ..subjects.generated import Generated, GenerationFailed
+from ..generators.generated import Generated, GenerationFailed
+from ..metrics import geometry
+from ..metrics.columns import voxels_and_pose
 
 DRIFT = "latent drift"
 HIGHER = (

@@ -14,7 +14,7 @@ import trimesh
 from PIL import Image, ImageDraw
 from scipy.spatial import cKDTree
 
-from .. import geometry
+from ..metrics import geometry
 
 FACES = 6_000  # of one mesh
 TOTAL = 200_000  # of all; with more than TOTAL / FACES meshes each gets fewer
@@ -41,7 +41,7 @@ def read(file: Path) -> trimesh.Trimesh:
     """The mesh of a file.
 
     Raises:
-        ValueError: missing, torn, or nothing that can be measured, see :func:`forecache_lab.geometry.check`.
+        ValueError: missing, torn, or nothing that can be measured, see :func:`forecache_lab.metrics.geometry.check`.
     """
     if not file.is_file():
         raise ValueError("the file is missing, or is no file")

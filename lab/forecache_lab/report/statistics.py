@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..metrics.resampling import bootstrap
 from ..record import UNCACHED, Run, Table
-from ..resampling import bootstrap
 
 RESAMPLES, SEED, FEWEST = 2000, 0, 3
 

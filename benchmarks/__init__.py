@@ -1,0 +1,1 @@
+"""Research: the evidence behind the defaults. Not in the wheel."""

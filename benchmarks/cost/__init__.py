@@ -1,0 +1,1 @@
+"""What a fit, a forecast and the state cost, beside `hicache-pp` and inside cache-dit."""

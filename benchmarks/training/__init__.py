@@ -1,0 +1,1 @@
+"""How the small reference networks were trained; their weights lie in `benchmarks/weights`."""

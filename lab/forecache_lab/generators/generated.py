@@ -1,0 +1,203 @@
+"""From a picture to an object: what the folder bench (:mod:`forecache_lab.bench`) asks of a subject."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import trimesh
+from PIL import Image
+
+from .. import record
+from ..metrics import pose
+
+
+class GenerationFailed(RuntimeError):
+    """The generator ran and made no object of this picture; others may do well."""
+
+
+@dataclass
+class Generated:
+    """One object.
+
+    Attributes:
+        latents: what each stage's sampler returned, by stage, features only, float32 on the CPU; of a stage that
+            returns leaves, the shape's. calls: at the network, by stage.
+        seconds: by stage; ``decode``; the device is synchronised before every reading.
+        voxels: coordinates that a later stage ran on, by what made them; they can be given to another run.
+        occupancy: what the first stage decodes to; ``None``: the generator has no voxels. mesh, pose: as occupancy.
+        trace: steps by stage and branch, where a cache was attached.
+    """
+
+    latents: dict[str, torch.Tensor] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    voxels: dict[str, torch.Tensor] = field(default_factory=dict)
+    occupancy: torch.Tensor | None = None
+    mesh: trimesh.Trimesh | None = None
+    pose: pose.Pose | None = None
+    trace: dict[str, record.Steps] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of the block to those of a stage."""
+        synchronise()
+        start = time.perf_counter()
+        yield
+        synchronise()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def timing(self, stage: str) -> Callable[[Any], Any]:
+        """Made for :func:`replaced`: the function, its seconds added to those of a stage."""
+
+        def wrap(function: Any) -> Any:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with self.timed(stage):
+                    return function(*args, **kwargs)
+
+            return run
+
+        return wrap
+
+    def traced(self, handle: Any) -> None:
+        """Take the traces of the handle of a generator with stages; ``None``: nothing was attached."""
+        for stage, found in ({} if handle is None else handle.traces).items():
+            self.trace |= {f"{stage}, {name}": record.steps(each) for name, each in found.branches.items()}
+
+
+class Generator(Protocol):
+    """A subject that makes objects of pictures."""
+
+    title: str
+    conditions: str  #: one line for the table
+
+    @property
+    def networks(self) -> Mapping[str, Any]:
+        """By stage, in the order in which they run."""
+        ...
+
+    @property
+    def paired(self) -> bool:
+        """Whether a later stage runs on voxels of an earlier one, so that :meth:`generate` has a use for ``given``."""
+        ...
+
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """The cache for a block, with its handle; of ``None``, no cache and ``None``.
+
+        Raises:
+            ValueError, TypeError: a setting that the generator does not take.
+        """
+        ...
+
+    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
+        """Settings and steps of the plain sampler with so many network calls (a branch) in every stage."""
+        ...
+
+    def generate(
+        self,
+        picture: Image.Image,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        given: Generated | None = None,
+    ) -> Generated:
+        """Make the object of a picture (RGBA) with the noise of ``seed``.
+
+        Args:
+            picture: of one object.
+            seed: of the noise, whatever the settings are.
+            settings: for the adapter, of every stage; ``None``: uncached.
+            steps: of every stage; ``None``: the generator's own number.
+            given: another run, whose voxels the later stages use instead of those of this one: one voxel more or less
+                would draw other noise for all of them.
+
+        Raises:
+            GenerationFailed: no object came of it.
+        """
+        ...
+
+
+class InStages:
+    """What generators with a structure stage and later ones have in common: calls are counted at their networks, the
+    adapter is attached to a pipeline, and the plain sampler makes as many calls as it has steps.
+    """
+
+    adapter: Any
+    pipe: Any
+    paired = True
+    _calls = 0
+
+    def _count(self, *unused: Any) -> None:
+        self._calls += 1
+
+    def attached(self, settings: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """See :meth:`Generator.attached`."""
+        return nullcontext() if settings is None else self.adapter.enabled(self.pipe, **settings)
+
+    def fewer(self, calls: int) -> tuple[Mapping[str, Any] | None, int]:
+        """See :meth:`Generator.fewer`."""
+        return None, calls
+
+
+def synchronise() -> None:
+    """Wait for the device, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def replaced(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
+    """``owner.name`` is ``wrap(owner.name)`` for a block, on the instance."""
+    before = vars(owner).get(name)
+    setattr(owner, name, wrap(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        if before is not None:
+            setattr(owner, name, before)
+
+
+def watched(made: Generated, counter: Callable[[], int], stage_of: Callable[[Any], str]) -> Callable[[Any], Any]:
+    """Made for :func:`replaced`: ``sample`` of an Euler sampler, which leaves latent, calls and seconds in ``made``.
+
+    Args:
+        made: of the run.
+        counter: calls so far.
+        stage_of: the stage of a network.
+    """
+
+    def wrap(sample: Any) -> Any:
+        def run(network: Any, *args: Any, **kwargs: Any) -> Any:
+            stage, before = stage_of(network), counter()
+            with made.timed(stage):
+                out = sample(network, *args, **{**kwargs, "verbose": False})
+            made.calls[stage] = made.calls.get(stage, 0) + counter() - before
+            made.latents[stage] = getattr(out.samples, "feats", out.samples).float().cpu()  # sparse, or dense
+            return out
+
+        return run
+
+    return wrap
+
+
+def kept(made: dict[str, torch.Tensor], name: str, given: Generated | None) -> Callable[[Any], Any]:
+    """Made for :func:`replaced`: what makes voxels; they are kept as ``made[name]``, and those given are returned.
+
+    What it returns raises :class:`GenerationFailed` where there are none.
+    """
+
+    def wrap(make: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> torch.Tensor:
+            made[name] = make(*args, **kwargs)
+            if not len(made[name]):
+                raise GenerationFailed("no voxel is occupied")
+            return made[name] if given is None else given.voxels[name]
+
+        return run
+
+    return wrap

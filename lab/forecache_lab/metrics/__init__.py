@@ -1,0 +1,1 @@
+"""What is measured: distances of latents, meshes, voxels and poses, and their intervals by bootstrap."""
