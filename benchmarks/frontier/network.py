@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from forecache import Guided
-from forecache_lab.generators.reference.pictures import PICTURE
 from forecache_lab.generators.reference import hunyuan21, solids
+from forecache_lab.generators.reference.pictures import PICTURE
 
 from .flows import BUDGETS
 from .problems import Problem, Seeds, shifted

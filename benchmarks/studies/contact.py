@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import trimesh
 
-from forecache_lab.generators.reference.pictures import PICTURE
 from forecache_lab import render
 from forecache_lab.generators.reference import TEST_SEED, hunyuan21, solids
+from forecache_lab.generators.reference.pictures import PICTURE
 
 
 def main(checkout: Path, out: Path) -> None:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from forecache import Calibration, Forecaster, Plan
 from forecache.rules import Linear
 from forecache_adapters import hunyuan21 as adapter
-from forecache_lab.generators.reference.pictures import PICTURE
 from forecache_lab.generators.reference import CALIBRATION_SEED, TEST_SEED, hunyuan21, solids
+from forecache_lab.generators.reference.pictures import PICTURE
 
 GUIDANCE = hunyuan21.GUIDANCE
 GRID = (*np.linspace(0, 1, 50).tolist(), 1.0)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 
-from forecache_lab.generators.reference.pictures import PICTURE
 from forecache_lab.generators.reference import TRAINING_SEEDS, hunyuan21, solids
-from forecache_lab.generators.reference.pictures import PictureConditioner
+from forecache_lab.generators.reference.pictures import PICTURE, PictureConditioner
 from forecache_lab.generators.reference.weights import FOLDER, fill
 
 from .fit import fit

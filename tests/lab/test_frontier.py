@@ -16,8 +16,8 @@ from benchmarks.frontier.problems import Network, Problem, combine, shifted
 from benchmarks.studies import limits, refresh
 from forecache import Forecaster, Guided, schedule
 from forecache.rules import Linear, Reuse
-from forecache_lab.generators.reference.pictures import PICTURE
 from forecache_lab.generators.reference import CALIBRATION_SEED, TEST_SEED, hunyuan21, solids
+from forecache_lab.generators.reference.pictures import PICTURE
 from forecache_lab.metrics import resampling
 
 SEEDS = range(4)

@@ -20,11 +20,10 @@ import torch
 import forecache_patches as patches
 from forecache.rules import Linear
 from forecache_adapters import hunyuan2 as adapter
-from forecache_lab.generators.reference.pictures import PICTURE
 from forecache_lab.drift import WrongSign
 from forecache_lab.generators.hunyuan2mini import Hunyuan2Mini
 from forecache_lab.generators.reference import TEST_SEED, hunyuan2, solids
-
+from forecache_lab.generators.reference.pictures import PICTURE
 from upstream_helpers import check_batch_items, check_corrector, check_objects_of_pictures, import_as, relative
 
 STEPS = 24

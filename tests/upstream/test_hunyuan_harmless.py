@@ -17,8 +17,8 @@ import torch
 from forecache_adapters import hunyuan2 as adapter2
 from forecache_adapters import hunyuan21 as adapter21
 from forecache_adapters.attach import attached
-from forecache_lab.generators.reference.pictures import PICTURE
 from forecache_lab.generators.reference import TEST_SEED, hunyuan2, hunyuan21, solids
+from forecache_lab.generators.reference.pictures import PICTURE
 from upstream_helpers import relative
 
 STEPS = 12
