@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from forecache import AdaptiveGuidance, Corrector, Forecaster, Guided, Trace, rates, schedule, tree
-from forecache.forecaster import few_calls
+from forecache.schedule import few_calls
 
 from .settings import Settings
 from .sparse import is_sparse

@@ -1,7 +1,21 @@
-"""forecache: skip network calls in diffusion and flow samplers by forecasting them from snapshots of earlier ones.
+"""Skip network calls in diffusion and flow samplers: forecast a velocity from snapshots of earlier ones.
 
-Every forecast is a weighted sum of snapshots, ``v(t) = sum_j w_j(t) v_j`` with ``sum w = 1``; the weights are a pure
-function of the snapshot times and of the ``n x n`` Gram matrix of the snapshots.
+Every forecast is a weighted sum of the n <= 8 newest snapshots::
+
+    v(t) = sum_j w_j(t) v_j        with   sum_j w_j = 1
+
+The weights depend on the snapshots' clock, on the target and on the n x n Gram matrix ``G[j, k] = <v_j, v_k>``, and on
+a plan if there is one. So a tensor is touched twice: when a snapshot arrives (n dot products) and when a forecast is
+served (one weighted sum). A rule is a pure function of a few numbers, and what it would have got wrong at a computed
+step follows from G alone.
+
+::
+
+    cache = Forecaster(basis="auto", times=grid, calls=12)
+    for i in range(len(grid) - 1):
+        v = cache.step(i, lambda: model(x, grid[i], cond), state=x)
+        x = scheduler.step(v, grid[i], x)
+    print(cache.trace.computed, "network calls")
 """
 
 from .calibration.calibrate import Calibration, calibrate

@@ -108,3 +108,19 @@ class Corrector:
         """The part of every correction that is made: 1 at gentle guidance, 0 where it is steep for so few steps."""
         whole, none = STEEP
         return min(max((none - self.strength / (len(self.positions) - 1)) / (none - whole), 0.0), 1.0)
+
+
+def corrector_of_run(given: bool | Corrector | None, by_default: bool, times: tuple[float, ...]) -> Corrector | None:
+    """The corrector of a run over ``times``; ``None``: there is none.
+
+    Raises:
+        ValueError: a corrector of a grid with another number of steps.
+    """
+    if given is None:
+        given = by_default
+    corrector = Corrector(times) if given is True else given or None
+    if corrector is not None and len(corrector.positions) != len(times):
+        raise ValueError(
+            f"corrector: it must have {len(times)} positions, as many as times, got {len(corrector.positions)}"
+        )
+    return corrector

@@ -13,7 +13,7 @@ import torch
 
 from . import tree
 from .rules import Rule, make_rule
-from .snapshots import Array
+from .snapshots import MAX_HISTORY, Array
 
 
 class Group(NamedTuple):
@@ -53,11 +53,21 @@ class Groups:
                     raise ValueError(f"groups: leaf {leaf!r} is in {self._group_of[leaf]!r} and in {name!r}")
                 self._group_of[leaf] = name
 
-    def rules(self, rule: Rule, span: tuple[float, float] | None) -> dict[str, Rule]:
-        """What forecasts each group, ``rule`` unless it has one of its own; "": the other leaves."""
+    def rules(self, rule: Rule, span: tuple[float, float] | None, history: int) -> dict[str, Rule]:
+        """What forecasts each group, ``rule`` unless it has one of its own; "": the other leaves.
+
+        Raises:
+            ValueError: a history out of its range, or shorter than a rule needs; see also :func:`make_rule`.
+        """
+        if not 1 <= history <= MAX_HISTORY:
+            raise ValueError(f"history must be 1..{MAX_HISTORY}, got {history}")
         own = {name: each for name, each in self.groups.items() if each.basis is not None}
         made = {name: make_rule(each.basis, span, each.order, each.sigma) for name, each in own.items()}
-        return {"": rule, **dict.fromkeys(self.groups, rule), **made}
+        rules = {"": rule, **dict.fromkeys(self.groups, rule), **made}
+        for each in rules.values():
+            if history < each.floor:
+                raise ValueError(f"history must be >= {each.floor} for basis {each.name!r}, got {history}")
+        return rules
 
     def of_leaf(self, leaf: str) -> str:
         """The group of a leaf by its name in :mod:`forecache.tree`; "": none."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from . import tree
+from .history import History, Packed
 from .rules import Linear, Rule
 from .schedule import effective_steps
 from .snapshots import Snapshots, Unforecastable
-from .streams import Stream, products
+from .streams import Audit, Stream
 
 
 class AdaptiveGuidance:
@@ -89,28 +90,30 @@ class AdaptiveGuidance:
 
     def _forget(self, note: str = "") -> None:
         """Begin anew: both branches are called again."""
-        self._streams: dict[str, Stream] = {}
-        self._structure: tree.Structure | None = None
-        self._form: list[tuple[Any, ...]] = []  # shape, dtype and device of each leaf of cond
-        self._seen: list[int] = []
+        rule, history, batch_dim = self.rule, self.history, self.batch_dim
+        self._differences = History(lambda name: Stream(rule, history, batch_dim, None))
+        self._form: Form | None = None  # of cond, whose difference is kept
+        self._full = 0  # steps since then where both branches ran
         self._agrees = False
         if note:
             self.notes.append(note)
 
     def fits(self, cond: Any = None) -> bool:
         """Whether there are two full steps to forecast from, of the form of ``cond`` if that is given."""
-        return len(self._seen) >= 2 and (cond is None or not self._differs(*tree.flatten(cond)))
+        return self._full >= 2 and (cond is None or not self._differs(self._differences.pack(cond)))
 
-    def _differs(self, conds: dict[str, torch.Tensor], structure: tree.Structure) -> bool:
-        return self._structure is not None and (not tree.same(structure, self._structure) or _form(conds) != self._form)
+    def _differs(self, cond: Packed) -> bool:
+        return self._form is not None and (not self._differences.same_structure(cond) or _form(cond) != self._form)
 
     def needs_uncond(self, i: int, cond: Any = None) -> bool:
         """Whether step ``i`` calls the unconditional branch; ``cond``: the value of the other one, if it is known."""
+        newest = self._differences.step
         return (
             not self.fits(cond)
-            or len(self._seen) < self.warmup
+            or self._full < self.warmup
             or i >= self._last_effective
-            or i - self._seen[-1] >= self.refresh
+            or newest is None
+            or i - newest >= self.refresh
             or not self._agrees
         )
 
@@ -118,69 +121,63 @@ class AdaptiveGuidance:
         """Both branches of step ``i``: score the forecast of ``d``, then keep it."""
         if not 0 <= i < len(self.times) - 1:
             raise ValueError(f"step must be 0..{len(self.times) - 2}, got {i}")
-        conds, structure = tree.flatten(cond)
-        unconds, theirs = tree.flatten(uncond)
-        if not tree.same(structure, theirs):
-            raise ValueError(f"branches differ in structure: cond {structure[1]}, uncond {theirs[1]}")
-        for name, c in conds.items():
-            if c.shape != unconds[name].shape:
-                raise ValueError(f"branches differ in shape: {name} {tuple(c.shape)} and {tuple(unconds[name].shape)}")
-        differences = {name: c - unconds[name] for name, c in conds.items()}
-        if self._differs(conds, structure):
-            self._forget(f"step {i}: begins anew, since cond has another form: {_form(conds)}, before {self._form}")
-        elif other := [d for name, d in differences.items() if self._seen and self._streams[name].snapshots.differs(d)]:
-            self._forget(f"step {i}: begins anew, since cond - uncond is now of {other[0].dtype}")
-        elif self._seen and i < self._seen[-1]:
-            self._forget(f"step {i}: begins anew, since it comes after step {self._seen[-1]}")
-        elif self._seen and self.times[i] == self.times[self._seen[-1]]:
+        c, u = self._differences.pack(cond), self._differences.pack(uncond)
+        if not tree.same(c.structure, u.structure):
+            raise ValueError(
+                f"branches differ in structure: cond {tree.describe(c.structure)}, uncond {tree.describe(u.structure)}"
+            )
+        for name, shape in c.shapes.items():
+            if shape != u.shapes[name]:
+                raise ValueError(f"branches differ in shape: {name} {tuple(shape)} and {tuple(u.shapes[name])}")
+        d = c._replace(values={name: value - u.values[name] for name, value in c.values.items()})
+        newest = self._differences.step
+        if self._differs(c):
+            self._forget(f"step {i}: begins anew, since cond has another form: {_form(c)}, before {self._form}")
+        elif other := self._differences.differs(d):
+            self._forget(f"step {i}: begins anew, since cond - uncond has another form: {other}")
+        elif newest is not None and i < newest:
+            self._forget(f"step {i}: begins anew, since it comes after step {newest}")
+        elif self.times[i] == self._differences.time:
             return  # nothing has moved since
         try:
-            self._take(i, conds, unconds, differences)
+            audits = self._differences.observe(i, self.times[i], d)
+            self._judge(i, c, u, d, audits)
         except Unforecastable as reason:
             self._forget(f"step {i}: begins anew, since {reason}")
-        except BaseException:  # the leaves may not have come equally far
+        except BaseException:  # it may not have been judged
             self._forget()
             raise
         else:
-            self._structure, self._form = structure, _form(conds)
+            self._form = _form(c)
 
-    def _take(
-        self, i: int, conds: dict[str, torch.Tensor], unconds: dict[str, torch.Tensor],
-        differences: dict[str, torch.Tensor],
-    ) -> None:  # fmt: skip
-        streams = self._streams or {name: Stream(self.rule, self.history, self.batch_dim, None) for name in conds}
-        rows = products(streams, differences)
+    def _judge(self, i: int, c: Packed, u: Packed, d: Packed, audits: Mapping[str, Audit]) -> None:
+        """Whether the unconditional call may be dropped after step ``i``; notes the error of the guidance term."""
         worst, lowest, s = 0.0, 1.0, self.scale
-        for name, c in conds.items():
-            row = rows[name]
-            audit = streams[name].audit(i, self.times[i], row)
+        for name, difference in d.values.items():
             one = Snapshots(1, self.batch_dim)  # products of c, u and v = c + s d, per item
-            one.push(0.0, c.to(differences[name]))
-            with_u = one.products(unconds[name].to(differences[name]))
+            one.push(0.0, c.values[name].to(difference))
+            with_u = one.products(u.values[name].to(difference))
             cc, cu, uu = one.gram[:, 0, 0], with_u[:, 0], with_u[:, 1]
             size = np.sqrt(np.maximum((1 + s) ** 2 * cc - 2 * s * (1 + s) * cu + s * s * uu, 1e-300))
-            if audit is not None:
-                worst = max(worst, float((s * audit.error * np.sqrt(row[:, -1]) / size).max()))
-            else:
-                worst = float("inf")
+            audit = audits.get(name)
+            worst = max(worst, float("inf") if audit is None else float((s * audit.error * audit.size / size).max()))
             lowest = min(lowest, float((cu / np.sqrt(np.maximum(cc * uu, 1e-300))).min()))
-        for name, d in differences.items():
-            streams[name].push(i, self.times[i], d, rows[name])
-        self._streams = streams
         self._agrees = worst <= self.tolerance if self.cosine is None else lowest >= self.cosine
-        self._seen.append(i)
+        self._full += 1
         self.errors.append((i, worst))
 
     def uncond(self, i: int, cond: Any) -> Any:
         """``u^ = c - d^`` for step ``i``."""
-        conds, structure = tree.flatten(cond)
-        if not self.fits(cond):
+        c = self._differences.pack(cond)
+        if self._full < 2 or self._differs(c):
             raise RuntimeError(f"uncond of step {i} before two full steps of its form: observe() both branches first")
         self.saved += 1
-        return tree.unflatten(
-            {name: c - self._streams[name].forecast(i, self.times[i])[0] for name, c in conds.items()}, structure
-        )
+        d = self._differences.forecast(i, self.times[i])
+        return self._differences.unpack({name: value - d[name] for name, value in c.values.items()})
 
 
-def _form(leaves: dict[str, torch.Tensor]) -> list[tuple[Any, ...]]:
-    return [(tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in leaves.values()]
+Form = list[tuple[Any, ...]]  #: shape, dtype and device of each tensor
+
+
+def _form(packed: Packed) -> Form:
+    return [(tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in packed.values.values()]

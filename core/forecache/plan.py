@@ -119,16 +119,6 @@ class Plan:
                 found.append(f"{key}: plan {mine!r}, run {theirs!r}")
         return found
 
-    def check(self, times: tuple[float, ...], made_for: Mapping[str, Any]) -> None:
-        """Refuse a run that the plan was not made for.
-
-        Raises:
-            ValueError: names every difference.
-        """
-        found = self.differences(times, made_for)
-        if found:
-            raise ValueError("plan was made for something else: " + "; ".join(found))
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON atomically: the file is either the old plan or the new one, and keeps its mode; a symbolic link
         stays one. Threads and processes may save to one path.
@@ -175,6 +165,36 @@ class Plan:
             raise ValueError(f"plan: {path} is not a plan: it has no {error}") from error
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"plan: {path} is not a plan: {error}") from error
+
+
+def plan_of_run(
+    plan: Plan | str | Path | None,
+    times: tuple[float, ...],
+    made_for: Mapping[str, Any],
+    strict: bool,
+    others: Sequence[Any],
+) -> tuple[Plan | None, str, int]:
+    """The plan of a run, given as it is or by the path of its file, and no ``others`` that set a schedule.
+
+    Returns:
+        The plan, "" and 0; or ``None``, why the run cannot have it, and how many calls it would make.
+
+    Raises:
+        TypeError: neither a plan nor a path.
+        ValueError: the plan was made for something else, and ``strict`` or another schedule is given.
+        OSError: see :meth:`Plan.load`.
+    """
+    if isinstance(plan, (str, Path)):
+        plan = Plan.load(plan)
+    if plan is not None and not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan or the path of its file, got {plan!r}")
+    if plan is None or not (found := plan.differences(times, made_for)):
+        return plan, "", 0
+    if strict:
+        raise ValueError("plan was made for something else: " + "; ".join(found))
+    if any(other is not None for other in others):
+        raise ValueError("give one of interval, calls, computed, plan; got plan and another")
+    return None, f"plan not used, it was made for something else: {'; '.join(found)}", len(plan.computed)
 
 
 def _steps(weights: Mapping[int, Weights]) -> dict[str, dict[str, Any]]:

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from . import schedule, tree
-from .groups import Groups
+from .groups import Group, Groups
+from .history import Asked
 from .plan import COLUMNS, Plan, Weights
 from .rules import GUARD
-from .rules.guard import ROUNDING, Served, fallen, norm, told
+from .rules.guard import ROUNDING, Served, norm, with_reuse
 from .rules.rule import newest
 from .snapshots import MAX_HISTORY, Array, read
-from .streams import Asked, Stream
+from .streams import Stream
 from .trace import Step
 
 PLAN = "plan"  # what the trace calls it; nothing else depends on this name
@@ -40,12 +41,18 @@ class Planner:
         plan: ``None``: no weights at all. effective: steps that move the state. computed: of the run.
         times: the grid. groups: of the run.
         guard: largest norm of each kind of column; ``None``: 4 for the velocity, 8 for the others.
+        history: snapshots that are kept.
+
+    Raises:
+        ValueError: a history shorter than the weights of the plan; a guard that reuse would not meet.
     """
 
     def __init__(
         self, plan: Plan | None, effective: Sequence[int], computed: Sequence[int], times: Sequence[float],
-        groups: Groups, guard: float | None,
+        groups: Groups, guard: float | None, history: int = MAX_HISTORY,
     ) -> None:  # fmt: skip
+        if guard is not None and not guard >= 1:
+            raise ValueError(f"guard must be >= 1 (the norm of reuse), got {guard}")
         self.times, self.groups, self.guard, self.computed = times, groups, guard, frozenset(computed)
         self.weights: dict[str, dict[int, Weights]] = {}
         self.asked: list[Asked] = []  #: what the device knows of earlier steps and the trace does not
@@ -57,6 +64,8 @@ class Planner:
             for i in {i for each in self.weights.values() for i in each}:
                 known = schedule.window([k for k in computed if k <= i], MAX_HISTORY, plan.edges)
                 self._anchors[i] = tuple(times[k] for k in known)
+        if history < self.longest:
+            raise ValueError(f"history must be >= {self.longest}, the longest weights of the plan, got {history}")
 
     def _all(self) -> list[Weights]:
         return [w for each in self.weights.values() for w in each.values()]
@@ -90,16 +99,13 @@ class Planner:
             self._states(i, state, values)
 
     def _states(self, i: int, state: Any, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The state by stream, of both branches."""
+        """The state by stream; both branches have the same."""
         if state is None:
             raise ValueError(f"state must be given at step {i}: this plan has a column for it (step(..., state=x))")
         mine = [name for name in values if self.groups.branch(name) != "uncond"]
         parts = list(self.groups.pack(tree.flatten(state)[0]).values())
-        given = [(tuple(x.shape), x.device) for x in parts]
-        wanted = [(tuple(values[name].shape), values[name].device) for name in mine]
-        if given != wanted:
-            shown = ("; ".join(f"{shape} {device}" for shape, device in each) for each in (wanted, given))
-            raise ValueError(f"state of step {i} must have the form of the velocity, {', got '.join(shown)}")
+        if misfit := tree.misfit([values[name] for name in mine], parts):
+            raise ValueError(f"state of step {i} must have the form of the velocity, {misfit}")
         found = dict(zip(mine, parts, strict=True))
         return {name: found[self._cond(name)].detach() for name in values}
 
@@ -110,31 +116,31 @@ class Planner:
     # --- one step ---------------------------------------------------------------------------------------------------
     def forecast(self, i: int, streams: Mapping[str, Stream], state: Any, entry: Step) -> dict[str, torch.Tensor]:
         """The values of a skipped step by stream; ``entry`` of the trace is told how each was made."""
-        return self._serve(i, streams, state, entry, lambda stream: stream.forecast(i, self.times[i]))[0]
+        return self._values(i, streams, state, entry, lambda stream: stream.forecast(i, self.times[i]))[0]
 
     def correct(self, i: int, streams: Mapping[str, Stream], state: Any, entry: Step) -> dict[str, torch.Tensor] | None:
-        """The computed values of step ``i``, the newest snapshots, with what the plan adds to them; ``None``: nothing
-        was added to any. ``entry`` is told how.
+        """The computed values of step ``i``, the newest snapshots, with what the plan adds to them; ``None``: it adds
+        nothing to any. ``entry`` is told how.
         """
 
-        def computed(stream: Stream) -> tuple[torch.Tensor, list[Served]]:
+        def as_computed(stream: Stream) -> tuple[torch.Tensor, list[Served]]:
             return stream.reuse(), [Served(newest(len(stream.snapshots)), "reuse")]
 
-        values, planned = self._serve(i, streams, state, entry, computed)
+        values, planned = self._values(i, streams, state, entry, as_computed)
         return values if planned else None
 
-    def _serve(
+    def _values(
         self, i: int, streams: Mapping[str, Stream], state: Any, entry: Step,
         otherwise: Callable[[Stream], tuple[torch.Tensor, list[Served]]],
     ) -> tuple[dict[str, torch.Tensor], bool]:  # fmt: skip
-        """The values, and whether the plan served any of them."""
+        """The values, by the plan's weights where they fit and else by ``otherwise``; whether the plan served any."""
         values: dict[str, torch.Tensor] = {}
         planned: dict[str, Weights] = {}
         for name, stream in streams.items():
             w, why = self._chosen(i, name, streams)
             if w is None:
                 values[name], served = otherwise(stream)
-                _tell(entry, name, [replace(each, fallbacks=(*why, *each.fallbacks)) for each in served])
+                entry.tell(name, [replace(each, fallbacks=(*why, *each.fallbacks)) for each in served])
             else:
                 values[name], planned[name] = _sum(stream, w.velocity), w
         xs = self._states(i, state, values) if any(w.state for w in planned.values()) else {}
@@ -150,7 +156,7 @@ class Planner:
                 values[name] = self._watched(mine, values[name], entry, name, served)
             else:
                 values[name], served = mine.checked(values[name], served)
-                _tell(entry, name, served)
+                entry.tell(name, served)
         if self.corrects(i):  # the last computed step: no other one will read what is asked
             self.settle()
         return values, bool(planned)
@@ -184,9 +190,9 @@ class Planner:
         value, finite = stream.mended(value)
 
         def tell(known: Array) -> None:
-            _tell(entry, name, fallen(served, known.astype(bool).tolist(), "not finite"))
+            entry.tell(name, with_reuse(served, known.astype(bool).tolist(), "not finite"))
 
-        _tell(entry, name, served)
+        entry.tell(name, served)
         if finite.device.type == "cpu":
             tell(finite.numpy())
         else:
@@ -207,6 +213,24 @@ class Planner:
                     tell(known)
 
 
+def agreed(
+    plan: Plan | None, edges: Sequence[int], groups: Mapping[str, Group | Sequence[str]] | None
+) -> tuple[Sequence[int], Mapping[str, Group | Sequence[str]]]:
+    """Edges and groups of a run: the plan's, where there is one.
+
+    Raises:
+        ValueError: what is given is not the plan's.
+    """
+    if plan is None:
+        return edges, groups or {}
+    if edges and tuple(sorted(edges)) != plan.edges:
+        raise ValueError(f"edges must be the plan's {list(plan.edges)}, got {list(edges)}")
+    theirs = {name: each.leaves for name, each in plan.groups.items()}
+    if theirs and groups and {name: each.leaves for name, each in Groups(groups, None).groups.items()} != theirs:
+        raise ValueError(f"groups must be the plan's {theirs}, got {dict(groups)}")
+    return plan.edges, groups or theirs
+
+
 def _sum(stream: Stream, weights: Sequence[float]) -> torch.Tensor:
     return stream.snapshots.combine(_padded(weights, len(stream.snapshots)))
 
@@ -214,9 +238,3 @@ def _sum(stream: Stream, weights: Sequence[float]) -> torch.Tensor:
 def _padded(weights: Sequence[float], n: int) -> Array:
     """Weights of the newest snapshots as weights of all ``n``."""
     return np.concatenate([np.zeros(n - len(weights)), weights])
-
-
-def _tell(entry: Step, name: str, served: Sequence[Served]) -> None:
-    entry.rules[name], reasons = told(served)
-    if reasons:
-        entry.fallbacks[name] = reasons

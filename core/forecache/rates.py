@@ -54,11 +54,5 @@ def _each(value: Any, state: Any, made: Callable[[torch.Tensor, torch.Tensor], t
 
 
 def _misfit(value: Any, state: Any) -> str:
-    """How the state differs, in words; "": it does not."""
-    forms = [
-        [] if each is None else [(tuple(leaf.shape), leaf.device) for leaf in tree.flatten(each)[0].values()]
-        for each in (value, state)
-    ]
-    if forms[0] == forms[1]:
-        return ""
-    return ", got ".join("; ".join(f"{shape} {device}" for shape, device in form) or "none" for form in forms)
+    """How the state differs in form, in words; "": it does not."""
+    return tree.misfit(*([] if each is None else tree.flatten(each)[0].values() for each in (value, state)))

@@ -196,7 +196,7 @@ class Snapshots:
             slot = self._slots.pop(0)
             self.times.pop(0)
         self._buffer[:, slot] = rows
-        gram = np.concatenate([np.concatenate([self.gram, row[:, :-1, None]], 2), row[:, None, :]], 1)
+        gram = bordered(self.gram, row)
         self.largest = float(np.sqrt(np.diagonal(gram, axis1=1, axis2=2).max()))
         self.gram = gram
         self._slots.append(slot)
@@ -260,19 +260,22 @@ class Snapshots:
                 sums.copy_(torch.mv(work.copy_(part), w, out=total))
 
 
-def residual(gram: Array, row: Array, weights: Array) -> Array:
-    """``||v - sum_j w_j v_j||`` per item from dot products alone: ``[1, -w] G [1, -w]^T``.
-
-    Args:
-        gram: ``[items, n, n]`` of the window.
-        row: ``[items, n + 1]``, :func:`products` of ``v`` with the window.
-        weights: ``[items, n]``.
-
-    Weights that sum to 1 make this the forward (prequential) error of a forecast of ``v``. Float64 products resolve
-    it down to about ``1e-8 ||w||_1 ||v||``.
+def bordered(gram: Array, row: Array) -> Array:
+    """The Gram matrix ``[items, n + 1, n + 1]`` of a window and one more value, from that of the window and
+    :func:`products` of the value.
     """
-    n = gram.shape[1]
-    full = np.empty((len(gram), n + 1, n + 1))
-    full[:, :n, :n], full[:, n, :], full[:, :n, n] = gram, row, row[:, :n]
-    signed = np.concatenate([-weights, np.ones((len(gram), 1))], 1)
-    return np.asarray(np.sqrt(np.maximum(np.einsum("bj,bjk,bk->b", signed, full, signed), 0)))
+    return np.concatenate([np.concatenate([gram, row[:, :-1, None]], 2), row[:, None, :]], 1)
+
+
+def norm_of_sum(weights: Array, gram: Array) -> Array:
+    """``||sum_j w_j v_j||`` from dot products alone: weights ``[..., n]``, Gram matrices ``[..., n, n]``."""
+    return np.asarray(np.sqrt(np.maximum(np.einsum("...j,...jk,...k->...", weights, gram, weights), 0)))
+
+
+def forward_error(weights: Array, gram: Array) -> Array:
+    """``||v - sum_j w_j v_j||``, how far off the forecast of ``v`` with weights ``[..., n]`` is.
+
+    ``gram [..., n + 1, n + 1]`` is the Gram matrix of the window and, last, of ``v``. Float64 products resolve the
+    error down to about ``1e-8 ||w||_1 ||v||``.
+    """
+    return norm_of_sum(np.concatenate([-weights, np.ones((*weights.shape[:-1], 1))], -1), gram)

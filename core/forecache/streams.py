@@ -1,8 +1,8 @@
-"""One history per stream: a branch of the guidance, a leaf of a structured velocity. Streams never share one."""
+"""One stream: the snapshots of one tensor, and the rule that forecasts it. Streams never share a snapshot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,48 +10,37 @@ import torch
 
 from .corrector import Corrector
 from .rules import Rule
-from .rules.guard import Served, fallen, serve
+from .rules.guard import Served, guarded, with_reuse
 from .rules.rule import newest
-from .snapshots import Array, Snapshots, read, residual
-from .tree import Guided as Guided
+from .snapshots import Array, Snapshots, bordered, forward_error, norm_of_sum
 
-CORRECTOR = "corrector"
 TINY = 1e-100  # denominator of a zero value: the ratio is huge and finite
-ROUNDOFF = 1e-7  # of the norm: residuals below it are noise of the Gram matrix, and reuse is exact
+ROUNDOFF = 1e-7  # of the norm: errors below it are noise of the Gram matrix, and reuse counts as exact
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Forward error of the forecast that a window would have made of an arriving value: per item, relative to it."""
+    """How far off the forecast of an arriving value would have been, per item."""
 
-    error: Array
-    skill: Array  #: the error divided by that of reuse; below 1 the rule earns its place
-
-
-Asked = tuple[torch.Tensor, Callable[[Array], None]]  #: numbers ``[n, 1]`` of a device and who is told them, ``[n]``
-
-
-def products(
-    streams: Mapping[str, Stream], values: Mapping[str, torch.Tensor], asked: Sequence[Asked] = ()
-) -> dict[str, Array]:
-    """:meth:`Snapshots.products` of the value of each stream. The host waits for the device once, not for each; with
-    that it reads what else is ``asked``.
-    """
-    queued = [streams[name].snapshots.queued(value, name) for name, value in values.items()]
-    known = read([*queued, *(numbers for numbers, _ in asked)])
-    for (_, tell), numbers in zip(asked, known[len(queued) :], strict=True):
-        tell(numbers)
-    return {
-        name: streams[name].snapshots.products(value, name, row)
-        for (name, value), row in zip(values.items(), known[: len(queued)], strict=True)
-    }
+    error: Array  #: forward error, relative to the value
+    skill: Array  #: forward error divided by that of reuse; below 1 the rule is better than reuse
+    size: Array  #: norm of the value
 
 
 class Stream:
-    """Snapshots of one tensor, its rule, and both clocks (the sampler's time, the step index).
+    """Snapshots of one tensor, and its rule.
 
-    ``history`` snapshots are kept, or as many as the rule reads; ``least``: of those, as many as somebody else needs.
-    ``corrected``: one more than the rule reads, since its weights are looked at when the next value has arrived.
+    Args:
+        rule: forecasts the tensor.
+        history: most snapshots that are kept; no more are than the rule reads.
+        batch_dim: axis of the independent items.
+        guard: largest ``||w||_1`` that is served; ``None``: each rule's own.
+        least: snapshots that are kept even if the rule reads fewer, as far as ``history`` allows.
+        corrected: keep one more than the rule reads. The corrector looks at the weights of a skipped step when the next
+            computed value has already arrived.
+
+    Attributes:
+        steps: step index of each snapshot, oldest first; ``snapshots.times`` has their times.
     """
 
     def __init__(
@@ -60,96 +49,109 @@ class Stream:
     ) -> None:  # fmt: skip
         self.rule, self.guard = rule, guard
         self.snapshots = Snapshots(min(history, max(rule.window + corrected, least)), batch_dim)
-        self.indices: list[int] = []
-        self.dropped: int | None = None  # index of the snapshot that gave way to the newest one
-        self.gap: list[tuple[int, Array]] = []  # steps that were forecast since the newest snapshot, and their weights
-        self.closed: list[tuple[int, Array]] = []  # those before it
-        self._times, self._steps = np.zeros(0), np.zeros(0)  # of the window, as time and as step index
+        self.steps: Array = np.zeros(0)
+        self._dropped: int | None = None  # step of the snapshot that gave way to the newest one
+        self._gap: list[tuple[int, Array]] = []  # steps that were forecast since the newest snapshot, and their weights
+        self._closed: list[tuple[int, Array]] = []  # the same of the gap before the newest snapshot
 
-    def _served(self, index: int, time: float) -> list[Served]:
-        """Weights per item; one entry serves all items if the rule does not look at the Gram matrix.
+    def _weights(self, step: int, time: float) -> list[Served]:
+        """Weights for each item; a single entry, for all items, if the rule does not look at the Gram matrix.
 
-        Where it only chooses by it, items with the same choice are served together.
+        A rule may look at the Gram matrix only to choose another one that does not. Items with the same choice then
+        have the same weights, and these are made once.
         """
-        served: list[Served] = []
-        shared: dict[int, Served] = {}  # by the choice, an object of the rule that makes it
+        found: list[Served] = []
+        shared: dict[int, Served] = {}  # by the identity of the chosen rule
+        times = np.array(self.snapshots.times)
         for gram in self.snapshots.gram if self.rule.uses_gram else self.snapshots.gram[:1]:
-            rule = self.rule.chosen(self._steps if self.rule.clock == "index" else self._times, gram)
+            rule = self.rule.chosen(self.steps if self.rule.clock == "index" else times, gram)
             if (each := shared.get(id(rule))) is None:
-                each = serve(rule, self._times, time, gram, self.guard, (self._steps, float(index)))
+                each = guarded(rule, times, time, gram, self.guard, (self.steps, float(step)))
                 if not rule.uses_gram:
                     shared[id(rule)] = each
-            served.append(each)
-        return served
+            found.append(each)
+        return found
 
-    def push(self, index: int, time: float, value: torch.Tensor, row: Array) -> None:
+    def push(self, step: int, time: float, value: torch.Tensor, row: Array) -> None:
         """Take a computed value as the newest snapshot; ``row`` is ``snapshots.products(value)``."""
-        self.closed, self.gap = self.gap, []
+        self._closed, self._gap = self._gap, []
         self.snapshots.push(time, value, row)
-        self.dropped = self.indices[0] if len(self.indices) == self.snapshots.capacity else None
-        self.indices = [*self.indices, index][-self.snapshots.capacity :]
-        self._times, self._steps = np.array(self.snapshots.times), np.array(self.indices, dtype=np.float64)
+        full = len(self.steps) == self.snapshots.capacity
+        self._dropped = int(self.steps[0]) if full else None
+        self.steps = np.append(self.steps[1:] if full else self.steps, float(step))
 
-    def audit(self, index: int, time: float, row: Array) -> Audit | None:
+    def audit(self, step: int, time: float, row: Array) -> Audit | None:
         """Score the forecast of a computed value, given by its products, before it is pushed; changes nothing."""
         if not len(self.snapshots):
             return None
-        gram = self.snapshots.gram
-        weights = np.stack([s.weights for s in self._served(index, time)])
-        error, reuse = (
-            residual(gram, row, np.broadcast_to(w, gram.shape[:2])) for w in (weights, np.eye(gram.shape[1])[-1:])
-        )
-        norm = np.maximum(np.sqrt(row[:, -1]), TINY)
-        return Audit(error / norm, error / np.maximum(reuse, ROUNDOFF * norm))
+        gram = bordered(self.snapshots.gram, row)
+        weights = np.stack([each.weights for each in self._weights(step, time)])
+        error, of_reuse = (forward_error(w, gram) for w in (weights, newest(len(self.snapshots))[None]))
+        size = np.maximum(np.sqrt(row[:, -1]), TINY)
+        return Audit(error / size, error / np.maximum(of_reuse, ROUNDOFF * size), size)
 
-    def forecast(self, index: int, time: float) -> tuple[torch.Tensor, list[Served]]:
+    def forecast(self, step: int, time: float) -> tuple[torch.Tensor, list[Served]]:
         """The forecast value at ``time`` and how it was made."""
-        served = self._served(index, time)
-        value, served = self.checked(self.snapshots.combine(_weights(served)), served)
-        self.gap.append((index, _weights(served)))
+        made = self._weights(step, time)
+        value, served = self.checked(self.snapshots.combine(_stacked(made)), made)
+        self._gap.append((step, _stacked(served)))
         return value, served
 
     def corrected(self, corrector: Corrector) -> tuple[torch.Tensor, float] | None:
-        """The newest snapshot with the gap before it integrated again, and how much was added, relative to it.
+        """Integrate the gap before the newest snapshot again.
 
-        ``None``: nothing was, as where it would be round-off. The snapshot itself becomes the velocity at the corrected
-        state. An item of either that overflows stays as it is.
+        Returns:
+            The value for the sampler, and how much was added to the computed one, relative to it, the largest over the
+            items. ``None``: nothing was added, or no more than round-off.
+
+        The snapshot itself becomes the velocity at the corrected state. An item whose correction overflows is left as
+        it was.
         """
-        added = corrector.correction(self.closed, self._steps, self.dropped)
+        added = corrector.correction(self._closed, self.steps, self._dropped)
         if added is None:
             return None
         gram = self.snapshots.gram
         used, kept = (np.broadcast_to(each, gram.shape[:2]) for each in added)
-        size = np.sqrt(np.maximum(np.einsum("bj,bjk,bk->b", used, gram, used), 0))
-        norm = np.maximum(np.sqrt(gram[:, -1, -1]), TINY)
-        counts = size > ROUNDOFF * np.maximum(np.abs(used).sum(1), 1) * norm
+        moved = norm_of_sum(used, gram)
+        size = np.maximum(np.sqrt(gram[:, -1, -1]), TINY)
+        counts = moved > ROUNDOFF * np.maximum(np.abs(used).sum(1), 1) * size
         if not counts.any():
             return None
-        value, served = self._with(counts[:, None] * used)
-        done = counts & [each.rule == CORRECTOR for each in served]
-        snapshot, remain = self._with(done[:, None] * kept)
-        self.snapshots.rewrite(np.stack([each.weights for each in remain]), snapshot)
-        return value, float((done * size / norm).max())
+        value, finite = self._plus(counts[:, None] * used)
+        done = counts & finite
+        weights = done[:, None] * kept
+        snapshot, finite = self._plus(weights)
+        self.snapshots.rewrite(newest(len(self.snapshots)) + finite[:, None] * weights, snapshot)
+        return value, float((done * moved / size).max())
 
-    def _with(self, added: Array) -> tuple[torch.Tensor, list[Served]]:
-        """The newest snapshot plus a sum of all, weights ``[items, n]``."""
+    def _plus(self, added: Array) -> tuple[torch.Tensor, Array]:
+        """The newest snapshot plus a sum of all, weights ``[items, n]``; which items are finite, the others being the
+        newest snapshot alone.
+        """
         weights = newest(len(self.snapshots)) + added
-        return self.checked(self.snapshots.combine(weights), [Served(each, CORRECTOR) for each in weights])
+        value, finite = self._within_range(self.snapshots.combine(weights), float(np.abs(weights).sum(1).max()))
+        return value, np.ones(len(weights), dtype=bool) if finite is None else np.array(finite)
 
     def checked(self, value: torch.Tensor, served: list[Served]) -> tuple[torch.Tensor, list[Served]]:
-        """``value``, the sum of snapshots that ``served`` says, or the newest snapshot for items of it that overflow.
+        """The sum that ``served`` describes, with the newest snapshot in place of each item that overflows."""
+        value, finite = self._within_range(value, max(each.size for each in served))
+        return value, served if finite is None else with_reuse(served, finite, f"overflows {value.dtype}")
 
-        Overflow of a half-precision result is excluded by ``max|v^| <= ||w||_1 max ||v_j||`` without touching a tensor;
-        only where that bound fails does the host look at the value.
+    def _within_range(self, value: torch.Tensor, size: float) -> tuple[torch.Tensor, list[bool] | None]:
+        """A sum of snapshots with ``||w||_1 <= size``, with the newest snapshot in place of each item that overflows;
+        which items are finite (``None``: all are, and the host did not have to look).
+
+        Overflow of a half-precision sum is excluded by ``max|v^| <= ||w||_1 max ||v_j||`` without touching a tensor;
+        only where that bound exceeds the range of the dtype does the host look at the value.
         """
-        if max(s.size for s in served) * self.snapshots.largest > torch.finfo(value.dtype).max:
-            value, finite = self.mended(value)
-            served = fallen(served, finite.cpu().tolist(), f"overflows {value.dtype}")
-        return value, served
+        if not size * self.snapshots.largest > torch.finfo(value.dtype).max:
+            return value, None
+        value, finite = self.mended(value)
+        return value, finite.cpu().tolist()
 
     def mended(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``value`` with the newest snapshot in place of each item that is not finite, and which are, ``[items]``; the
-        host does not wait.
+        """``value`` with the newest snapshot in place of each item that is not finite, and which items are finite,
+        ``[items]``. The host does not wait for the device.
         """
         axis, items = self.snapshots.batch_dim, self.snapshots.items
         if axis is None or value.ndim <= 1:
@@ -161,9 +163,9 @@ class Stream:
 
     def reuse(self) -> torch.Tensor:
         """The newest snapshot, exactly."""
-        return self.snapshots.combine(np.eye(len(self.snapshots))[-1])
+        return self.snapshots.combine(newest(len(self.snapshots)))
 
 
-def _weights(served: Sequence[Served]) -> Array:
-    """``[n]`` for all items, or ``[items, n]``."""
+def _stacked(served: Sequence[Served]) -> Array:
+    """Weights ``[n]`` for all items, or ``[items, n]``."""
     return served[0].weights if len(served) == 1 else np.stack([each.weights for each in served])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from .rules.guard import Served
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,24 @@ class Step:
     skill: dict[str, float] = field(default_factory=dict)
     corrected: dict[str, float] = field(default_factory=dict)
 
+    def tell(self, stream: str, served: Sequence[Served]) -> None:
+        """Note the rules that served the items of a stream, and why better ones were passed over, each once."""
+        self.rules[stream] = "/".join(dict.fromkeys(each.rule for each in served))
+        if reasons := list(dict.fromkeys(reason for each in served for reason in each.fallbacks)):
+            self.fallbacks[stream] = reasons
+
 
 class Trace:
     """Steps of one run, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, notes: Iterable[str] = ()) -> None:
         self.steps: list[Step] = []
-        self.notes: list[str] = []  #: what the run as a whole did otherwise than asked, e.g. switched itself off
+        self.notes = list(notes)  #: what the run as a whole did otherwise than asked, e.g. switched itself off
+
+    def note(self, text: str) -> None:
+        """Add a note, unless it is there already."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     @property
     def computed(self) -> int:

@@ -7,6 +7,7 @@ are the leaf, coordinates and layout the context) with ``torch.utils._pytree.reg
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -55,10 +56,33 @@ def _names(paths: list[str], guided: bool) -> tuple[str, ...]:
     return tuple(found)
 
 
-def unflatten(leaves: dict[str, torch.Tensor], structure: Structure) -> Any:
+def unflatten(leaves: Mapping[str, torch.Tensor], structure: Structure) -> Any:
     """The inverse of :func:`flatten`; leaves that are not tensors are handed back as they were."""
     spec, names, others = structure
     return _pytree.tree_unflatten([leaves.get(name, other) for name, other in zip(names, others, strict=True)], spec)
+
+
+def branches(structure: Structure) -> tuple[Structure, ...]:
+    """The structures of the branches of a :class:`Guided`, with the names that each would have alone; of any other
+    value, its own structure.
+    """
+    spec, names, others = structure
+    if spec.context is not Guided:
+        return (structure,)
+    found, at = [], 0
+    for branch, child in zip(Guided._fields, _children(spec), strict=True):
+        part = slice(at, at + child.num_leaves)
+        found.append((child, tuple(name.removeprefix(branch) for name in names[part]), others[part]))
+        at += child.num_leaves
+    return tuple(found)
+
+
+def misfit(wanted: Iterable[torch.Tensor], given: Iterable[torch.Tensor]) -> str:
+    """How tensors that must match in shape and device differ, "<wanted>, got <given>"; "": they match."""
+    forms = [[(tuple(leaf.shape), leaf.device) for leaf in leaves] for leaves in (wanted, given)]
+    if forms[0] == forms[1]:
+        return ""
+    return ", got ".join("; ".join(f"{shape} {device}" for shape, device in form) or "none" for form in forms)
 
 
 def key(name: str) -> str:

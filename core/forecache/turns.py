@@ -18,6 +18,10 @@ class Turns:
         self._lock = threading.Lock()
         self._holder: FrameType | None = None
 
+    def __call__(self, what: str) -> Turn:
+        """``with turns("step 3"):`` a turn as long as the block; ``what`` begins the message of a refusal."""
+        return Turn(self, what)
+
     def take(self, what: str, holder: FrameType) -> None:
         """Raises ``RuntimeError``, which begins with ``what``, where another frame is at work."""
         if not self._lock.acquire(blocking=False):
@@ -38,7 +42,7 @@ class Turns:
 
 
 class Turn:
-    """``with Turn(turns, "step 3"):`` the turn of the frame that holds this statement."""
+    """A context manager: the turn of the frame that holds the ``with`` statement."""
 
     def __init__(self, turns: Turns, what: str) -> None:
         self.turns, self.what = turns, what

@@ -67,7 +67,7 @@ def test_what_is_used_and_what_is_kept() -> None:
     interpolated = [wavy(0) + i / 3 * (wavy(3) - wavy(0)) for i in (1, 2)]
     r = sum((GRID[i + 1] - GRID[i]) / h * (v - wavy(0)) for i, v in zip((1, 2), interpolated, strict=True))
     assert torch.allclose(got[3], wavy(3) + (1 - corrector.STIFF * f) * r, rtol=1e-12)
-    assert torch.allclose(cache._streams["v"].reuse(), wavy(3) - corrector.STIFF * f * r, rtol=1e-12)
+    assert torch.allclose(cache.history.streams["v"].reuse(), wavy(3) - corrector.STIFF * f * r, rtol=1e-12)
     told = cache.trace.steps[3].corrected["v"]
     assert told == pytest.approx(float(((got[3] - wavy(3)).norm(dim=1) / wavy(3).norm(dim=1)).max()), rel=1e-9)
     assert told > 0.1 and [s.index for s in cache.trace.steps if s.corrected] == [3]
@@ -89,7 +89,7 @@ def test_positions_say_what_a_sampler_adds() -> None:
         cache.reset()
         for i in range(4):
             cache.step(i, lambda i=i: wavy(i))
-        assert torch.allclose(cache._streams["v"].reuse(), wavy(3), rtol=1e-9) is equal
+        assert torch.allclose(cache.history.streams["v"].reuse(), wavy(3), rtol=1e-9) is equal
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -215,8 +215,8 @@ def test_steps_that_stand_still_add_nothing() -> None:
 
 def cache_value(cache: Forecaster, i: int) -> Tensor:
     """The snapshot of computed step ``i``, the newest."""
-    stream = cache._streams["v"]
-    assert stream.indices[-1] == i
+    stream = cache.history.streams["v"]
+    assert stream.steps[-1] == i
     return stream.reuse()
 
 
@@ -265,10 +265,10 @@ def test_a_correction_that_overflows_is_left_out() -> None:
     got = [cache.step(i, lambda i=i: v(i, 60000.0)) for i in range(3)]
     small = Forecaster("reuse", times=grid, computed=(0, 2, 3), corrector=True)
     fine = [small.step(i, lambda i=i: v(i, 6000.0)) for i in range(3)]
-    assert torch.equal(got[2][0], v(2, 60000.0)[0]) and torch.equal(cache._streams["v"].reuse()[0], got[2][0])
+    assert torch.equal(got[2][0], v(2, 60000.0)[0]) and torch.equal(cache.history.streams["v"].reuse()[0], got[2][0])
     assert (got[2][1] > 1.3 * v(2, 60000.0)[1]).all()  # the other item is corrected
     assert (fine[2] > 1.3 * v(2, 6000.0)).all()  # control
-    assert all(np.isfinite(each).all() for each in (cache._streams["v"].snapshots.gram, got[2].double().numpy()))
+    assert all(np.isfinite(each).all() for each in (cache.history.streams["v"].snapshots.gram, got[2].double().numpy()))
     line = Forecaster("linear", times=grid, computed=(0, 1, 3), corrector=True)  # a forecast that was left out itself
     value = [torch.full((2, 3), size, dtype=torch.float16) for size in (-20000.0, 40000.0, 0.0, 40000.0)]
     last = [line.step(i, lambda i=i: value[i]) for i in range(4)][3]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from core_helpers import gram, windows
 from forecache.rules import GUARD, Auto, Exponential, Linear, Reuse, Rule, Unfit
 from forecache.rules.exponential import rates
-from forecache.rules.guard import serve
+from forecache.rules.guard import guarded
 from forecache.streams import Stream
 
 UNEVEN = np.array([0.0, 1, 2, 3, 7, 8])
@@ -24,7 +24,7 @@ quick = settings(max_examples=40, deadline=None)
 
 def miss(rule: Rule, times: np.ndarray, target: float, v: np.ndarray, truth: np.ndarray) -> float:
     """Error of the served forecast, relative to what has moved since the newest snapshot."""
-    w = serve(rule, times, target, gram(v)).weights
+    w = guarded(rule, times, target, gram(v)).weights
     return float(np.linalg.norm(w @ v - truth) / np.linalg.norm(truth - v[-1]))
 
 
@@ -36,7 +36,7 @@ def test_a_line_is_exact_at_any_spacing(window: tuple, reach: float, scale: floa
     target = times[-1] + reach * (times[-1] - times[-2])
     a, b = np.random.default_rng(0).normal(size=(2, 24))
     v, truth = a + scale * times[:, None] * b, a + scale * target * b
-    served = serve(Exponential(), times, target, gram(v))
+    served = guarded(Exponential(), times, target, gram(v))
     assert served.rule == "exponential" and not served.fallbacks
     assert np.linalg.norm(served.weights @ v - truth) < 1e-6 * np.linalg.norm(truth)
     assert miss(Linear(1, damping=0.7), times, target, v, truth) > 0.2  # control: shrunk towards reuse
@@ -115,7 +115,7 @@ def test_the_sharpest_weighting_that_meets_the_guard_serves() -> None:
     rng = np.random.default_rng(0)
     v = rng.normal(size=(6, 30)).cumsum(0)
     for target in (8.5, 10.0, 12.0, 20.0, 200.0):
-        served = serve(Exponential(), UNEVEN, target, gram(v))
+        served = guarded(Exponential(), UNEVEN, target, gram(v))
         assert np.abs(served.weights).sum() <= GUARD + 1e-9
         each = [np.abs(Exponential(recencies=(r,)).weights(UNEVEN, target, gram(v))).sum() for r in (0.15, 0.4, 0.7, 1)]
         allowed = [Exponential(recencies=(r,)) for r, size in zip((0.15, 0.4, 0.7, 1), each, strict=True) if size <= 4]
@@ -136,14 +136,14 @@ def test_degenerate_windows_are_served_by_finite_weights(kind: str) -> None:
         "one jump": np.array([[0.0] * 8] * 5 + [[1.0] * 8]),
         "not a number": np.full((6, 8), np.nan),
     }[kind]
-    served = serve(Exponential(), UNEVEN, 9.0, gram(v))
+    served = guarded(Exponential(), UNEVEN, 9.0, gram(v))
     assert np.isfinite(served.weights).all() and served.weights.sum() == pytest.approx(1)
 
 
 def test_two_snapshots_are_a_line() -> None:
     with pytest.raises(Unfit, match="2 of 3"):
         Exponential().weights(UNEVEN[:2], 2.0, np.eye(2))
-    served = serve(Exponential(), UNEVEN[:2], 1.5, np.eye(2))
+    served = guarded(Exponential(), UNEVEN[:2], 1.5, np.eye(2))
     assert served.rule == "linear1" and "2 of 3" in served.fallbacks[0]
     for wrong in ((), (0.0,), (1.5,)):
         with pytest.raises(ValueError, match="recencies"):
@@ -162,7 +162,7 @@ def replay(rule: Rule, path: np.ndarray) -> tuple[float, list[str]]:
         if compute:
             known = [*known, t][-6:]
             continue
-        served = serve(rule, np.array(known, dtype=float), float(t), gram(path[known]))
+        served = guarded(rule, np.array(known, dtype=float), float(t), gram(path[known]))
         errors.append(np.linalg.norm(served.weights @ path[known] - path[t]))
         rules.append(served.rule)
     return float(np.mean(errors) / np.linalg.norm(path - path.mean(0), axis=1).mean()), rules

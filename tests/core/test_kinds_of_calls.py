@@ -43,7 +43,7 @@ def test_another_kind_of_call_begins_a_new_history(basis: str, at: int) -> None:
     assert at in computed(cache) and cache.trace.notes[-1:] == [f"step {at}: a new history begins: another control"]
     alone = Forecaster(basis, steps=STEPS, computed=sorted({0, *(i for i in cache.computed if i >= at), at}))
     alone.step(0, lambda: field(0))
-    alone._streams = {}
+    alone.history.clear()
     assert all(torch.equal(alone.step(i, lambda i=i: field(i)), served[i]) for i in range(at, STEPS))
 
 

@@ -28,7 +28,7 @@ from forecache.rules import (
 )
 from forecache.rules.auto import coherent_error
 from forecache.rules.dmd import GROWTH, UNEVEN_RECENCY, difference_dmd, exponential_weights
-from forecache.rules.guard import serve
+from forecache.rules.guard import guarded
 from forecache.rules.hermite import physicists_hermite, scaled_hermite
 from forecache.rules.taylor import backward_differences
 from scenarios import exponentials
@@ -265,7 +265,7 @@ def test_degenerate_windows_are_served_by_finite_weights(even: bool, kind: str) 
     }[kind]
     times = np.arange(6.0) if even else np.array([0, 1, 1.5, 3, 4, 6.0])
     for target in (times[-1] + 1, times[-1] + 0.4):
-        served = serve(DMD(), times, target, gram(v))
+        served = guarded(DMD(), times, target, gram(v))
         assert np.isfinite(served.weights).all() and abs(served.weights.sum() - 1) < 1e-9
         assert np.abs(served.weights).sum() <= GUARD + 1e-9
         assert np.linalg.norm(served.weights @ v) <= GUARD * np.linalg.norm(v, axis=1).max() + 1e-300
@@ -286,10 +286,10 @@ def test_windows_without_a_fit_say_so() -> None:
         DMD().weights(np.arange(5.0), 5.0, np.zeros((5, 5)))
     with pytest.raises(Unfit, match="3 of 4"):
         DMD().weights(np.arange(3.0), 3.0, np.eye(3))
-    assert serve(DMD(), np.arange(5.0), 5.0, np.full((5, 5), np.nan)).fallbacks
+    assert guarded(DMD(), np.arange(5.0), 5.0, np.full((5, 5), np.nan)).fallbacks
     with pytest.raises(Unfit, match="defines no weights"):
         Rule().weights(np.arange(2.0), 2.0, np.eye(2))
-    served = serve(DMD(), np.arange(5.0), 5.0, np.zeros((5, 5)))
+    served = guarded(DMD(), np.arange(5.0), 5.0, np.zeros((5, 5)))
     assert served.rule.startswith("linear") and "do not differ" in served.fallbacks[0]
 
 
@@ -321,7 +321,7 @@ def test_aliasing_poles_are_removed_at_fractional_horizons() -> None:
 @quick
 @given(window=windows(), guard=st.floats(1.0, 6.0))
 def test_what_is_served_meets_the_guard(rule: Rule, window: tuple, guard: float) -> None:
-    served = serve(rule, *window, guard)
+    served = guarded(rule, *window, guard)
     assert np.isfinite(served.weights).all()
     assert np.abs(served.weights).sum() <= guard + 1e-9
     assert abs(served.weights.sum() - 1) < 1e-9
@@ -330,13 +330,13 @@ def test_what_is_served_meets_the_guard(rule: Rule, window: tuple, guard: float)
 
 def test_guard_lowers_the_order_then_blends() -> None:
     times, g = np.array([0.0, 1.0, 2.0]), np.eye(3)
-    one, two, far = (serve(Linear(2), times, t, g) for t in (2.3, 3.2, 9.0))
+    one, two, far = (guarded(Linear(2), times, t, g) for t in (2.3, 3.2, 9.0))
     assert (one.rule, one.fallbacks) == ("linear2", ())
     assert two.rule == "linear1" and two.fallbacks[0].startswith("linear2: |w|_1 =")
     assert far.rule == "linear1" and "blended toward reuse" in far.fallbacks[-1]
     assert np.abs(far.weights).sum() == pytest.approx(GUARD)
     assert far.weights == pytest.approx([0, -1.5, 2.5])  # the largest step that the cap allows
-    assert np.abs(serve(Linear(2), times, 9.0, g, math.inf).weights).sum() > GUARD  # control: unguarded
+    assert np.abs(guarded(Linear(2), times, 9.0, g, math.inf).weights).sum() > GUARD  # control: unguarded
 
 
 @pytest.mark.parametrize(("noise", "rule"), [(0.0, "dmd"), (0.03, "linear1")])
@@ -345,26 +345,26 @@ def test_a_window_without_noise_is_served_beyond_the_guard(noise: float, rule: s
     rng, t = np.random.default_rng(0), np.arange(15.0)
     v = np.ones(64) + 0.9 ** t[:, None] * rng.normal(size=64) + 0.6 ** t[:, None] * rng.normal(size=64)
     seen = v[:7] + noise * rng.normal(size=(7, 64))
-    served = serve(DMD(), t[:7], 14.0, gram(seen))
+    served = guarded(DMD(), t[:7], 14.0, gram(seen))
     assert served.rule == rule and (served.size > GUARD) is (not noise)
     if not noise:
         assert np.linalg.norm(served.weights @ seen - v[14]) < 1e-5 * np.linalg.norm(v[14])
-    assert serve(DMD(), t[:7], 14.0, gram(seen), GUARD).rule != "dmd"
+    assert guarded(DMD(), t[:7], 14.0, gram(seen), GUARD).rule != "dmd"
 
 
 def test_each_rule_of_the_chain_reads_its_own_clock() -> None:
     """The step index, unless the rule says that it reads the sampler's time; each rule of a chain for itself."""
     times, steps = np.array([0.0, 0.1, 0.4, 0.8]), np.array([0.0, 1, 2, 4])
-    chain = serve(Taylor(1), times, 0.9, np.eye(4), GUARD, (steps, 9.0))  # index horizon 2.5 gaps: guarded, lowered
+    chain = guarded(Taylor(1), times, 0.9, np.eye(4), GUARD, (steps, 9.0))  # index horizon 2.5 gaps: guarded, lowered
     assert chain.rule == "linear1" and chain.weights == pytest.approx([0, 0, -1.5, 2.5])
     assert all(rule.clock == "index" for rule in RULES)
 
     class OnTime(Linear):
         clock = "time"
 
-    timed = serve(OnTime(1), times, 0.9, np.eye(4), GUARD, (steps, 9.0))
+    timed = guarded(OnTime(1), times, 0.9, np.eye(4), GUARD, (steps, 9.0))
     assert timed.weights == pytest.approx([0, 0, -0.25, 1.25]) and not timed.fallbacks
-    lowered = serve(OnTime(2), times, 2.5, np.eye(4), GUARD, (steps, 5.0))  # too far on time: a line on the index
+    lowered = guarded(OnTime(2), times, 2.5, np.eye(4), GUARD, (steps, 5.0))  # too far on time: a line on the index
     assert lowered.rule == "linear1" and lowered.weights == pytest.approx([0, 0, -0.5, 1.5])
 
     class Never(Rule):
@@ -377,9 +377,9 @@ def test_each_rule_of_the_chain_reads_its_own_clock() -> None:
         def lower(self) -> Rule:
             return Hermite(1)
 
-    served = serve(Never(), times, 0.9, np.eye(4), GUARD, (steps, 5.0))
+    served = guarded(Never(), times, 0.9, np.eye(4), GUARD, (steps, 5.0))
     assert served.rule == "hermite1" and served.weights == pytest.approx([0, 0, -0.25, 1.25])
-    wrong = serve(Never(), times, 0.9, np.eye(4), GUARD)  # control: given true time, the slope is another
+    wrong = guarded(Never(), times, 0.9, np.eye(4), GUARD)  # control: given true time, the slope is another
     assert np.abs(wrong.weights - served.weights).max() > 0.1
 
 
@@ -412,7 +412,7 @@ def test_errors_are_added_up_with_their_signs() -> None:
     v = bent(2.0, 1.0)
     g, times = gram(v), tuple(STEPS.tolist())
     line, parabola = (
-        [v[k] - serve(rule, STEPS[:k], STEPS[k], g[:k, :k]).weights @ v[:k] for k in range(rule.floor, 6)]
+        [v[k] - guarded(rule, STEPS[:k], STEPS[k], g[:k, :k]).weights @ v[:k] for k in range(rule.floor, 6)]
         for rule in (LINE, PARABOLA)
     )
     assert len(line) == 4 and len(parabola) == 3
@@ -426,16 +426,16 @@ def test_errors_are_added_up_with_their_signs() -> None:
 def test_auto_is_exact_on_a_parabola_once_there_is_evidence() -> None:
     v = bent(0.3, 0.0)
     truth = np.array([7.0, 0.3 * 36, 0.0])
-    served = serve(Auto(), STEPS, 6.0, gram(v))
+    served = guarded(Auto(), STEPS, 6.0, gram(v))
     assert served.rule == "linear2" and np.abs(served.weights @ v - truth).max() < 1e-9
-    line = serve(Auto((LINE,)), STEPS, 6.0, gram(v))  # control
+    line = guarded(Auto((LINE,)), STEPS, 6.0, gram(v))  # control
     assert np.abs(line.weights @ v - truth).max() > 0.5
 
 
 def test_auto_is_kept_on_its_rules_guards() -> None:
-    far = serve(Auto(), STEPS, 9.5, gram(bent(0.0, 1.0)))
+    far = guarded(Auto(), STEPS, 9.5, gram(bent(0.0, 1.0)))
     assert np.abs(far.weights).sum() == pytest.approx(8) and far.fallbacks
-    strict = serve(Auto(), STEPS, 9.5, gram(bent(1.0, 0.0)), 1.5)
+    strict = guarded(Auto(), STEPS, 9.5, gram(bent(1.0, 0.0)), 1.5)
     assert np.abs(strict.weights).sum() <= 1.5 + 1e-9 and len(strict.fallbacks) == 2  # the parabola and the line
 
 

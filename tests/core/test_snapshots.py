@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from forecache import snapshots
-from forecache.snapshots import Snapshots, residual
+from forecache.snapshots import Snapshots, bordered, forward_error
 
 SHAPES = [((), None), ((), 0), ((7,), 0), ((3, 5), 0), ((3, 5), 1), ((3, 5), -1), ((3, 5), None), ((2, 3, 4), 1),
           ((2, 3, 4), -1),
@@ -65,15 +65,16 @@ def test_weights_apply_per_item(shape: tuple[int, ...], batch_dim: int | None) -
 
 
 @pytest.mark.parametrize("batch_dim", [0, None])
-def test_residual_is_the_tensor_norm(batch_dim: int | None) -> None:
+def test_the_forward_error_is_the_tensor_norm(batch_dim: int | None) -> None:
     values = [torch.randn(3, 50, dtype=torch.float64) for _ in range(6)]
     window = filled(values[:5], 4, batch_dim)
     row = window.products(values[5])
     w = np.random.default_rng(0).normal(size=(window.items, 4))
     w /= w.sum(1, keepdims=True)
     expected = split(values[5] - window.combine(w), batch_dim).norm(dim=1).numpy()
-    assert residual(window.gram, row, w) == pytest.approx(expected, rel=1e-9)
-    assert residual(window.gram, row, w[:, ::-1]) != pytest.approx(expected, rel=1e-4)  # control
+    gram = bordered(window.gram, row)
+    assert forward_error(w, gram) == pytest.approx(expected, rel=1e-9)
+    assert forward_error(w[:, ::-1], gram) != pytest.approx(expected, rel=1e-4)  # control
 
 
 def test_small_differences_survive() -> None:

@@ -10,7 +10,7 @@ import pytest
 from core_helpers import RULES
 from forecache import schedule
 from forecache.rules import Rule, Unfit, dmd, guard
-from forecache.rules.guard import blend, norm, serve
+from forecache.rules.guard import blend, guarded, norm
 from fuzz.cases import CASES
 
 ODD = (0.0, 1.0, -1.0, 5e-324, 1e-154, 1e154, 1e300, math.inf, -math.inf, math.nan)
@@ -26,7 +26,7 @@ def test_what_is_served_is_finite_and_meets_the_guard() -> None:
         target = float(times[-1] + (times[-1] - times[0] if n > 1 else times[-1]) * rng.uniform(0.1, 5))
         limit = float(rng.uniform(1, 9))
         steps = np.arange(n, dtype=float), float(n + rng.integers(0, 6))
-        w = serve(rule, times, target, v @ v.T, limit, steps).weights
+        w = guarded(rule, times, target, v @ v.T, limit, steps).weights
         assert np.isfinite(w).all() and norm(w) <= limit * (1 + 1e-4), (seed, rule)
         assert abs(w.sum() - 1) < 1e-6, (seed, rule)
 
@@ -47,20 +47,20 @@ class Broken(Rule):
     "failure", [OverflowError("x"), ZeroDivisionError("x"), np.linalg.LinAlgError("x"), Unfit("x")]
 )
 def test_arithmetic_that_fails_is_a_named_fall_back(failure: Exception) -> None:
-    served = serve(Broken(failure), np.array([0.0, 1.0]), 2.0, np.eye(2))  # guard: the except clause of serve()
+    served = guarded(Broken(failure), np.array([0.0, 1.0]), 2.0, np.eye(2))  # guard: the except clause of guarded()
     assert served.rule == "reuse" and served.fallbacks == ("broken: x",)
     with pytest.raises(KeyError):  # control: a mistake in a rule is not hidden
-        serve(Broken(KeyError("x")), np.array([0.0, 1.0]), 2.0, np.eye(2))
+        guarded(Broken(KeyError("x")), np.array([0.0, 1.0]), 2.0, np.eye(2))
 
 
 @pytest.mark.parametrize("given", [0.5, [1.0], [0.0, 0.0, 1.0], [[0.0, 1.0]], [1j, 1], None, ["a", "b"]])
 def test_weights_of_another_shape_are_refused(given: object, monkeypatch: pytest.MonkeyPatch) -> None:
     window = np.array([0.0, 1.0]), 2.0, np.eye(2)
     with pytest.raises(ValueError, match=r"basis 'broken': weights\(\) must return 2 real numbers"):
-        serve(Broken(given), *window)
+        guarded(Broken(given), *window)
     if given == 0.5:  # control: without the guard one number is spread over the snapshots
         monkeypatch.setattr(guard, "vector", lambda rule, n, given: given)
-        assert serve(Broken(given), *window).weights.tolist() == [0.5, 0.5]
+        assert guarded(Broken(given), *window).weights.tolist() == [0.5, 0.5]
 
 
 def test_an_uneven_window_that_overflows_has_no_fit() -> None:

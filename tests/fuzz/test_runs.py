@@ -210,8 +210,10 @@ def test_no_allocation_that_fails_leaves_half_a_window(monkeypatch, owner, name,
             except kind:
                 broken += 1
             broken += bool(cache.trace.notes)  # no memory for a snapshot: the run goes on without
-        windows = [stream.snapshots for stream in cache._streams.values()]
-        assert len({tuple(w.times) for w in windows}) <= 1, "leaves came equally far"  # guard: _free() in _observe()
+        windows = [stream.snapshots for stream in cache.history.streams.values()]
+        assert len({tuple(w.times) for w in windows}) <= 1, (
+            "leaves came equally far"
+        )  # guard: clear() in History.observe()
         assert all(w.gram.shape[1] == len(w) == len(w._slots) for w in windows)
         last = cache._last
         if last is not None and last + 1 < STEPS:  # goes on where it was
@@ -225,11 +227,11 @@ def test_no_allocation_that_fails_leaves_half_a_window(monkeypatch, owner, name,
 def test_without_that_guard_leaves_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Forecaster("linear", steps=STEPS, computed=[0, 1, 2, 9])
     cache.step(0, lambda: {"a": field(0), "b": field(0)})
-    monkeypatch.setattr(cache, "_free", lambda: None)
+    monkeypatch.setattr(cache.history, "clear", lambda: None)
     failing_after(monkeypatch, Snapshots, "push", 1, MemoryError)
     with pytest.raises(MemoryError):
         cache.step(1, lambda: {"a": field(1), "b": field(1)})
-    assert [len(stream.snapshots) for stream in cache._streams.values()] == [2, 1]
+    assert [len(stream.snapshots) for stream in cache.history.streams.values()] == [2, 1]
 
 
 # --- odd tensors and arguments ----------------------------------------------------------------------------------------

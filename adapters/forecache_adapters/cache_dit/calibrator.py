@@ -12,8 +12,8 @@ from cache_dit import CalibratorConfig
 from cache_dit.caching.cache_contexts.calibrators.base import CalibratorBase
 
 from forecache import Trace, schedule
+from forecache.history import History, as_stream
 from forecache.rules import Rule, make_rule
-from forecache.rules.guard import told
 from forecache.snapshots import MAX_HISTORY, Unforecastable
 from forecache.streams import Stream
 from forecache.trace import Step
@@ -105,11 +105,11 @@ class Forecasts(CalibratorBase):  # type: ignore[misc]  # untyped upstream
 
     def close(self) -> None:
         """Free every snapshot. The trace stays."""
-        self.streams: dict[str, Stream] = {}
+        self.histories: dict[str, History] = {}
 
     def forget(self, step: int, note: str) -> None:
         """End the history within a generation, at ``step``."""
-        if self.streams:
+        if self.histories:
             self.trace.notes.append(f"step {step}: {note}")
             self.lost = True
         self.close()
@@ -117,7 +117,7 @@ class Forecasts(CalibratorBase):  # type: ignore[misc]  # untyped upstream
     @property
     def nbytes(self) -> int:
         """Bytes of snapshots held now."""
-        return sum(stream.snapshots.nbytes for stream in self.streams.values())
+        return sum(history.nbytes for history in self.histories.values())
 
     @property
     def shares(self) -> dict[str, float]:
@@ -141,31 +141,32 @@ class Forecasts(CalibratorBase):  # type: ignore[misc]  # untyped upstream
 
     def update(self, value: torch.Tensor, name: str = "default") -> None:
         """Take a computed value. One of another form, or that can be no snapshot, ends the history before it."""
-        stream = self.streams.get(name)
-        if stream is not None and (other := stream.snapshots.differs(value, name)):
+        history, packed = self.histories.get(name), as_stream(name, value)
+        if history is not None and (other := history.differs(packed)):
             self.forget(self.step, f"a new history begins: {other}")
-            stream = None
-        if stream is not None and self.time in stream.snapshots.times[-1:]:
-            stream = None  # nothing has moved: the newest snapshot is replaced, and what led to it goes with it
-        stream = stream or Stream(self.config.rule(), self.config.history, 0, None)
+            history = None
+        if history is None or self.time == history.time:  # nothing has moved: the newest snapshot is replaced, and
+            history = History(self._stream)  # what led to it goes with it
         self.trace.steps.append(Step(self.step, self.time, "computed"))
         try:
-            stream.push(self.step, self.time, value, stream.snapshots.products(value, name))
+            history.observe(self.step, self.time, packed, score=False)
         except (Unforecastable, torch.cuda.OutOfMemoryError) as reason:
             self.close()
             self.lost = True
             self.trace.notes.append(f"step {self.step}: the history ends, since its value can be no snapshot: {reason}")
         else:
-            self.streams[name], self.lost = stream, False
+            self.histories[name], self.lost = history, False
+
+    def _stream(self, name: str) -> Stream:
+        return Stream(self.config.rule(), self.config.history, 0, None)
 
     def approximate(self, name: str = "default") -> torch.Tensor | None:
         """The forecast at this step; ``None`` for a stream that no computed step has shown, as cache-dit expects it."""
-        if name not in self.streams:
+        if name not in self.histories:
             return None
-        value, served = self.streams[name].forecast(self.step, self.time)
-        rules, reasons = told(served)
-        fallbacks = {name: reasons} if reasons else {}
-        self.trace.steps.append(Step(self.step, self.time, "forecast", rules={name: rules}, fallbacks=fallbacks))
+        entry = Step(self.step, self.time, "forecast")
+        value = self.histories[name].forecast(self.step, self.time, entry)[name]
+        self.trace.steps.append(entry)
         return value
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from .. import schedule
 from ..groups import combine
 from ..plan import Weights
 from ..rules import Auto
-from ..rules.guard import serve
+from ..rules.guard import guarded
 from ..snapshots import Array, gram_matrix
 from .fit import fit, prior
 from .recording import Recording, Velocity
@@ -90,7 +90,7 @@ class ClosedLoop:
             arrived = march.velocities[i]
             if known:
                 window = torch.stack([self.anchors[seed][k].cond for k in known])
-                w = serve(self._rule, np.array(known, dtype=np.float64), float(i), gram_matrix(window)).weights
+                w = guarded(self._rule, np.array(known, dtype=np.float64), float(i), gram_matrix(window)).weights
                 guess = torch.tensor(w, dtype=window.dtype) @ window
                 errors.append(float((guess - arrived.cond).norm() / arrived.cond.norm().clamp(min=1e-30)))
             self.anchors[seed][i] = arrived

@@ -9,13 +9,13 @@ import torch
 
 from ..plan import COLUMNS
 from ..rules import GUARD, Linear
-from ..rules.guard import blend, serve
+from ..rules.guard import blend, guarded
 from ..snapshots import Array, gram_matrix
 
 
 def prior(steps: Sequence[int], target: int) -> Array:
     """``w0``: guarded Lagrange weights of order <= 2, on the step index, of the snapshots of ``steps``."""
-    return serve(Linear(2), np.array(steps, dtype=np.float64), float(target), np.eye(len(steps))).weights
+    return guarded(Linear(2), np.array(steps, dtype=np.float64), float(target), np.eye(len(steps))).weights
 
 
 def fit(

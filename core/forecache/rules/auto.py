@@ -9,7 +9,7 @@ import numpy as np
 
 from ..snapshots import Array
 from .dmd import remembered
-from .guard import serve
+from .guard import guarded
 from .linear import Linear
 from .rule import Rule
 
@@ -46,7 +46,7 @@ class Auto(Rule):
 
     def weights(self, times: Array, target: float, gram: Array) -> Array:
         """Those of the chosen rule, under its guard."""
-        return serve(self.chosen(times, gram), times, target, gram).weights
+        return guarded(self.chosen(times, gram), times, target, gram).weights
 
     def chosen(self, times: Array, gram: Array) -> Rule:
         """See the class."""
@@ -79,7 +79,7 @@ def errors(rule: Rule, times: tuple[float, ...], gram: Array) -> Array:
         before = times[first:k]
         signed[k] += 1
         if rule.uses_gram:
-            signed[first:k] -= serve(rule, np.array(before), times[k], gram[first:k, first:k]).weights
+            signed[first:k] -= guarded(rule, np.array(before), times[k], gram[first:k, first:k]).weights
         else:
             signed[first:k] -= weights_of_times(rule, before, times[k])
     return signed / len(places)
@@ -94,4 +94,4 @@ def errors_of_times(rule: Rule, times: tuple[float, ...]) -> Array:
 @lru_cache(maxsize=1024)
 def weights_of_times(rule: Rule, times: tuple[float, ...], target: float) -> Array:
     """Those of such a rule, which the next windows ask for again."""
-    return serve(rule, np.array(times), target, np.eye(len(times))).weights
+    return guarded(rule, np.array(times), target, np.eye(len(times))).weights

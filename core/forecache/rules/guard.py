@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..snapshots import Array
+from ..snapshots import Array, forward_error
 from .rule import Rule, Unfit, newest
 
 MARGIN = 0.1  # with more, single cells of the zoo lose up to a factor 2; clean windows need 1e-6
@@ -29,14 +29,8 @@ class Served:
         return norm(self.weights)
 
 
-def told(served: Sequence[Served]) -> tuple[str, list[str]]:
-    """For the trace: the rules that served a stream's items, and why better ones were passed over, each once."""
-    rules = "/".join(dict.fromkeys(each.rule for each in served))
-    return rules, list(dict.fromkeys(reason for each in served for reason in each.fallbacks))
-
-
-def fallen(served: Sequence[Served], finite: Sequence[bool], why: str) -> list[Served]:
-    """``served`` with the newest snapshot for the items that are not ``finite``; one entry may be of all items."""
+def with_reuse(served: Sequence[Served], finite: Sequence[bool], why: str) -> list[Served]:
+    """``served`` with reuse for each item that is not ``finite``; a single entry of ``served`` stands for all items."""
     if all(finite):
         return list(served)
     each = list(served) * (len(finite) if len(served) == 1 else 1)
@@ -65,7 +59,7 @@ def norm(w: Array) -> float:
     return float(sum(map(abs, w.tolist())))
 
 
-def serve(
+def guarded(
     rule: Rule,
     times: Array,
     target: float,
@@ -131,15 +125,9 @@ def pays(rule: Rule, size: float, times: Array, gram: Array) -> bool:
         own = vector(rule, len(known), rule.weights(known, times[-1], seen))
     except (Unfit, np.linalg.LinAlgError, ArithmeticError):
         return False
-    other = newest(len(known)) if lower is None else serve(lower, known, times[-1], seen).weights
-    ahead = size * missed(own, gram[first:, first:]) / math.sqrt(1 + float(own @ own))
-    return ahead <= MARGIN * missed(other, gram[first:, first:])
-
-
-def missed(w: Array, gram: Array) -> float:
-    """``||v_n - sum_j w_j v_j||`` of the newest snapshot."""
-    signed = np.append(-w, 1.0)
-    return math.sqrt(max(float(signed @ gram @ signed), 0.0))
+    other = newest(len(known)) if lower is None else guarded(lower, known, times[-1], seen).weights
+    ahead = size * float(forward_error(own, gram[first:, first:])) / math.sqrt(1 + float(own @ own))
+    return ahead <= MARGIN * float(forward_error(other, gram[first:, first:]))
 
 
 def blend(w: Array, reuse: Array, guard: float) -> float:
