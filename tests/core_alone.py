@@ -5,8 +5,7 @@ import sys
 
 import torch
 
-from forecache import Forecaster
-from forecache.hicache import flat as hicache
+from forecache import Forecaster, hicache
 from forecache.hicache import tree as hicache_tree
 
 for absent in ("scipy", "trimesh", "typer", "rich", "git", "diffusers", "hicache_pp"):

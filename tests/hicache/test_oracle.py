@@ -20,13 +20,13 @@ import pytest
 import torch
 from torch.utils import _pytree
 
-from forecache.hicache import flat as hicache
+from forecache import hicache
 from forecache.hicache import tree as hicache_tree
 from forecache.rules import DMD
 from scenarios import NAMES, exponentials, trajectory
 
 Tensor = torch.Tensor
-FLAT_THEIRS = {name: getattr(hicache_pp, name) for name in hicache.__all__}
+FLAT_THEIRS = {name: getattr(hicache_pp, name) for name in (*hicache.hermite.__all__, *hicache.dmd.__all__)}
 KINDS = ("hermite", "dmd", "auto")
 
 
@@ -246,27 +246,27 @@ def test_minimal_states_as_in_the_published_tests() -> None:
 def test_the_gram_matrix_is_kept_and_never_stale() -> None:
     """Rows of snapshots that left the window are dropped: a new tensor may be given the address of an old one."""
     calls = []
-    row = hicache.gram_row
+    row = hicache.dmd.gram_row
     state = hicache.hicache_init(200, backend="dmd", history=5)
     rng = np.random.default_rng(0)
     try:
-        hicache.gram_row = lambda leaves: calls.append(len(leaves)) or row(leaves)  # type: ignore[func-returns-value]
+        hicache.dmd.gram_row = lambda leaves: calls.append(len(leaves)) or row(leaves)  # type: ignore[func-returns-value]
         for i in range(200):
             state["step"] = i
             state["activated_steps"].append(i)
             hicache.dmd_update_snapshots(state, torch.from_numpy(rng.normal(size=16)))
             if rng.random() < 0.4 and i > 5:
                 calls.clear()
-                _, tail = hicache.even_tail(state)
-                gram = hicache.tail_gram(state, [[v] for v in tail])
+                _, tail = hicache.dmd.even_tail(state)
+                gram = hicache.dmd.tail_gram(state, [[v] for v in tail])
                 v = torch.stack(tail)
                 assert gram == pytest.approx((v @ v.T).numpy(), rel=1e-12)
                 assert len(calls) <= 5
                 calls.clear()
-                hicache.tail_gram(state, [[v] for v in tail])
+                hicache.dmd.tail_gram(state, [[v] for v in tail])
                 assert not calls  # nothing is computed twice
     finally:
-        hicache.gram_row = row
+        hicache.dmd.gram_row = row
 
 
 @pytest.mark.parametrize("pushes", range(1, 8))
@@ -277,8 +277,8 @@ def test_an_address_used_again_is_another_snapshot(pushes: int) -> None:
         state["activated_steps"].append(i)
         hicache.dmd_update_snapshots(state, torch.randn(16, dtype=torch.float64))
         if i > 6 and i % pushes == 0:
-            _, tail = hicache.even_tail(state)
-            gram, v = hicache.tail_gram(state, [[v] for v in tail]), torch.stack(tail)
+            _, tail = hicache.dmd.even_tail(state)
+            gram, v = hicache.dmd.tail_gram(state, [[v] for v in tail]), torch.stack(tail)
             assert gram == pytest.approx((v @ v.T).numpy(), rel=1e-9)
             del tail, v  # the window alone holds them
 
@@ -290,7 +290,7 @@ def test_dropped_snapshots_are_freed() -> None:
         state["activated_steps"].append(i)
         hicache.dmd_update_snapshots(state, torch.randn(64, dtype=torch.float64))
         if i == 6:
-            hicache.tail_gram(state, [[v] for _, v in state["dmd_snapshots"]])
+            hicache.dmd.tail_gram(state, [[v] for _, v in state["dmd_snapshots"]])
             held = [weakref.ref(v) for _, v in state["dmd_snapshots"]]
     gc.collect()
     assert all(ref() is None for ref in held)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch.utils import _pytree
 
-from forecache.hicache import flat as hicache
+from forecache import hicache
 from forecache.hicache import tree as hicache_tree
 
 Results = list[tuple[str, bool]]

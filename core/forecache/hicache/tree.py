@@ -14,8 +14,8 @@ from torch.utils import _pytree
 
 from ..rules.hermite import physicists_hermite
 from ..rules.linear import lagrange
-from . import flat
-from .flat import State, hermite_coeff, hicache_decide, hicache_reset, hicache_telemetry
+from . import dmd, hermite
+from .hermite import State, hermite_coeff, hicache_decide, hicache_reset, hicache_telemetry
 
 __all__ = [
     "adaptive_cfg_decide", "adaptive_cfg_init", "dmd_forecast_tree", "dmd_update_snapshots_tree",
@@ -68,14 +68,14 @@ def hicache_init(
     history: int = 5,
 ) -> State:
     """As :func:`forecache.hicache.hicache_init` without ``holdout``, which the published tree module does not have."""
-    state = flat.hicache_init(num_steps, interval, max_order, first_enhance, end_enhance, sigma, backend, history)
+    state = hermite.hicache_init(num_steps, interval, max_order, first_enhance, end_enhance, sigma, backend, history)
     del state["holdout"]
     return state
 
 
 def hicache_update_tree(state: State, velocity_tree: Any) -> None:
     """Record a copy of a computed tree: ``D_0 = v``, ``D_{i+1} = (D_i(new) - D_i(old)) / gap``."""
-    flat.differences(state, _copied(velocity_tree), tree_sub_div)
+    hermite.differences(state, _copied(velocity_tree), tree_sub_div)
 
 
 def hicache_forecast_tree(state: State) -> Any:
@@ -87,7 +87,7 @@ def hicache_forecast_tree(state: State) -> Any:
     terms = state["derivatives"]
     if 0 not in terms:
         raise RuntimeError("hicache_forecast_tree called before any compute step")
-    flat.count(state, "method_counts", "hermite")
+    hermite.count(state, "method_counts", "hermite")
     k = state["step"] - state["activated_steps"][-1]
     value = _copied(terms[0])
     for order in range(1, len(terms)):
@@ -98,16 +98,16 @@ def hicache_forecast_tree(state: State) -> Any:
 # --- DMD ------------------------------------------------------------------------------------------------------------
 def dmd_update_snapshots_tree(state: State, velocity_tree: Any, history: int = 5) -> None:
     """Record a copy of a computed tree; the newest ``state["history"]`` (else ``history``) are kept."""
-    flat.remember(state, _copied(velocity_tree), history)
+    dmd.remember(state, _copied(velocity_tree), history)
 
 
 def dmd_forecast_tree(state: State) -> Any:
     """DMD on the evenly spaced tail at a fractional horizon; Hermite while the tail is shorter than 4."""
-    spacing, trees = flat.even_tail(state)
+    spacing, trees = dmd.even_tail(state)
     if len(trees) < 4:
-        flat.count_short_tail(state, spacing)
+        dmd.count_short_tail(state, spacing)
         return hicache_forecast_tree(state)
-    leaves = flat.dmd_serve(state, [_tensors(tree) for tree in trees], spacing)
+    leaves = dmd.dmd_leaves(state, [_tensors(tree) for tree in trees], spacing)
     if leaves is None:
         return _copied(trees[-1])
     served = iter(leaves)
