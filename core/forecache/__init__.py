@@ -18,7 +18,7 @@ step follows from G alone.
     print(cache.trace.computed, "network calls")
 """
 
-from .calibration.calibrate import Calibration, calibrate
+from .calibration import Calibration, calibrate
 from .calibration.digest import fingerprint
 from .corrector import Corrector
 from .forecaster import Forecaster

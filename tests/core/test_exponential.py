@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from core_helpers import gram, windows
 from forecache.rules import GUARD, Auto, Exponential, Linear, Reuse, Rule, Unfit
-from forecache.rules.exponential import rates
+from forecache.rules.exponential import RATES
 from forecache.rules.guard import guarded
+from forecache.rules.projection import grid
 from forecache.streams import Stream
 
 UNEVEN = np.array([0.0, 1, 2, 3, 7, 8])
@@ -57,7 +58,7 @@ def test_exponentials_of_its_grid_are_exact_at_uneven_times(sign: int, scale: fl
     """A constant with one decaying exponential, with a line and one, with two."""
     rng = np.random.default_rng(3)
     gap = 8 / 5
-    for exponents in [*rates(1), *rates(2)]:
+    for exponents in [*grid(RATES, 1), *grid(RATES, 2)]:
         c = rng.normal(size=(3, 40))
 
         def path(t: np.ndarray | float, r: np.ndarray = exponents, c: np.ndarray = c) -> np.ndarray:

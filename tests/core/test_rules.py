@@ -228,7 +228,7 @@ def test_variable_projection_is_exact_on_its_grid_at_irregular_times(reverse: bo
     a, b = rng.normal(size=(2, 40))
     t = np.array([0.0, 1.0, 1.7, 3.1, 4.0, 6.0])
     s = -1 if reverse else 1
-    for rate in dmd._rates(1)[:, 0] / ((t[-1] - t[0]) / 5):
+    for rate in dmd.grid(dmd.RATES, 1)[:, 0] / ((t[-1] - t[0]) / 5):
         v = a + np.exp(rate * t)[:, None] * b
         truth = a + np.exp(rate * 7.3) * b
         w = exponential_weights(s * t, s * 7.3, gram(v), 0.6, ridge=0.0)

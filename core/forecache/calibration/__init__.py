@@ -1,1 +1,5 @@
-"""Making a plan: record the uncached run, search the schedule, fit the weights, refine them in closed loop."""
+"""Making a plan: record uncached runs, search a schedule, fit its weights, refine them, compare budgets."""
+
+from .calibration import Calibration, Run, calibrate
+
+__all__ = ["Calibration", "Run", "calibrate"]

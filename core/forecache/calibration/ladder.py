@@ -10,7 +10,7 @@ import numpy as np
 from ..forecaster import Forecaster
 from ..plan import Plan
 from ..snapshots import Array
-from .calibrate import Calibration
+from .calibration import Calibration
 from .recording import flat
 from .tapes import Recorder
 

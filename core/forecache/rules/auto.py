@@ -8,10 +8,9 @@ from functools import lru_cache
 import numpy as np
 
 from ..snapshots import Array
-from .dmd import remembered
 from .guard import guarded
 from .linear import Linear
-from .rule import Rule
+from .rule import Rule, remembered
 
 MEMORY = 4  # newest forward errors that are added up
 

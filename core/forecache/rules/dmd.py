@@ -7,49 +7,28 @@ the forecast is a weighted sum of the snapshots like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache, wraps
-from itertools import combinations, pairwise
-from typing import Any, TypeVar, cast
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from ..snapshots import Array
 from .linear import Linear
-from .rule import Rule, Unfit, newest
+from .projection import Projection, anchored, best_first, grid, project
+from .rule import Rule, Unfit, remembered
 
 Flags = npt.NDArray[np.bool_]
 Complex = npt.NDArray[np.complex128]
-Fit = TypeVar("Fit", bound=Callable[..., Any])
 
-FITS = 4096  # kept of one function: some kilobytes each
 UNIFORM = 1e-3  # relative spread of gaps that still counts as even: float32 grids carry 1e-5, shifted ones 1e-2 or more
 CLEAN = 1e-3  # innovation of the differences below which a window counts as noise-free linear dynamics
 RTOL = 1e-6  # of singular values of differences: float64 products, float32 snapshots
-EXACT = 1e-12  # of the squared motion: what is left of an uneven window that one term reproduces
 SUM = 1e-9  # relative: what round-off may leave of a sum of weights that is 1
 GROWTH = 1.25  # largest pole modulus per gap
+RATES = (*map(float, -np.geomspace(0.02, 0.6, 8)), 0.0, *map(float, np.geomspace(0.02, 0.6, 8)))  # per mean gap
 UNEVEN_FLOOR, UNEVEN_GAPS, UNEVEN_RECENCY = 5, 3.0, 0.15  # measured on a trained network, see docs/results.md
-
-
-def remembered(fit: Fit) -> Fit:
-    """Keep the latest results of a function of a Gram matrix and numbers.
-
-    Between two anchors the window is asked for a forecast at every skipped step, and its fit is the same. There must
-    be room for every item of a batch in every stream: results visited in turn push each other out of a smaller memory.
-    """
-
-    @lru_cache(maxsize=FITS)
-    def of_bytes(data: bytes, n: int, *rest: Any) -> Any:
-        return fit(np.frombuffer(data).reshape(n, n), *rest)
-
-    @wraps(fit)
-    def of_array(gram: Array, *rest: Any) -> Any:
-        return of_bytes(gram.tobytes(), len(gram), *rest)
-
-    return cast(Fit, of_array)
 
 
 def propagator(gram: Array, rtol: float, rank: int = 0, ridge: float = 0.0) -> tuple[Complex, Complex]:
@@ -209,13 +188,6 @@ def innovation(gram: Array, rtol: float) -> float:
     return float(np.sqrt(max(gram[-1, -1] - inside, 0) / gram[-1, -1])) if gram[-1, -1] > 0 else 0.0
 
 
-@cache
-def _rates(terms: int) -> Array:
-    """Exponents ``[g, terms]`` per mean gap: 17 values, decaying, 0 (a line), growing, or their 136 pairs."""
-    one = np.geomspace(0.02, 0.6, 8)
-    return np.array(list(combinations(np.concatenate((-one, [0.0], one)), terms)))
-
-
 def exponential_weights(times: Array, target: float, gram: Array, recency: float, ridge: float = 1e-6) -> Array:
     """Constant + one or two terms, each a real exponential or a line, at irregular times.
 
@@ -233,35 +205,28 @@ def exponential_weights(times: Array, target: float, gram: Array, recency: float
 
 @remembered
 def uneven_fit(gram: Array, tau: tuple[float, ...], recency: float, ridge: float) -> tuple[Array, Array]:
-    """Exponents ``[terms]`` and ``C [terms, n - 1]``, which takes the ``v_j - v_n`` to the amplitudes.
-
-    Variable projection (arXiv:1704.02343) with weights Om: the exponents minimise ``tr(Om (I - H)^T D (I - H))`` over a
-    grid, with ``H = B C``, ``C = (B^T Om B + R)^-1 B^T Om`` and D the Gram matrix of the ``v_j - v_n``. The ridge is of
-    two terms, in squares of the largest b; they must cut the residual of one to a quarter.
+    """The best exponents ``[terms]``, of one term or two, and ``C [terms, n - 1]``, which takes the ``v_j - v_n`` to
+    the amplitudes; see :mod:`forecache.rules.projection`.
     """
-    n, back = len(gram), np.array(tau)
-    om = recency**-back
-    anchored = np.eye(n)[:-1] - newest(n)
-    d = anchored @ gram @ anchored.T
+    d = anchored(gram)
     if not np.isfinite(d).all():  # before the search: no cost would be the least
         raise Unfit("the Gram matrix is not finite")
-    best, enough = np.inf, EXACT * float(om @ np.diag(d))
+    return best_first(d, recency ** -np.array(tau), uneven_projections(tau, recency, ridge))[0]
+
+
+@lru_cache(maxsize=256)  # a schedule visits the same windows in every stream and run
+def uneven_projections(tau: tuple[float, ...], recency: float, ridge: float) -> tuple[Projection, ...]:
+    """One term and two, for older anchors at ``tau_j < 0``. Terms are divided by their largest value; the ridge is of
+    two terms only.
+    """
+    back, found = np.array(tau), []
     for terms in (1, 2):
-        rates = _rates(terms)
+        rates = grid(RATES, terms)
         b = np.where(rates == 0, back[:, None, None], np.expm1(rates * back[:, None, None])).swapaxes(0, 1)
         largest = np.abs(b).max(1)
-        design = b / largest[:, None]
-        scaled = np.swapaxes(design * om[None, :, None], 1, 2)
-        system = scaled @ design + (ridge * np.eye(terms) if terms > 1 else 0)
-        solved = np.linalg.solve(system, scaled)
-        miss = np.eye(n - 1) - design @ solved
-        cost = np.einsum("j,gjk,kl,gjl->g", om, miss, d, miss)
-        k = int(cost.argmin())
-        if cost[k] < best / 4:
-            best, found = float(cost[k]), (rates[k], solved[k] / largest[k][:, None])
-        if best <= enough:
-            break
-    return found
+        made = project(rates, b / largest[:, None], recency**-back, lambda _, k=terms: ridge if k > 1 else 0.0)
+        found.append(made._replace(solved=made.solved / largest[:, :, None]))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

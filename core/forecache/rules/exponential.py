@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from itertools import combinations
+from functools import lru_cache
 from operator import mul
 
 import numpy as np
 
 from ..snapshots import Array
-from .dmd import EXACT, remembered
 from .linear import Linear
-from .rule import Rule, Unfit
+from .projection import Projection, anchored, best_first, grid, project
+from .rule import Rule, Unfit, remembered
 
 Floats = list[float]
 
+RATES = (0.0, *map(float, -np.geomspace(0.02, 0.6, 8)))  # exponents per mean gap: a line, and 8 that decay
 RIDGE = 1e-10  # of the trace of the normal equations: a line stays exact to as much
-TERM = 0.25  # of the residual of one term: what two must leave at most
-
-
-@cache
-def rates(terms: int) -> Array:
-    """Grid ``[g, terms]`` of exponents per mean gap: 0 (a line) and 8 that decay, or their 36 pairs."""
-    return np.array(list(combinations(np.append(0.0, -np.geomspace(0.02, 0.6, 8)), terms)))
 
 
 def terms_at(exponents: Array, tau: Array) -> Array:
@@ -38,50 +31,28 @@ def ahead(r: float, t: float) -> float:
     return t if r == 0 else math.expm1(r * t) / r
 
 
-@lru_cache(maxsize=256)
-def projections(tau: tuple[float, ...], recency: float) -> tuple[tuple[Array, Array, Array], ...]:
-    """What :func:`fits` needs of the times of a window, for one term and for two.
-
-    Exponents ``R [g, terms]`` of the grid; ``C [g, terms, m]``, which solves for the amplitudes; and ``K [g, m * m]``,
-    the residual that each leaves as a linear function of D: ``tr(Om (I - H) D (I - H)^T) = <(I - H)^T Om (I - H), D>``.
-    A schedule visits the same windows in every stream and run.
-    """
-    m, back = len(tau), np.array(tau)
-    om = recency**-back
-    made = []
-    for terms in range(1, min(3, m)):
-        design = terms_at(rates(terms), back)
-        scaled = np.swapaxes(design * om[None, :, None], 1, 2)
-        system = scaled @ design
-        system = system + RIDGE * np.trace(system, axis1=1, axis2=2)[:, None, None] * np.eye(terms)
-        solved = np.linalg.solve(system, scaled)
-        miss = np.eye(m) - design @ solved
-        made.append((rates(terms), solved, (np.swapaxes(miss, 1, 2) @ (om[:, None] * miss)).reshape(-1, m * m)))
-    return tuple(made)
+@lru_cache(maxsize=256)  # a schedule visits the same windows in every stream and run
+def projections(tau: tuple[float, ...], recency: float) -> tuple[Projection, ...]:
+    """One term and two, where the window determines two, for older anchors at ``tau_j < 0``."""
+    back = np.array(tau)
+    return tuple(
+        project(
+            exponents := grid(RATES, terms), terms_at(exponents, back), recency**-back,
+            lambda system: RIDGE * np.trace(system, axis1=1, axis2=2)[:, None, None],
+        )
+        for terms in range(1, min(3, len(tau)))
+    )  # fmt: skip
 
 
 @remembered
 def fits(gram: Array, tau: tuple[float, ...], recency: float) -> tuple[tuple[Floats, list[Floats]], ...]:
     """Fits of a window, best first: exponents ``[terms]`` and the ``n - 1`` columns of ``C``, in plain floats.
 
-    ``v(tau) - v_n = sum_k c_k (exp(r_k tau) - 1)/r_k`` with ``c_k = sum_j C_kj (v_j - v_n)``: weighted least squares
-    over the ``n - 1`` older anchors at ``tau_j < 0``, ``om_j = recency^(-tau_j)``, for the exponents of the grid that
-    leave the least (variable projection, arXiv:1704.02343). The residual ``tr(Om (I - H) D (I - H)^T)`` needs only the
-    Gram matrix D of the ``v_j - v_n``. Two terms, where the window determines them, must leave :data:`TERM` of it.
+    ``v(tau) - v_n = sum_k c_k (exp(r_k tau) - 1)/r_k`` with ``c_k = sum_j C_kj (v_j - v_n)``, fitted with the weights
+    ``om_j = recency^(-tau_j)``; see :mod:`forecache.rules.projection`.
     """
-    found: list[tuple[Floats, list[Floats]]] = []
-    d = gram[:-1, :-1] - gram[:-1, -1:] - gram[-1:, :-1] + gram[-1, -1]
-    left = float(recency ** -np.array(tau) @ np.diag(d))
-    enough = EXACT * left
-    for exponents, solved, costs in projections(tau, recency):
-        cost = costs @ d.ravel()
-        k = int(cost.argmin())
-        if not found or cost[k] < TERM * left:
-            found.insert(0, (exponents[k].tolist(), solved[k].T.tolist()))
-        left = float(cost[k])
-        if left <= enough:
-            break
-    return tuple(found)
+    found = best_first(anchored(gram), recency ** -np.array(tau), projections(tau, recency))
+    return tuple((exponents.tolist(), solved.T.tolist()) for exponents, solved in found)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, wraps
 from numbers import Integral
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 
 from ..snapshots import MAX_HISTORY, Array
 
+Fit = TypeVar("Fit", bound=Callable[..., Any])
+
 GUARD = 4.0
+FITS = 4096  # results kept of one function: some kilobytes each
 
 
 class Unfit(Exception):
@@ -85,3 +90,21 @@ def newest(n: int) -> Array:
     e = np.zeros(n)
     e[-1] = 1
     return e
+
+
+def remembered(fit: Fit) -> Fit:
+    """Keep the latest results of a function of a Gram matrix and numbers.
+
+    All skipped steps between two anchors have the same window, and so the same fit. There must be room for every item
+    of a batch in every stream: results that are visited in turn push each other out of a smaller memory.
+    """
+
+    @lru_cache(maxsize=FITS)
+    def of_bytes(data: bytes, n: int, *rest: Any) -> Any:
+        return fit(np.frombuffer(data).reshape(n, n), *rest)
+
+    @wraps(fit)
+    def of_array(gram: Array, *rest: Any) -> Any:
+        return of_bytes(gram.tobytes(), len(gram), *rest)
+
+    return cast(Fit, of_array)
