@@ -441,8 +441,8 @@ def test_auto_is_kept_on_its_rules_guards() -> None:
 
 def test_weights_that_do_not_see_the_run_are_made_once_for_all_items(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Rule] = []
-    whole = auto.serve
-    monkeypatch.setattr(auto, "serve", lambda rule, *rest: asked.append(rule) or whole(rule, *rest))
+    made = auto.guarded
+    monkeypatch.setattr(auto, "guarded", lambda rule, *rest: asked.append(rule) or made(rule, *rest))
     times = STEPS + 1e6  # a window that no other test has asked for
     for seed in range(5):
         Auto().chosen(times, gram(np.random.default_rng(seed).normal(size=(6, 9))))

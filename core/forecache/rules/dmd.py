@@ -224,7 +224,7 @@ def uneven_projections(tau: tuple[float, ...], recency: float, ridge: float) -> 
         rates = grid(RATES, terms)
         b = np.where(rates == 0, back[:, None, None], np.expm1(rates * back[:, None, None])).swapaxes(0, 1)
         largest = np.abs(b).max(1)
-        made = project(rates, b / largest[:, None], recency**-back, lambda _, k=terms: ridge if k > 1 else 0.0)
+        made = project(rates, b / largest[:, None], recency**-back, ridge if terms > 1 else 0.0)
         found.append(made._replace(solved=made.solved / largest[:, :, None]))
     return tuple(found)
 

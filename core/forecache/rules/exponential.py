@@ -35,13 +35,8 @@ def ahead(r: float, t: float) -> float:
 def projections(tau: tuple[float, ...], recency: float) -> tuple[Projection, ...]:
     """One term and two, where the window determines two, for older anchors at ``tau_j < 0``."""
     back = np.array(tau)
-    return tuple(
-        project(
-            exponents := grid(RATES, terms), terms_at(exponents, back), recency**-back,
-            lambda system: RIDGE * np.trace(system, axis1=1, axis2=2)[:, None, None],
-        )
-        for terms in range(1, min(3, len(tau)))
-    )  # fmt: skip
+    grids = (grid(RATES, terms) for terms in range(1, min(3, len(tau))))
+    return tuple(project(each, terms_at(each, back), recency**-back, 0.0, of_trace=RIDGE) for each in grids)
 
 
 @remembered

@@ -8,7 +8,7 @@ matrix of the ``v_j - v_n``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from itertools import combinations
 from typing import NamedTuple
@@ -35,22 +35,24 @@ def grid(rates: tuple[float, ...], terms: int) -> Array:
     return np.array(list(combinations(rates, terms)))
 
 
-def project(exponents: Array, design: Array, om: Array, ridge: Callable[[Array], Array | float]) -> Projection:
+def project(exponents: Array, design: Array, om: Array, ridge: float, of_trace: float = 0.0) -> Projection:
     """Weighted least squares for every choice of exponents.
 
     Args:
         exponents: ``[g, terms]``.
         design: ``B [g, m, terms]``, values of the terms at the times of the older snapshots.
         om: ``[m]``, weights of the snapshots.
-        ridge: by the normal equations ``B^T Om B``, what is added to their diagonal.
+        ridge: is added to the diagonal of the normal equations ``B^T Om B``, and so is
+        of_trace: that share of their trace.
 
-    With ``H = B C``, ``C = (B^T Om B + ridge I)^-1 B^T Om``, the residual ``tr(Om (I - H) D (I - H)^T)`` is the linear
+    With ``H = B C``, ``C = (B^T Om B + ...)^-1 B^T Om``, the residual ``tr(Om (I - H) D (I - H)^T)`` is the linear
     function ``<(I - H)^T Om (I - H), D>`` of D.
     """
     m, terms = design.shape[1:]
     scaled = np.swapaxes(design * om[None, :, None], 1, 2)
     system = scaled @ design
-    solved = np.linalg.solve(system + ridge(system) * np.eye(terms), scaled)
+    added = ridge + of_trace * np.trace(system, axis1=1, axis2=2)[:, None, None]
+    solved = np.asarray(np.linalg.solve(system + added * np.eye(terms), scaled), dtype=np.float64)
     miss = np.eye(m) - design @ solved
     return Projection(exponents, solved, (np.swapaxes(miss, 1, 2) @ (om[:, None] * miss)).reshape(-1, m * m))
 
