@@ -110,14 +110,8 @@ class Corrector:
         return min(max((none - self.strength / (len(self.positions) - 1)) / (none - whole), 0.0), 1.0)
 
 
-def corrector_of_run(given: bool | Corrector | None, by_default: bool, times: tuple[float, ...]) -> Corrector | None:
-    """The corrector of a run over ``times``; ``None``: there is none.
-
-    Raises:
-        ValueError: a corrector of a grid with another number of steps.
-    """
-    if given is None:
-        given = by_default
+def corrector_of_run(given: bool | Corrector, times: tuple[float, ...]) -> Corrector | None:
+    """The corrector of a run over ``times``, ``None``: there is none; ``ValueError``: it is of another grid."""
     corrector = Corrector(times) if given is True else given or None
     if corrector is not None and len(corrector.positions) != len(times):
         raise ValueError(

@@ -56,14 +56,12 @@ class Forecaster:
             plan adds to the velocity's weights.
         made_for: what this run is (model hash, guidance, ...), compared with a plan's key.
 
-    One run at a time: a sampler in another thread needs a forecaster of its own.
-
     Raises:
         ValueError: an argument out of its range or in conflict with another; a plan made for something else.
         TypeError: an argument of another kind.
         OSError: a plan's file that cannot be read.
-        RuntimeError: by every method, where another one of the same object is at work, in another thread or around
-            this one (a ``compute`` that asks the cache it is asked by).
+        RuntimeError: by every method, where another one of the same object is at work: in another thread, which needs a
+            forecaster of its own, or around this one (a ``compute`` that asks the cache it is asked by).
     """
 
     def __init__(
@@ -89,10 +87,11 @@ class Forecaster:
         corrector: bool | Corrector | None = None,
         made_for: Mapping[str, Any] | None = None,
     ) -> None:
-        schedule.check_numbers(
-            steps=steps, interval=interval, warmup=warmup, end=end, calls=calls, history=history, batch_dim=batch_dim
-        )
         self.times = schedule.grid(times, steps)
+        numbers = {"interval": interval, "warmup": warmup, "end": end, "calls": calls, "batch_dim": batch_dim}
+        for name, number in {**numbers, "history": history}.items():
+            if number is not None or name == "history":
+                schedule.whole(name, number)
         self.effective = schedule.effective_steps(self.times)
         self._notes: list[str] = []
         others = interval, calls, computed
@@ -115,12 +114,13 @@ class Forecaster:
         if self.edges:
             self.computed = schedule.with_edges(self.computed, self.effective, sorted(self.edges), calls is not None)
         self._planner = Planner(plan, self.effective, self.computed, self.times, self.groups, guard, history)
-        by_default = isinstance(self.rule, Auto) and times is not None
-        self.corrector = None if plan is not None else corrector_of_run(corrector, by_default, self.times)
+        if corrector is None:
+            corrector = isinstance(self.rule, Auto) and times is not None
+        self.corrector = None if plan is not None else corrector_of_run(corrector, self.times)
         self._rates = None if self.corrector is None else self.corrector.rates
-        # a function that held `self` would keep a dropped forecaster until the garbage collector runs
-        of_stream, corrected = self.groups.of_stream, self.corrector is not None
+        corrected = self.corrector is not None
         least = ORDER + 1 if corrected else self._planner.longest
+        of_stream = self.groups.of_stream  # a lambda that held `self` would keep a dropped forecaster alive
         self.history = History(
             lambda name: Stream(rules[of_stream(name)], history, batch_dim, guard, least, corrected), self.groups
         )

@@ -97,11 +97,6 @@ class Plan:
             if max(len(w.velocity), len(w.difference)) > known:
                 raise ValueError(f"plan: step {step} has more weights than the {known} snapshots that it can have")
 
-    @property
-    def needs_state(self) -> bool:
-        """Whether some step takes the sampler's state: it is then passed as ``step(i, compute, state=x)``."""
-        return any(w.state for each in self.by_group().values() for w in each.values())
-
     def by_group(self) -> dict[str, Mapping[int, Weights]]:
         """Weights by group; "": of the leaves of none."""
         return {"": self.weights, **{name: group.weights for name, group in self.groups.items()}}
@@ -174,15 +169,12 @@ def plan_of_run(
     strict: bool,
     others: Sequence[Any],
 ) -> tuple[Plan | None, str, int]:
-    """The plan of a run, given as it is or by the path of its file, and no ``others`` that set a schedule.
-
-    Returns:
-        The plan, "" and 0; or ``None``, why the run cannot have it, and how many calls it would make.
+    """The plan of a run, given as it is or as a file, with "" and 0. If it was made for something else: ``None``, the
+    reason, and how many calls it would make.
 
     Raises:
-        TypeError: neither a plan nor a path.
-        ValueError: the plan was made for something else, and ``strict`` or another schedule is given.
-        OSError: see :meth:`Plan.load`.
+        TypeError, OSError: no plan, or a file that cannot be read.
+        ValueError: made for something else, and ``strict`` or one of ``others`` sets the schedule too.
     """
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)

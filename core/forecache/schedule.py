@@ -42,42 +42,29 @@ def whole(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None
 
 
-def check_numbers(**given: Any) -> None:
-    """Refuse an argument that is neither ``None`` nor a whole number (``TypeError``); ``history`` must be one."""
-    for name, value in given.items():
-        if value is not None or name == "history":
-            whole(name, value)
-
-
 def grid(times: Sequence[float] | None, steps: int | None) -> tuple[float, ...]:
-    """The N + 1 times of a run, which is given by them or by N.
-
-    Raises:
-        ValueError: both are given, or neither; ``steps < 1``.
-    """
+    """The N + 1 times of a run, given by themselves or by N; ``ValueError``: by both or neither, or ``steps < 1``."""
     if (times is None) == (steps is None):
         raise ValueError("give either times (N + 1 grid times) or steps (N), not both and not neither")
-    if steps is not None and steps < 1:
+    if steps is not None and whole("steps", steps) < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
     return tuple(float(t) for t in (times if times is not None else range((steps or 0) + 1)))
 
 
 def check_order(step: int, last: int | None, times: Sequence[float], every: bool) -> int:
-    """The index of a step that follows step ``last`` (``None``: that begins a run).
+    """The index of a step, on the grid and behind the ``last`` one; where ``every`` step must come, none is left out.
 
     Raises:
-        TypeError: it is no whole number.
-        ValueError: it is not on the grid or not behind ``last``, or leaves steps out although ``every`` one must come.
+        TypeError, ValueError: it is no such step.
     """
     step = whole("step", step)  # also a tensor of one integer, which is equal to a step and hashes like none
     if not 0 <= step < len(times) - 1:
         raise ValueError(f"step must be 0..{len(times) - 2}, got {step}")
     left_out = 0 if last is None else step - last - 1
     if left_out < 0 or (left_out and every):
+        hint = "a plan is asked at every step" if left_out > 0 else "reset() starts a run"
         if left_out == -1:
             hint = "a solver with several calls a step needs a Forecaster for each"
-        else:
-            hint = "a plan is asked at every step" if left_out > 0 else "reset() starts a run"
         raise ValueError(f"steps out of order: step {step} after step {last}; {hint}")
     return step
 

@@ -52,7 +52,7 @@ class ClosedLoop:
         self.edges, self.memory, self.ridge = edges, memory, ridge
         self.model = next(iter(conditions.values())).recording
         self.times, self.scale = self.model.times, self.model.scale
-        self.marches = {seed: March(computed, each.recording) for seed, each in conditions.items()}
+        self.marches = {seed: March(each.recording, computed) for seed, each in conditions.items()}
         self.moved = {seed: torch.zeros_like(each.target[0]) for seed, each in conditions.items()}
         self.anchors: dict[int, dict[int, Velocity]] = {seed: {} for seed in conditions}
         self.misfits: dict[str, float] = {}
@@ -70,10 +70,10 @@ class ClosedLoop:
         h = float(self.times[i + 1] - self.times[i])
         before = [k for k in self.computed if k < i]
         if i not in self.computed:
-            return self._serve(i, h, schedule.window(before, self.memory, self.edges))
+            return self._fit(i, h, schedule.window(before, self.memory, self.edges))
         self._compute(i, () if i in self.edges else schedule.window(before, self._rule.window, self.edges))
         if i == self.computed[-1] and self.misfits:
-            return self._serve(i, h, schedule.window(self.computed, self.memory, self.edges))
+            return self._fit(i, h, schedule.window(self.computed, self.memory, self.edges))
         for seed, arrived in self.anchors.items():
             self.moved[seed] = self.moved[seed] + h * arrived[i].combined(self.scale)
         return None
@@ -97,7 +97,7 @@ class ClosedLoop:
         if errors:
             self.forward[str(i)] = [float(np.median(errors)), float(np.percentile(errors, 95))]
 
-    def _serve(self, i: int, h: float, known: tuple[int, ...]) -> Mapping[str, Weights]:
+    def _fit(self, i: int, h: float, known: tuple[int, ...]) -> Mapping[str, Weights]:
         apart = tuple(k for k in known if self.model.guided(k)) if self.model.guided(i) else ()
         if self.model.guided(i) and not apart:
             raise RuntimeError(

@@ -179,77 +179,73 @@ class Pause(BaseException):
 
 
 class March(Tape):
-    """One calibration run of the cached sampler, resumed from what it already computed.
+    """One calibration run of the cached sampler under construction, resumed from what it already computed.
 
     Anchors are computed once and replayed afterwards; at an anchor that is not known yet the run computes it and
     pauses.
+
+    Attributes:
+        values: of the known anchors, as the sampler gave them. velocities: the same as vectors.
+        weights: by step, of the skipped steps that move the state.
     """
 
-    def __init__(self, computed: Sequence[int], recording: Recording) -> None:
-        self.computed, self.recording = set(computed), recording
-        self.values: dict[int, Any] = {}  # anchors, as the sampler gave them
-        self.velocities: dict[int, Velocity] = {}  # and as vectors
-        self.weights: dict[int, Served] = {}  # by skipped step
+    def __init__(self, recording: Recording, computed: Sequence[int]) -> None:
+        self.recording, self.computed = recording, set(computed)
+        self.values: dict[int, Any] = {}
+        self.velocities: dict[int, Velocity] = {}
+        self.weights: dict[int, Served] = {}
 
     def needs_compute(self, i: int) -> bool:
         return i in self.computed and i not in self.values
 
-    def observe(self, i: int, value: Any, state: Any = None) -> Any:
+    def _keep(self, i: int, value: Any) -> None:
         self.values[i] = _owned(value)
         self.velocities[i] = Velocity.of(self.values[i])
+
+    def observe(self, i: int, value: Any, state: Any = None) -> Any:
+        self._keep(i, value)
         raise Pause
 
     def forecast(self, i: int, state: Any = None) -> Any:
-        if i in self.values:
-            return self.values[i]
-        if i not in self.weights:  # dt = 0
-            return self.values[max(k for k in self.values if k < i)]
-        served = serve(self.weights[i], self.velocities, state, self.recording.guided(i), self.recording.parts)
-        return give_back(served, self.values[max(self.values)])
+        newest = max(k for k in self.values if k <= i)
+        if i not in self.weights:  # an anchor as it is, or a step with dt = 0
+            self._move(i, self.velocities[newest])
+            return self.values[newest]
+        known, guided = self.velocities, self.recording.guided(i)
+        velocity = weighted_sum(self.weights[i], known, state, guided, self.recording.parts)
+        self._move(i, velocity)
+        return give_back(velocity, self.values[newest])
+
+    def _move(self, i: int, velocity: Velocity) -> None:
+        """The sampler moves by ``velocity`` in step ``i``."""
 
 
-class Rollout(Tape):
-    """One whole run of the cached sampler under given weights.
-
-    Args:
-        recording: of the same condition, for grid, scale and guidance.
-        computed: anchors.
-        weights: by step, of every skipped step that moves the state and of a corrected anchor.
-        values: anchors that are known already, as the sampler gave them, and need no call.
+class Rollout(March):
+    """One whole run of the cached sampler under given weights, also of a corrected anchor.
 
     Attributes:
-        values: of all anchors, when the run has ended. moved: displacement of the sample.
+        values: also of the anchors that were computed, when the run has ended. moved: displacement of the sample.
     """
 
     def __init__(
         self, recording: Recording, computed: Sequence[int], weights: Mapping[int, Served], values: Mapping[int, Any]
     ) -> None:
-        self.recording, self.computed, self.weights, self.values = recording, set(computed), weights, dict(values)
+        super().__init__(recording, computed)
+        self.weights, self.values = dict(weights), dict(values)
         self.velocities = {i: Velocity.of(value) for i, value in values.items()}
         self.moved: torch.Tensor | None = None
 
-    def needs_compute(self, i: int) -> bool:
-        return i in self.computed and i not in self.values
-
     def observe(self, i: int, value: Any, state: Any = None) -> Any:
-        self.values[i] = _owned(value)
-        self.velocities[i] = Velocity.of(self.values[i])
+        self._keep(i, value)
         return self.forecast(i, state)
 
-    def forecast(self, i: int, state: Any = None) -> Any:
-        newest = max(k for k in self.values if k <= i)
-        like = self.values[newest]
-        if i in self.weights:
-            velocity = serve(self.weights[i], self.velocities, state, self.recording.guided(i), self.recording.parts)
-        else:  # an anchor as it is, or a step with dt = 0
-            velocity = self.velocities[newest]
+    def _move(self, i: int, velocity: Velocity) -> None:
         h = float(self.recording.times[i + 1] - self.recording.times[i])
         move = h * velocity.combined(self.recording.scale)
         self.moved = move if self.moved is None else self.moved + move
-        return give_back(velocity, like) if i in self.weights else like
 
 
-def serve(served: Served, known: Mapping[int, Velocity], state: Any, guided: bool, where: Parts) -> Velocity:
+def weighted_sum(served: Served, known: Mapping[int, Velocity], state: Any, guided: bool, where: Parts) -> Velocity:
     """One step's velocity from weights, anchors and the sampler's state."""
     weights, anchors = served
     columns = [known[k].cond for k in anchors["velocity"]]
