@@ -133,7 +133,7 @@ def test_a_compute_that_asks_its_own_cache_is_refused(nested: Any) -> None:
 def test_without_that_guard_a_reset_inside_goes_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import nullcontext
 
-    monkeypatch.setattr(Forecaster, "_alone", lambda self, what: nullcontext())
+    monkeypatch.setattr("forecache.turns.Turns.__call__", lambda self, what: nullcontext())
     cache = Forecaster("linear", steps=STEPS, computed=[0, 1, 2, 4, 9])
     run(cache, lambda i: (cache.reset() if i == 4 else None, field(i))[1])
     assert cache.trace.computed == 2  # of the 5 calls
