@@ -1,5 +1,8 @@
 """Put a cache on an object and take it off again: the one way in which every adapter does it.
 
+An adapter gives :func:`functions` one function, which makes a handle of a target and settings, and gets ``enable``,
+``enabled`` and ``disable``. The handle's pieces say what each object of the target is to wear.
+
 An object that wears a cache has a class of its own, derived from its former class and of the same name. Nothing is
 stored in the object itself, so that
 
@@ -19,26 +22,26 @@ import copy
 import copyreg
 import functools
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-Handle = TypeVar("Handle")
+from .handle import Handle, Piece
+
+H = TypeVar("H", bound=Handle)
+P = ParamSpec("P")
 Around = Callable[..., Any]  #: called with the former bound method, then with the arguments of the call
 
 
-class Worn:
-    """What one object wears.
+class Worn(Piece):
+    """A class of its own for one object.
 
     Args:
         target: the object. handle: what :func:`attached` returns for it.
         methods: functions around those of the object, by name; ``__call__`` may be one.
         attributes: values that the object shows while it wears this.
         private: attributes that somebody else's cache sets in the object, and that its copies do not get.
-
-    Raises:
-        TypeError: an object whose class cannot be exchanged.
     """
 
     def __init__(
@@ -49,34 +52,33 @@ class Worn:
         attributes: Mapping[str, Any] | None = None,
         private: Collection[str] = (),
     ) -> None:
-        self.handle, self.former, self.names = handle, type(target), tuple(methods)
+        self.handle, self.methods, self.attributes = handle, methods, attributes or {}
         self.private = frozenset(private)
         self.in_use = False
         self.set_aside: dict[str, Any] = {}
-        self.below: Worn | None = None  # what a `with` block put this over, and whether the block is over
-        self.over = False
-        self._owner = weakref.ref(target)
-        body: dict[str, Any] = {
-            **{name: getattr(self.former, name) for name in ("__module__", "__qualname__", "__doc__")},
-            "__reduce_ex__": self._reduce(),
-            "_forecache_worn": self,
-        }
-        body |= {name: self._method(name, around) for name, around in methods.items()}
-        body |= {name: self._attribute(name, value) for name, value in (attributes or {}).items()}
-        # equal to the former class: diffusers' `from_pipe` looks for the class of a part among those that it takes
-        same = {
-            "__eq__": lambda kind, other: other is kind or (kind is self.kind and other == self.former),
-            "__hash__": lambda kind: hash(self.former) if kind is self.kind else type.__hash__(kind),
-        }
+        self.former: Any = None
         self.kind: Any = None
-        meta = type(self.former.__name__, (type(self.former),), {"__call__": self._maker(), **same})
-        self.kind = meta(self.former.__name__, (self.former,), body)
-        self.put_on(target)
+        self._target = weakref.ref(target)
 
-    def put_on(self, target: Any) -> None:
-        """Give the class of this back to the object that wore it, and wears nothing now."""
+    @property
+    def target(self) -> Any:
+        """The object; ``None`` when it is gone."""
+        return self._target()
+
+    def attach(self) -> None:
+        """See :class:`Piece`.
+
+        Raises:
+            TypeError: an object whose class cannot be exchanged.
+        """
+        target = self.target
+        derived = any(kind is self.kind for kind in type(target).__mro__)  # somebody's class, from ours of before
+        if target is None or self.in_use or derived:
+            return
+        self.former = type(target)
+        self.kind = self._derived()
         # an instance attribute, such as accelerate's `forward`, would hide the method of the class
-        self.set_aside = {name: vars(target).pop(name) for name in self.names if name in vars(target)}
+        self.set_aside = {name: vars(target).pop(name) for name in self.methods if name in vars(target)}
         try:
             target.__class__ = self.kind
         except TypeError as error:
@@ -84,19 +86,40 @@ class Worn:
             raise TypeError(f"{self.former.__name__} cannot wear a cache: {error}") from error
         self.in_use = True
 
-    def serves(self, instance: Any) -> bool:
-        """Whether ``instance`` is the object that wears this, and still does."""
-        return self.in_use and self._owner() is instance
+    def _derived(self) -> Any:
+        body: dict[str, Any] = {
+            **{name: getattr(self.former, name) for name in ("__module__", "__qualname__", "__doc__")},
+            "__reduce_ex__": self._reduce(),
+            "_forecache_worn": self,
+        }
+        body |= {name: self._method(name, around) for name, around in self.methods.items()}
+        body |= {name: self._attribute(name, value) for name, value in self.attributes.items()}
+        # equal to the former class: diffusers' `from_pipe` looks for the class of a part among those that it takes
+        same = {
+            "__eq__": lambda kind, other: other is kind or (kind is self.kind and other == self.former),
+            "__hash__": lambda kind: hash(self.former) if kind is self.kind else type.__hash__(kind),
+        }
+        meta = type(self.former.__name__, (type(self.former),), {"__call__": self._maker(), **same})
+        return meta(self.former.__name__, (self.former,), body)
 
-    def take_off(self, target: Any) -> None:
-        """Give the former class back; where another wears around this one, when that is taken off."""
+    def detach(self) -> None:
+        """See :class:`Piece`; where another class was derived from this one, when that is taken off."""
         self.in_use = False
+        target = self.target
         here: Worn | None = vars(type(target)).get("_forecache_worn")
         while here is not None and not here.in_use:
             target.__class__ = here.former
             for name, value in here.set_aside.items():
                 vars(target).setdefault(name, value)
             here = vars(here.former).get("_forecache_worn")
+
+    def current(self) -> Worn | None:
+        """See :class:`Piece`."""
+        return worn(self.target)
+
+    def serves(self, instance: Any) -> bool:
+        """Whether ``instance`` is the object that wears this, and still does."""
+        return self.in_use and self.target is instance
 
     def _maker(self) -> Any:
         def made(kind: Any, *args: Any, **kwargs: Any) -> Any:
@@ -108,7 +131,7 @@ class Worn:
         return made
 
     def _inside(self, instance: Any, name: str) -> Callable[..., Any]:
-        if name in self.set_aside and self._owner() is instance:
+        if name in self.set_aside and self.target is instance:
             found: Callable[..., Any] = self.set_aside[name]
             return found
         return MethodType(getattr(self.former, name), instance)
@@ -145,7 +168,7 @@ class Worn:
             function, *arguments = (self.former if each is self.kind else each for each in (function, *arguments))
             if getattr(function, "__name__", "") in ("__newobj__", "__newobj_ex__"):  # pickle insists on our class
                 function, arguments = _newly(function, arguments)
-            if rest and isinstance(rest[0], dict) and self._owner() is instance:
+            if rest and isinstance(rest[0], dict) and self.target is instance:
                 state = {**rest[0], **self.set_aside}
                 rest[0] = {name: self._plain(each) for name, each in state.items() if name not in self.private}
             return function, tuple(arguments), *rest
@@ -181,37 +204,62 @@ def attached(target: Any) -> Any:
     return None if found is None else found.handle
 
 
-def take_off(target: Any) -> Any:
-    """Take off what an object wears, if anything; returns its handle."""
-    found = worn(target)
-    if found is None:
-        return None
-    found.take_off(target)
-    return found.handle
-
-
-@contextmanager
-def meanwhile(targets: Sequence[Any], enable: Callable[[], Handle]) -> Iterator[Handle]:
-    """What ``enable`` puts on ``targets``, for a ``with`` block; then each of them wears again what it wore before.
-
-    Blocks may end in any order: what another block put on over this one stays, and what is over does not come back.
-    """
-    before = [worn(target) for target in targets]
-    handle = enable()
-    mine = [worn(target) for target in targets]
-    for now, below in zip(mine, before, strict=True):
-        if now is not None:
-            now.below = below
+def put_on(handle: H) -> H:
+    """Attach every piece of a handle, each in place of what its object wears; all of them, or none."""
+    for piece in handle.pieces:
+        if (before := piece.current()) is not None:
+            before.detach()
     try:
-        yield handle
-    finally:
-        for target, now, below in zip(targets, mine, before, strict=True):
-            if now is not None:
-                now.over = True
-            if worn(target) not in (now, None):
-                continue
-            take_off(target)
-            while below is not None and below.over:
-                below = below.below
-            if below is not None and type(target) is below.former:
-                below.put_on(target)
+        for piece in handle.pieces:
+            piece.attach()
+    except BaseException:
+        for piece in handle.pieces:
+            piece.detach()
+        raise
+    return handle
+
+
+def _worn_by(target: Any) -> Iterable[Piece]:
+    found = worn(target)
+    return () if found is None else (found,)
+
+
+def functions(
+    make: Callable[P, H], on: Callable[[Any], Iterable[Piece]] = _worn_by
+) -> tuple[Callable[P, H], Callable[P, AbstractContextManager[H]], Callable[[Any], None]]:
+    """``enable``, ``enabled`` and ``disable`` of an adapter.
+
+    Args:
+        make: checks the arguments of ``enable``, the target first, and returns a handle; it attaches nothing.
+        on: the pieces that ``disable`` takes off a target.
+    """
+
+    @functools.wraps(make)
+    def enable(*args: P.args, **kwargs: P.kwargs) -> H:
+        return put_on(make(*args, **kwargs))
+
+    @functools.wraps(make)
+    @contextmanager
+    def enabled(*args: P.args, **kwargs: P.kwargs) -> Iterator[H]:
+        handle = make(*args, **kwargs)
+        below = [piece.current() for piece in handle.pieces]
+        put_on(handle)
+        for piece, before in zip(handle.pieces, below, strict=True):
+            piece.below = before
+        try:
+            yield handle
+        finally:
+            for piece in handle.pieces:
+                piece.end()
+
+    def disable(target: Any) -> None:
+        """Detach the cache; nothing happens if there is none."""
+        for piece in on(target):
+            piece.detach()
+
+    enable.__name__, enabled.__name__ = "enable", "enabled"
+    enabled.__doc__ = (
+        "Attach the cache for a ``with`` block, with the arguments of :func:`enable`. What was attached before is"
+        " attached again afterwards; blocks may end in any order."
+    )
+    return enable, enabled, disable

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
-from forecache import AdaptiveGuidance, Corrector, Forecaster, Guided, Trace, rates, schedule, tree
+from forecache import Corrector, Forecaster, Guided, Trace, rates, schedule, tree
 from forecache.schedule import few_calls
 
 from .settings import Settings
@@ -22,57 +21,35 @@ Kind = Mapping[str, Any]
 NOTHING: Kind = MappingProxyType({})
 
 
-@dataclass
-class StageTrace:
-    """What happened in one run of a stage.
+class Server:
+    """Serves the branches of one run: at each step the sampler calls :meth:`open`, then :meth:`branch` for each."""
 
-    Attributes:
-        calls: network calls by branch.
-        branches: their traces; with a plan there is one, ``"plan"``.
-        notes: why the cache stayed off, if it did.
-        saved: unconditional calls that adaptive guidance left out at computed steps.
-    """
-
-    calls: dict[str, int] = field(default_factory=dict)
-    branches: dict[str, Trace] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    saved: int = 0
-
-    @property
-    def computed(self) -> int:
-        """Network calls of all branches."""
-        return sum(self.calls.values())
-
-    def count(self, name: str) -> None:
-        """The network is called for a branch."""
-        self.calls[name] = self.calls.get(name, 0) + 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        branches = {name: trace.to_dict() for name, trace in self.branches.items()}
-        return {"calls": dict(self.calls), "branches": branches, "notes": list(self.notes), "saved": self.saved}
-
-
-class Server(Protocol):
-    """Serves the branches of one run."""
+    i = -1
+    state: Any = None
 
     def open(self, i: int, state: Any) -> None:
         """Step ``i`` begins at the sampler's ``state``."""
+        self.i, self.state = i, state
 
     def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """The branch's value at this step: ``compute()`` or a forecast.
 
         ``kind`` says what kind of call this is; see :class:`~forecache_adapters.kinds.Kinds`.
         """
+        raise NotImplementedError
 
-    def again(self) -> bool:
-        """The sampler has its velocity: whether it has to ask once more, because computed values were corrected."""
+    def asks_again(self) -> bool:
+        """Every branch of the step was served. Whether the sampler has to make its velocity once more, because the
+        values that it computed were corrected; it then gets the corrected ones.
+        """
+        return False
 
     def close(self) -> None:
         """Free every snapshot."""
+        self.state = None
 
 
-class Apart:
+class Apart(Server):
     """A history and a schedule for each branch.
 
     A branch's schedule is made when it is called for the second time: the distance to the first call tells whether it
@@ -108,7 +85,7 @@ class Apart:
         self.histories: dict[str, Forecaster] = {}
         self.first: dict[str, int] = {}
         self.wanted: dict[str, frozenset[int]] = {}
-        self.i, self.form, self.state = -1, NOTHING, None
+        self.form = NOTHING
 
     def open(self, i: int, state: Any) -> None:
         """See :class:`Server`."""
@@ -147,18 +124,14 @@ class Apart:
         late = range(first, first + (2 if self.settings.warmup is None else self.settings.warmup)) if first else ()
         return self.settings.computed(self.moving, total) | frozenset(late)
 
-    def again(self) -> bool:
-        """What is served is what the loop gets."""
-        return False
-
     def close(self) -> None:
         """See :class:`Server`."""
-        self.state = None
+        super().close()
         for cache in self.histories.values():
             cache.close()
 
 
-class Joint:
+class Joint(Server):
     """One cache for the branches together, as a plan needs it: they are computed at the same steps.
 
     Args:
@@ -168,13 +141,14 @@ class Joint:
 
     def __init__(self, cache: Any, guidance: bool) -> None:
         self.cache, self.guidance = cache, guidance
-        self.i, self.state, self.begun = -1, None, False
+        self.begun = False
         self.served: Any = None
         self.arrived: dict[str, Any] = {}
 
     def open(self, i: int, state: Any) -> None:
         """See :class:`Server`."""
-        self.i, self.state, self.arrived, self.served, self.begun = i, state, {}, None, False
+        super().open(i, state)
+        self.arrived, self.served, self.begun = {}, None, False
 
     def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`Server`.
@@ -203,7 +177,7 @@ class Joint:
             raise ValueError(f"plan: no history of {name!r} at step {self.i}; the plan must name it in edges")
         return value
 
-    def again(self) -> bool:
+    def asks_again(self) -> bool:
         """See :class:`Server`."""
         if self.served is not None:
             return False
@@ -224,120 +198,38 @@ class Joint:
 
     def close(self) -> None:
         """See :class:`Server`."""
-        self.served, self.state, self.arrived = None, None, {}
-        if hasattr(self.cache, "close"):
-            self.cache.close()
+        super().close()
+        self.served, self.arrived = None, {}
+        close(self.cache)
 
 
-class Adaptive(Apart):
-    """A history of ``cond`` and one of the guidance difference ``d = c - u``: adaptive guidance.
-
-    At a step that computes ``cond``, ``uncond`` is called only if ``d`` cannot be forecast well enough; where it is
-    not, and at forecast steps, ``u = c - d^``. The last guided step counts as the last one here: behind it nothing
-    takes the error of the guidance term out of the sample again, so both branches are called if ``cond`` is computed.
+class Each(Server):
+    """A cache for each branch, which decides itself when to compute: a plan, a cache of the user's, or one for the
+    velocity after guidance, which is then the only branch.
 
     Args:
-        settings: of the stage.
-        times: the N + 1 grid times.
-        trace: filled.
-        strengths: s of ``c + s (c - u)`` by step; 0 where guidance is off.
-        label: see :class:`Apart`.
+        make: returns the cache of a branch.
     """
 
-    def __init__(
-        self, settings: Settings, times: Sequence[float], trace: StageTrace, strengths: Sequence[float], label: str = ""
-    ) -> None:
-        super().__init__(settings, times, trace.branches, label=label)
-        self.trace, self.strength = trace, max(strengths)
-        self.guided = [i for i, s in enumerate(strengths) if s > 0]
-        self.guidance: AdaptiveGuidance | None = None
-        self.computed, self.cond = False, None
-        self.kinds: dict[str, Kind] = {}  # of the newest call, by branch
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        self.make = make
+        self.caches: dict[str, Any] = {}
 
     def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
-        """See :class:`Server`.
-
-        Raises:
-            ValueError: a branch that is neither ``cond`` nor ``uncond``; ``uncond`` without the other.
-        """
-        if name not in ("cond", "uncond"):
-            raise ValueError(f"adaptive_guidance: it serves one condition and its negative, not {name!r}")
-        kind = {**self.form, **kind}
-        if self.kinds.get(name, kind) != kind:
-            self.guidance = None  # d is a difference of calls of other kinds
-        self.kinds[name] = kind
-        if name == "uncond":
-            return self._uncond(compute)
-        self.computed = False
-
-        def noted() -> Any:
-            self.computed = True
-            return compute()
-
-        self.cond = super().branch(name, noted, kind)
-        return self.cond
-
-    def _uncond(self, compute: Compute) -> Any:
-        cond, self.cond = self.cond, None
-        if cond is None or self.i > self.guided[-1]:
-            raise ValueError(
-                f"adaptive_guidance: the sampler asks for 'uncond' alone, or behind its end, at step {self.i}"
-            )
-        if self.guidance is None:
-            times = self.times[: self.guided[-1] + 2]
-            self.guidance = self.settings.guidance(times, self.strength, None if is_sparse(cond) else 0)
-        if not self.computed and not self.guidance.fits(cond):  # begun anew: no full step, but nothing to forecast from
-            return compute()
-        if self.computed and self.guidance.needs_uncond(self.i, cond):
-            value = compute()
-            self.guidance.observe(self.i, cond, value)
-            self.trace.notes.extend(note for note in self.guidance.notes if note not in self.trace.notes)
-            return value
-        self.trace.saved += self.computed
-        return self.guidance.uncond(self.i, cond)
-
-    def _schedule(self, name: str) -> frozenset[int]:
-        """``d`` needs two steps at which both branches were called; an exact budget stays one."""
-        steps, exact = range(len(self.times) - 1), self.settings.calls is not None
-        return frozenset(schedule.with_edges(sorted(super()._schedule(name)), steps, self.guided[:2], exact))
+        """See :class:`Server`."""
+        if name not in self.caches:
+            self.caches[name] = self.make(name)
+        cache, state, self.state = self.caches[name], self.state, None
+        match(cache, form_of(state), kind)
+        if cache.needs_compute(self.i):
+            return cache.observe(self.i, compute(), state)
+        return cache.forecast(self.i, state)
 
     def close(self) -> None:
         """See :class:`Server`."""
         super().close()
-        self.guidance = self.cond = None
-
-
-class Combined:
-    """One cache for the velocity after guidance; each edge of the guidance interval starts a new history.
-
-    Args:
-        cache: a forecaster that knows the edges.
-    """
-
-    def __init__(self, cache: Any) -> None:
-        self.cache = cache
-        self.i, self.state = -1, None
-
-    def open(self, i: int, state: Any) -> None:
-        """See :class:`Server`."""
-        self.i, self.state = i, state
-
-    def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
-        """See :class:`Server`."""
-        match(self.cache, form_of(self.state), kind)
-        if self.cache.needs_compute(self.i):
-            return self.cache.observe(self.i, compute(), self.state)
-        return self.cache.forecast(self.i, self.state)
-
-    def again(self) -> bool:
-        """What is served is the sampler's velocity itself."""
-        return False
-
-    def close(self) -> None:
-        """See :class:`Server`."""
-        self.state = None
-        if hasattr(self.cache, "close"):
-            self.cache.close()
+        for cache in self.caches.values():
+            close(cache)
 
 
 def form_of(state: Any) -> Kind:
@@ -349,6 +241,12 @@ def match(cache: Any, *kinds: Kind) -> None:
     """See :meth:`forecache.Forecaster.match`; a cache of the user's own may do without it."""
     if isinstance(cache, Forecaster):
         cache.match({name: what for kind in kinds for name, what in kind.items()})
+
+
+def close(cache: Any) -> None:
+    """Free the snapshots of a cache; one of the user's own may have nothing to free."""
+    if hasattr(cache, "close"):
+        cache.close()
 
 
 def same_tensor(a: Any, b: Any) -> bool:

@@ -91,21 +91,26 @@ class Settings:
             sigma=self.sigma, made_for=made_for, edges=edges, corrector=self._corrector(corrector),
         )  # fmt: skip
 
-    def begin(
+    def forecaster(
         self, times: Sequence[float], made_for: Mapping[str, Any], edges: Sequence[int] = (),
         corrector: bool | Corrector = False,
-    ) -> tuple[Forecaster | None, Trace]:  # fmt: skip
-        """A forecaster for one run over ``times``, and the trace it writes; ``None`` where the cache stays off.
-
-        ``corrector``: what the sampler admits, see :class:`forecache.Forecaster`.
+    ) -> Forecaster:  # fmt: skip
+        """A forecaster for one run over ``times``, with a schedule of its own. ``corrector``: what the sampler admits,
+        see :class:`forecache.Forecaster`.
         """
+        return self._noted(self._forecaster(times, made_for, edges, corrector), corrector)
+
+    def begin(
+        self, times: Sequence[float], made_for: Mapping[str, Any], corrector: bool | Corrector = False
+    ) -> tuple[Forecaster | None, Trace]:
+        """As :meth:`forecaster`, and the trace that it writes; ``None`` where the cache stays :meth:`off`."""
         reason = self.off(times)
         if reason is not None:
             trace = Trace()
             trace.notes.append(reason)
             return None, trace
-        forecaster = self._noted(self._forecaster(times, made_for, edges, corrector), corrector)
-        return forecaster, forecaster.trace
+        cache = self.forecaster(times, made_for, corrector=corrector)
+        return cache, cache.trace
 
     def off(self, times: Sequence[float]) -> str | None:
         """Why the cache stays off in a run over ``times``; ``None``: it does not. What a user may want to mend, there

@@ -35,12 +35,12 @@ PLACEHOLDER = re.compile(r"/(?!README|LICENSE|NOTICE|CHANGELOG)[A-Z][A-Z-]+(?![a
 SHELL = ("", "bash", "sh", "console")
 #: where the ``enable`` of an adapter is defined, read and not imported: the hubs take seconds
 ENABLE = {
-    "hunyuan21": "hunyuan.py",
-    "hunyuan2": "hunyuan.py",
-    "trellis": "staged.py",
-    "trellis2": "staged.py",
-    "sam3d": "generators.py",
-    "fastsam3d": "generators.py",
+    "hunyuan21": "families/hunyuan.py",
+    "hunyuan2": "families/hunyuan.py",
+    "trellis": "families/staged.py",
+    "trellis2": "families/staged.py",
+    "sam3d": "families/generators.py",
+    "fastsam3d": "families/generators.py",
     "diffusers": "diffusers/__init__.py",
     "cache_dit": "cache_dit/enable.py",
 }
@@ -275,7 +275,7 @@ def keywords_of(function, imported):
         module = imported.get(function.value.id, "")
         adapter = module.removeprefix("forecache_adapters.")
         if module != adapter and function.attr in ("enable", "enabled"):
-            named, more = parameters(ROOT / "adapters" / "forecache_adapters" / ENABLE[adapter], "enable")
+            named, more = parameters(ROOT / "adapters" / "forecache_adapters" / ENABLE[adapter], "make_handle")
             return named | (settings(adapter) if more else set())
         return None
     target = imported.get(function.id, "") if isinstance(function, ast.Name) else ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from forecache_adapters.branches import Adaptive, StageTrace
+from forecache_adapters.adaptive import Adaptive
+from forecache_adapters.handle import StageTrace
 from forecache_adapters.settings import Settings
 
 STEPS = 20

@@ -22,7 +22,7 @@ from diffusers import FluxTransformer2DModel
 
 from cache_dit_helpers import MASK, STEPS, N, always, denoise, masked, schedule, tiny, transformer
 from forecache_adapters import cache_dit as adapter
-from forecache_adapters.attach import Worn, attached, take_off
+from forecache_adapters.attach import Worn, attached
 from forecache_adapters.cache_dit import Config, Forecasts
 from forecache_adapters.cache_dit.calls import Calls
 from forecache_adapters.others import cache_on, count_skipped, counters
@@ -587,10 +587,11 @@ def test_another_cache_is_refused_by_name_in_either_order():
         with pytest.raises(RuntimeError, match="cache-dit cache is enabled on it"):
             adapter.enable(target, masked(one))
     cache_dit.disable_cache(pipe)
-    Worn(pipe.transformer, Calls(True), {})
+    other = Worn(pipe.transformer, Calls(True), {})
+    other.attach()
     with pytest.raises(RuntimeError, match=r"target: forecache_adapters\.cache_dit cache is enabled"):
         adapter.enable(pipe, masked(one))
-    take_off(pipe.transformer)
+    other.detach()
     assert cache_on(pipe) is None
     adapter.enable(pipe, masked(one))
     adapter.disable(pipe)

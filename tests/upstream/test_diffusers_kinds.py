@@ -24,7 +24,7 @@ STEPS, CALLS = 20, 10
 @pytest.fixture
 def blind(monkeypatch):
     """The control: after this is called, kinds of calls are not told apart."""
-    return lambda: monkeypatch.setattr(Run, "kind", lambda *given: {})
+    return lambda: monkeypatch.setattr(Run, "kind_of", lambda *given: {})
 
 
 def at(step, change):

@@ -195,7 +195,8 @@ def test_what_another_wears_comes_off_in_any_order():
         adapter.enable(network, steps=STEPS, **SETTINGS)
         inner = attach.attached(network)
         outer = attach.Worn(network, object(), {"__call__": lambda inside, *args, **kwargs: inside(*args, **kwargs)})
-        ends = [lambda inner=inner: inner.leave(network), lambda outer=outer: outer.take_off(network)]
+        outer.attach()
+        ends = [lambda inner=inner: inner.leave(), lambda outer=outer: outer.detach()]
         ends[first]()
         ends[1 - first]()
         assert type(network) is kind and attach.worn(network) is None
@@ -216,7 +217,8 @@ def test_another_cache_is_refused_by_name_in_either_order(how):
             network._is_cached = True
             return lambda: delattr(network, "_is_cached")
         worn = attach.Worn(network, object(), {"__call__": lambda inside, *args, **kwargs: inside(*args, **kwargs)})
-        return lambda: worn.take_off(network)
+        worn.attach()
+        return worn.detach
 
     found = {"diffusers": "diffusers' own", "cache-dit": "cache-dit", "worn": "builtins.object"}
     name = f"another cache, {found[how]}"

@@ -366,13 +366,13 @@ def test_a_stage_may_be_off(case):
 @stand_in
 def test_nothing_is_left_behind_by_a_run_that_ends_early(case, monkeypatch):
     made: list[weakref.ref] = []
-    inside = ode_run.Run.__init__
+    inside = ode_run.OdeRun.__init__
 
     def watched(self, *args):
         inside(self, *args)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(ode_run.Run, "__init__", watched)
+    monkeypatch.setattr(ode_run.OdeRun, "__init__", watched)
     with adapter.enabled(case.fast, basis="dmd"):
         reference = both(case, case.fast)
         for stage, generator in case.fast.models.items():

@@ -360,7 +360,7 @@ def test_a_run_inside_another_runs_network_call(toy):
 def alive(monkeypatch):
     """Weak references to the runs and the forecasters that begin meanwhile."""
     found: list[weakref.ref] = []
-    for cls in (ode_run.Run, Forecaster):
+    for cls in (ode_run.OdeRun, Forecaster):
         original = cls.__init__
 
         def watched(self, *args, original=original, **kwargs):

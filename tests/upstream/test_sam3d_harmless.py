@@ -512,11 +512,12 @@ def test_another_cache_on_a_part_is_refused_by_name(toy, part):
     generator = toy()
     target = PARTS[part](generator)
     other = Worn(target, object(), {})
+    other.attach()
     with pytest.raises(ValueError, match=f"{type(target).__name__} has another cache already; take that off first"):
         adapter.enable(generator)
     found = [worn(each) for each in (generator, generator._solver, generator.reverse_fn.backbone)]
     assert [each for each in found if each is not None] == [other], "nothing is left on"
-    other.take_off(target)
+    other.detach()
     adapter.disable(generator)
 
 
@@ -528,11 +529,12 @@ def test_a_failed_enable_leaves_what_was_on(toy):
     assert generator.forecache.accelerator is handle
     former, generator.reverse_fn.backbone = generator.reverse_fn.backbone, Toy()
     other = Worn(generator.reverse_fn.backbone, object(), {})
+    other.attach()
     with pytest.raises(ValueError, match="Toy has another cache already"):
         adapter.enable(generator, interval=2)
     with pytest.warns(UserWarning, match="off: generator: Toy has another cache already"):
         run(generator)
-    other.take_off(generator.reverse_fn.backbone)
+    other.detach()
     generator.reverse_fn.backbone = former
     assert generator.forecache.accelerator is handle
     run(generator)

@@ -342,13 +342,13 @@ def test_batch_items_are_independent(sample, pipe, upstream, coords, stage, monk
 def alive(monkeypatch):
     """Weak references to the runs that begin meanwhile."""
     found: list[weakref.ref] = []
-    original = flow_euler.Run.__init__
+    original = flow_euler.FlowRun.__init__
 
     def watched(self, *args):
         original(self, *args)
         found.append(weakref.ref(self))
 
-    monkeypatch.setattr(flow_euler.Run, "__init__", watched)
+    monkeypatch.setattr(flow_euler.FlowRun, "__init__", watched)
     yield found
 
 

@@ -1,11 +1,9 @@
-"""``enable``, ``disable`` and ``enabled``: hand our calibrators to the contexts that cache-dit makes."""
+"""Put cache-dit on a target and hand our calibrators to the contexts that cache-dit makes."""
 
 from __future__ import annotations
 
 import sys
-import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +12,8 @@ import torch
 from cache_dit import DBCacheConfig
 from diffusers import DiffusionPipeline
 
-from ..attach import Worn, attached, take_off
+from ..attach import Worn, attached, functions
+from ..handle import Piece
 from ..others import cache_on, counters
 from .calibrator import Config
 from .handle import Handle
@@ -26,7 +25,7 @@ SETS = (  # what cache-dit leaves in a pipeline or a transformer, and copies are
 )  # fmt: skip
 
 
-def enable(target: Any, cache_config: Any, *, options: Mapping[str, Any] | None = None, **settings: Any) -> Handle:
+def make_handle(target: Any, cache_config: Any, *, options: Mapping[str, Any] | None = None, **settings: Any) -> Handle:
     """``cache_dit.enable_cache`` with forecasts of this package. What was enabled here before is replaced.
 
     Copies of an enabled target, by whatever means, are not enabled; another pipeline that has its transformer runs it
@@ -62,32 +61,81 @@ def enable(target: Any, cache_config: Any, *, options: Mapping[str, Any] | None 
         raise RuntimeError(
             "target: Chipmunk's layers count the calls of every block, and cache-dit leaves blocks out; use one of them"
         )
-    disable(target)
-    config.at_work = True
     handle = Handle(target)
-    former = {each: ({**vars(each), "_modules": set(each._modules)}, patched(each)) for each in networks(target)}
-    if not isinstance(target, torch.nn.Module):
-        wear_pipeline(target, handle)  # first: what cache-dit sets in the class it sets in one of this pipeline alone
-    try:
-        cache_dit.enable_cache(target, cache_config=cache_config, calibrator_config=config, **(options or {}))
-        manager = vars(target).get("_context_manager")
-        if manager is None:
-            raise RuntimeError(f"cache-dit {version('cache-dit')} made no cache for {type(target).__name__}")
-        handle.serve(manager)
-    except BaseException as error:
-        if "_context_manager" in vars(target):
-            cache_dit.disable_cache(target)
-        take_off(target)
-        if not isinstance(error, AssertionError):
-            raise
-        raise RuntimeError(
-            f"cache-dit {version('cache-dit')} refuses {type(target).__name__}"
-            f"{f': {error}' if str(error) else ''}; before 1.5.2 it takes one transformer without a pipeline a process"
-        ) from error
-    for each, (given, blocks) in former.items():
-        if handle.is_manager(vars(each).get("_context_manager")):
-            wear_transformer(each, given if patched(each) == blocks else None, handle)
+    handle.pieces = [OfTarget(handle, cache_config, config, options or {})]
     return handle
+
+
+class OfTarget(Piece):
+    """cache-dit on a target, with our calibrators in it.
+
+    Args:
+        handle: of the target. cache_config, config, options: see :func:`make_handle`.
+    """
+
+    def __init__(self, handle: Handle, cache_config: Any, config: Config, options: Mapping[str, Any]) -> None:
+        self.handle, self.cache_config, self.config, self.options = handle, cache_config, config, options
+
+    def current(self) -> Piece | None:
+        """See :class:`Piece`."""
+        handle = own(self.handle.owner())
+        return None if handle is None else handle.pieces[0]
+
+    def attach(self) -> None:
+        """See :class:`Piece`.
+
+        Raises:
+            RuntimeError: cache-dit does not know the model, or lacks a name that this needs.
+        """
+        handle, target, config = self.handle, self.handle.owner(), self.config
+        if target is None:
+            return
+        config.at_work = True
+        former = {each: ({**vars(each), "_modules": set(each._modules)}, patched(each)) for each in networks(target)}
+        if not isinstance(target, torch.nn.Module):
+            wear_pipeline(target, handle)  # first: what cache-dit sets in the class it sets in one of this pipeline
+        try:
+            cache_dit.enable_cache(target, cache_config=self.cache_config, calibrator_config=config, **self.options)
+            manager = vars(target).get("_context_manager")
+            if manager is None:
+                raise RuntimeError(f"cache-dit {version('cache-dit')} made no cache for {type(target).__name__}")
+            handle.follow(manager)
+        except BaseException as error:
+            if "_context_manager" in vars(target):
+                cache_dit.disable_cache(target)
+            for piece, _ in handle.parts:
+                piece.detach()
+            handle.parts = []
+            if not isinstance(error, AssertionError):
+                raise
+            raise RuntimeError(
+                f"cache-dit {version('cache-dit')} refuses {type(target).__name__}"
+                f"{f': {error}' if str(error) else ''}; before 1.5.2 it takes one transformer without a pipeline a"
+                " process"
+            ) from error
+        for each, (given, blocks) in former.items():
+            if handle.is_manager(vars(each).get("_context_manager")):
+                wear_transformer(each, given if patched(each) == blocks else None, handle)
+
+    def detach(self) -> None:
+        """See :class:`Piece`; frees what cache-dit holds."""
+        handle, target = self.handle, self.handle.owner()
+        if target is None or own(target) is not handle:
+            return
+        handle.close()
+        for piece, added in reversed(handle.parts):
+            each = piece.target
+            if each is None:
+                continue
+            piece.detach()
+            for name in added:
+                each._modules.pop(name, None)
+            if handle.is_manager(vars(each).get("_context_manager")):
+                vars(each).pop("_original_forward", None)  # `forward` is what it was, and not for cache-dit to set
+                cache_dit.disable_cache(each)
+        handle.parts, handle.runs = [], []
+        if handle.is_manager(vars(target).get("_context_manager")):
+            cache_dit.disable_cache(target)
 
 
 def own(target: Any) -> Handle | None:
@@ -109,7 +157,14 @@ def wear_pipeline(pipe: Any, handle: Handle) -> None:
         with handle.call(sys._getframe()):
             return inside(*args, **kwargs)
 
-    Worn(pipe, handle, {"__call__": call}, private=SETS)
+    wear(pipe, handle, {"__call__": call}, set())
+
+
+def wear(part: Any, handle: Handle, methods: Mapping[str, Any], added: set[str]) -> None:
+    """Put functions around methods of a part of the target. ``added``: the modules that cache-dit added to it."""
+    piece = Worn(part, handle, methods, private=SETS)
+    piece.attach()
+    handle.parts.append((piece, added))
 
 
 def patched(network: torch.nn.Module) -> int:
@@ -145,37 +200,13 @@ def wear_transformer(transformer: Any, former: Mapping[str, Any] | None, handle:
     methods: dict[str, Any] = {"forward": forward}
     if hasattr(transformer, "enable_cache"):
         methods["enable_cache"] = enable_cache
-    Worn(transformer, handle, methods, private=SETS)
+    wear(transformer, handle, methods, added)
     handle.runs.append(run)
-    handle.parts.append((weakref.ref(transformer), added))
 
 
-def disable(target: Any) -> None:
-    """Take the cache off and free its state; nothing happens if :func:`enable` put none there."""
+def _on(target: Any) -> Sequence[Piece]:
     handle = own(target)
-    if handle is None:
-        return
-    handle.close()
-    for part, added in handle.parts:
-        each = part()
-        if each is None:
-            continue
-        take_off(each)
-        for name in added & each._modules.keys():
-            delattr(each, name)
-        if handle.is_manager(vars(each).get("_context_manager")):
-            vars(each).pop("_original_forward", None)  # `forward` is what it was, and not for cache-dit to set
-            cache_dit.disable_cache(each)
-    if handle.is_manager(vars(target).get("_context_manager")):
-        cache_dit.disable_cache(target)
-    take_off(target)
+    return () if handle is None else handle.pieces
 
 
-@contextmanager
-def enabled(target: Any, cache_config: Any, **settings: Any) -> Iterator[Handle]:
-    """:func:`enable` for a ``with`` block."""
-    handle = enable(target, cache_config, **settings)
-    try:
-        yield handle
-    finally:
-        disable(target)
+enable, enabled, disable = functions(make_handle, _on)

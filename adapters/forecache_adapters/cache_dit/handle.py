@@ -15,14 +15,16 @@ import torch
 from forecache import Trace
 from forecache.turns import runs
 
-from ..branches import StageTrace
+from .. import handle
+from ..attach import Worn
+from ..handle import StageTrace
 from .calibrator import Config, Forecasts
 
 SLOTS = ("calibrator", "encoder_calibrator", "cfg_calibrator", "cfg_encoder_calibrator")
 MANAGER = ("new_context", "reset_context", "can_cache", "get_context", "_cached_context_manager")
 
 
-class Handle:
+class Handle(handle.Handle):
     """The calibrators at work, and what they did. It holds neither the target nor its networks.
 
     Every context that cache-dit makes gets our calibrators, and a branch of it without a history is computed, whatever
@@ -35,16 +37,16 @@ class Handle:
     def __init__(self, target: Any) -> None:
         self.within = not isinstance(target, torch.nn.Module)  #: a pipeline, whose calls are its runs
         self.owner = weakref.ref(target)
-        self.parts: list[tuple[weakref.ref[torch.nn.Module], set[str]]] = []  # and the modules that cache-dit added
+        self.parts: list[tuple[Worn, set[str]]] = []  # what they wear, and the modules that cache-dit added
         self.runs: list[Any] = []
-        self.notes: list[str] = []
+        self.remarks: list[str] = []  # of the newest run as a whole
         self.lock = threading.RLock()  # cache-dit exchanges a transformer's blocks while it runs
         self.at_work = False
         self._callers: list[tuple[FrameType, int]] = []  # calls of the pipeline under way, and their threads
         self._manager: Any = None
         self._kept: dict[str, dict[str, Forecasts]] = {}
 
-    def serve(self, manager: Any) -> None:
+    def follow(self, manager: Any) -> None:
         """Take a place in what cache-dit made for the target: in the instance, so that no class of it is touched."""
         missing = [name for name in MANAGER if not hasattr(manager, name)]
         if missing:
@@ -131,7 +133,7 @@ class Handle:
         mine = frame, threading.get_ident()
         self._callers = [*(each for each in self._callers if runs(each[0])), mine]  # an interrupt may have left one
         if len(self._callers) == 1:
-            self.notes = []
+            self.remarks = []
             for run in self.runs:
                 run.begin()
         else:  # cache-dit has begun its contexts anew for this call
@@ -156,7 +158,7 @@ class Handle:
         return found or self._kept
 
     @property
-    def traces(self) -> dict[str, dict[str, Trace]]:
+    def traces(self) -> dict[str, dict[str, Trace]]:  # type: ignore[override]
         """Of the latest generation, as :attr:`calibrators`."""
         return {name: {slot: each.trace for slot, each in own.items()} for name, own in self.calibrators.items()}
 
@@ -164,8 +166,18 @@ class Handle:
     def trace(self) -> StageTrace:
         """The same as one, of branches ``context/slot``, and every note."""
         branches = {f"{name}/{slot}": trace for name, own in self.traces.items() for slot, trace in own.items()}
-        notes = dict.fromkeys([*self.notes, *(note for trace in branches.values() for note in trace.notes)])
+        notes = dict.fromkeys([*self.remarks, *(note for trace in branches.values() for note in trace.notes)])
         return StageTrace({name: trace.computed for name, trace in branches.items()}, branches, list(notes))
+
+    @property
+    def calls(self) -> int:
+        """Computed values of all streams."""
+        return self.trace.computed
+
+    @property
+    def notes(self) -> list[str]:
+        """Of the latest generation and its streams."""
+        return self.trace.notes
 
     @property
     def shares(self) -> dict[str, dict[str, dict[str, float]]]:

@@ -72,8 +72,8 @@ class Run:
 
     def note(self, text: str) -> None:
         """Say something of the run as a whole, once."""
-        if text not in self.handle.notes:
-            self.handle.notes.append(text)
+        if text not in self.handle.remarks:
+            self.handle.remarks.append(text)
 
     def contexts(self) -> list[Any]:
         """Those of cache-dit: one for each list of blocks."""
@@ -96,7 +96,7 @@ class Run:
             try:
                 handle.at_work = True
                 given = dict(zip(self.parameters, args, strict=False)) | dict(kwargs)
-                return self.served(given, plain, cached) if self.follow(given) else plain()
+                return self.through_blocks(given, plain, cached) if self.follow(given) else plain()
             except BaseException:
                 self.free()
                 if handle.within:
@@ -145,7 +145,7 @@ class Run:
     def fresh(self) -> None:
         """A run begins with this call; a pipeline's may have several, one after the other."""
         if not self.handle.within:
-            self.off, self.handle.notes = "", []
+            self.off, self.handle.remarks = "", []
         self.kinds, self.kind = {}, {}
         for context in self.contexts():
             if context.transformer_executed_steps:
@@ -160,7 +160,7 @@ class Run:
                 context.mark_step_begin()
         return ""
 
-    def served(self, given: Mapping[str, Any], plain: Callable[[], Any], cached: Callable[[], Any]) -> Any:
+    def through_blocks(self, given: Mapping[str, Any], plain: Callable[[], Any], cached: Callable[[], Any]) -> Any:
         """The output, through cache-dit's blocks if that is what the network computes.
 
         cache-dit runs a list of blocks as if it were one. An argument with a part for each block, such as the residuals

@@ -9,7 +9,7 @@ from typing import Any
 
 from forecache import fingerprint
 
-from ..branches import StageTrace
+from ..handle import StageTrace
 from ..settings import Settings
 from .conflicts import conflict
 from .report import summary

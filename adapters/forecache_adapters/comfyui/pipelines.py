@@ -121,6 +121,4 @@ def traces_of(thing: Any) -> dict[str, Any]:
     """The traces of the newest run by stage; empty: no cache, or no run yet."""
     pipeline = found(thing)[1]
     handle = attached(pipeline) or vars(pipeline).get("forecache")
-    if handle is None:
-        return {}
-    return dict(handle.traces) if hasattr(handle, "traces") else {"shape": handle.trace}
+    return {} if handle is None else dict(handle.traces)

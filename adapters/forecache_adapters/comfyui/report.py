@@ -9,7 +9,7 @@ from typing import Any
 
 from forecache import Trace
 
-from ..branches import StageTrace
+from ..handle import StageTrace
 
 
 def summary(trace: StageTrace | Trace) -> str:

@@ -10,7 +10,6 @@ What cannot be followed switches the cache off for the rest of the run, with a n
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +18,10 @@ from typing import Any
 
 import torch
 
-from ..branches import Apart, Server, StageTrace
+from .. import run
+from ..branches import Apart, Server
 from ..kinds import Kinds
-from ..serving import serve
+from ..serving import server_of
 from ..settings import Settings
 from .calls import Question, Unfollowed, altered, arguments, halves, kind_of, part_of, within
 from .controls import Controls, Once, asked
@@ -39,7 +39,7 @@ class Probing(Apart):
         return super()._schedule(name) | frozenset(range(min(PROBED, len(self.times) - 1)))
 
 
-class Run:
+class Run(run.Run):
     """One run.
 
     Args:
@@ -57,38 +57,29 @@ class Run:
         made_for: Callable[[], Mapping[str, Any]],
         cfg: Any = None,
     ) -> None:
+        super().__init__()
         self.sampler, self.sigmas = sampler, sigmas
-        self.trace, self.names, self.controls = StageTrace(), Names(), Controls()
-        self.kinds: dict[Entry, Kinds] = {}
+        self.names, self.controls = Names(), Controls()
         self.i, self.asked, self.sigma = -1, 0, 0.0
         self.question: Question | None = None
         self.input: Any = None  # of a batch that a node's function has in hand
         self.requests, self.before = Counter[Entry](), Counter[Entry]()
-        self.server: Server | None = None
         reason = refusal(sampler, sigmas) or conflict
         self.exact = not isinstance(settings, Settings) or settings.plan is not None
         if reason is None and self.exact and sampler not in ONE:
             reason = f"sampler {sampler} is not known, and a plan needs one call a step from the first on"
         if reason is not None:
-            self._off(f"off: {reason}")
-            return
+            return self.off(reason)
         if adds_noise(sampler):
-            self._note(f"sampler {sampler} adds noise, which nothing can forecast: expect more drift")
+            self.note(f"sampler {sampler} adds noise, which nothing can forecast: expect more drift")
         apart = Apart if sampler in ONE else Probing
         corrector = euler(sigmas, cfg) if sampler == "euler" else False
-        self.server = serve(settings, sigmas, self.trace, made_for, self.names.all, apart, corrector=corrector)
-
-    def _note(self, text: str) -> None:
-        if text not in self.trace.notes:
-            self.trace.notes.append(text)
-
-    def _off(self, reason: str) -> None:
-        warnings.warn(f"forecache is {reason}", stacklevel=3)
-        self._note(reason)
-        self.close()
+        self.server = server_of(
+            settings, sigmas, self.trace, made_for, follow=self.names.all, apart=apart, corrector=corrector
+        )
 
     def _stray(self, reason: str) -> None:
-        self._off(f"off from step {self.i} on: {reason}")
+        self.off(reason, f"off from step {self.i} on")
 
     # --- what ComfyUI calls -----------------------------------------------------------------------------------------
     def predict_noise(self, executor: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
@@ -163,7 +154,7 @@ class Run:
         if self.i < 0:
             raise Unfollowed("the sampler's calls cannot be counted, as ComfyUI 0.3.52 and newer let us")
         if question is None or not all(each in question.conds for each in where):
-            self._note("calls of the network that a node makes for no condition of the step are computed")
+            self.note("calls of the network that a node makes for no condition of the step are computed")
             return network.now()
         parts = halves(x, t, count)
         entries = [self._entry(question, *each) for each in where]
@@ -172,7 +163,7 @@ class Run:
                 raise Unfollowed(
                     "the network is called several times a step for one entry, with inputs of a node's own"
                 )
-            self._note("the network is called several times a step for parts of a batch: each has its own history")
+            self.note("the network is called several times a step for parts of a batch: each has its own history")
         names, options = [], options_of(args, kwargs)
         for k, (entry, place) in enumerate(zip(entries, where, strict=True)):
             kinds, cond = self.kinds.setdefault(entry, Kinds()), question.conds[place]
@@ -206,7 +197,7 @@ class Run:
         if len(self.names.all) > known and self.exact and self.i > 0:
             raise Unfollowed(f"{name} begins there, and a plan needs it from the first step on")
         if other:
-            self._note(f"step {self.i}: {name} begins in place of {ended}: another {', another '.join(other)}")
+            self.note(f"step {self.i}: {name} begins in place of {ended}: another {', another '.join(other)}")
         if ended and isinstance(server, Apart) and ended in server.histories:
             server.histories.pop(ended).close()
         return name
@@ -225,10 +216,3 @@ class Run:
         server.open(self.i, x)
         d = server.branch(name, derivative)
         return None if computed and d is computed[0] else x - sigma * d
-
-    def close(self) -> None:
-        """Free every snapshot, and what conditions were compared with."""
-        if self.server is not None:
-            self.server.close()
-        self.server = None
-        self.kinds.clear()

@@ -8,30 +8,31 @@ otherwise is passed through from there on, and the trace says why.
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from itertools import pairwise
 from typing import Any
 
-from forecache import Forecaster, Trace
+from forecache import Trace
 
-from ..attach import Around, Worn, attached, take_off
+from .. import handle
+from ..attach import Around, Worn, functions
 from ..branches import match
 from ..families.hunyuan import EULER, corrector
-from ..kinds import Kinds
+from ..run import Run
 from ..settings import Settings
 
 STRENGTH = 5.0  # of guidance, by default of the pipeline: a call keeps to itself what it was given
 MOVING = ("0", "1", "x", "t", "timestep")  # the network's first arguments, by place or by name
 
 
-class Run:
+class NetworkRun(Run):
     """One call of the pipeline. Args: handle: takes the trace. pipe: its scheduler is read at the first step."""
 
     def __init__(self, handle: Handle, pipe: Any) -> None:
+        super().__init__(Trace())
         self.handle, self.pipe = handle, weakref.ref(pipe)
-        self.steps, self.i, self.kinds = -1, -1, Kinds(MOVING)
-        self.cache: Forecaster | None = None
+        self.steps, self.i = -1, -1
+        handle.traces = {"shape": self.trace}
 
     def output(self, network: Any, *args: Any, **kwargs: Any) -> Any:
         """The network's output, or a forecast: once a step."""
@@ -39,19 +40,20 @@ class Run:
         self.i += 1
         if self.i == 0:
             self._begin(scheduler)
-        if self.cache is not None and (lost := self._lost(scheduler)):
-            self._off(f"off from step {self.i} on: {lost}")
-        if self.cache is None:
+        since = f"off from step {self.i} on"
+        if self.server is not None and (lost := self._lost(scheduler)):
+            self.off(lost, since)
+        if self.server is None:
             return network(*args, **kwargs)
         given = {**{str(place): each for place, each in enumerate(args)}, **kwargs}
-        match(self.cache, self.kinds.of(given), {"network": network})
-        if not self.cache.needs_compute(self.i):
-            return self.cache.forecast(self.i)
+        match(self.server, self.kind("velocity", given, MOVING), {"network": network})
+        if not self.server.needs_compute(self.i):
+            return self.server.forecast(self.i)
         value = network(*args, **kwargs)
         try:
-            return self.cache.observe(self.i, value)
+            return self.server.observe(self.i, value)
         except (TypeError, ValueError) as reason:  # an output of another kind, groups that do not fit
-            self._off(f"off from step {self.i} on: {reason}")
+            self.off(str(reason), since)
             return value
 
     def _begin(self, scheduler: Any) -> None:
@@ -59,12 +61,13 @@ class Run:
         grid = getattr(scheduler, "sigmas_", getattr(scheduler, "sigmas", None))  # of the turbo models, of the others
         if order != 1 or grid is None or len(grid) < 2:
             reason = f"calls the network {order} times a step" if order != 1 else "has no steps"
-            return self._off(f"off: scheduler {name} {reason}")
+            return self.off(f"scheduler {name} {reason}")
         times, self.steps = [float(t) for t in grid], len(grid) - 1
         if "FlowMatchEuler" not in name and any(a == b for a, b in pairwise(times)):
             times = [float(i) for i in range(len(grid))]  # it may read the velocity of a step of dt = 0 at another
         admitted = corrector(scheduler, times, STRENGTH) if name == EULER else False
-        self.cache, self.handle.trace = self.handle.settings.begin(times, {}, corrector=admitted)
+        self.server, self.trace = self.handle.settings.begin(times, {}, admitted)
+        self.handle.traces = {"shape": self.trace}
 
     def _lost(self, scheduler: Any) -> str | None:
         if self.i >= self.steps:
@@ -75,50 +78,40 @@ class Run:
         here = 0 if counted is None else counted
         return None if here == self.i else f"call {self.i + 1} of the network, step {here} by the scheduler's count"
 
-    def _off(self, reason: str) -> None:
-        warnings.warn(f"forecache is {reason}", stacklevel=4)
-        if self.cache is None:
-            self.handle.trace = Trace()
-        self.handle.trace.notes.append(reason)
-        self.close()
-
-    def close(self) -> None:
-        """Free every snapshot; what still holds the network of this call gets its own output."""
-        if self.cache is not None:
-            self.cache.close()
-        self.cache = None
-
 
 class Network:
     """What ``pipe.model`` is during a call of the pipeline: all of the network but its call."""
 
-    def __init__(self, network: Any, run: Run) -> None:
+    def __init__(self, network: Any, run: NetworkRun) -> None:
         self.network, self.run = network, run
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See :meth:`Run.output`."""
+        """See :meth:`NetworkRun.output`."""
         return self.run.output(self.network, *args, **kwargs)
 
 
-class Handle:
-    """Attached to a pipeline; ``trace`` is that of the newest run, whose snapshots do not outlive it."""
+class Handle(handle.Handle):
+    """Attached to a pipeline; its one stage is ``shape``. No snapshot outlives its run."""
+
+    trace_type = Trace
 
     def __init__(self, settings: Settings, pipe: Any) -> None:
-        self.settings, self.trace, self.pipe = settings, Trace(), weakref.ref(pipe)
+        self.settings, self.pipe = settings, weakref.ref(pipe)
+        self.traces = {}
         self._here = threading.local()  # runs of this thread, the innermost last
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[NetworkRun]:
         """The calls of the pipeline that go on in this thread."""
-        runs: list[Run] = vars(self._here).setdefault("runs", [])
+        runs: list[NetworkRun] = vars(self._here).setdefault("runs", [])
         return runs
 
     def call(self, inside: Any, *args: Any, **kwargs: Any) -> Any:
         """Around the pipeline's call."""
-        run = Run(self, self.pipe())
+        run = NetworkRun(self, self.pipe())
         self.runs.append(run)
         try:
             return inside(*args, **kwargs)
@@ -138,7 +131,7 @@ class Handle:
         inside(name, value.network if isinstance(value, Network) else value)
 
 
-def enable(pipe: Any, **settings: Any) -> Handle:
+def make_handle(pipe: Any, **settings: Any) -> Handle:
     """Attach the cache to a pipeline; one that has a cache gets the new settings.
 
     Args:
@@ -151,14 +144,10 @@ def enable(pipe: Any, **settings: Any) -> Handle:
     for name in ("plan", "adaptive_guidance"):
         if settings.get(name):
             raise ValueError(f"{name}: the pipeline's own guidance has to be known for it, which takes the patch")
-    handle = Handle(Settings(**settings), pipe)
-    disable(pipe)
-    looks: dict[str, Around] = {"__getattribute__": handle.looked_up, "__setattr__": handle.assigned}
-    Worn(pipe, handle, {"__call__": handle.call, **looks}, {"forecache": handle})
-    return handle
+    made = Handle(Settings(**settings), pipe)
+    looks: dict[str, Around] = {"__getattribute__": made.looked_up, "__setattr__": made.assigned}
+    made.pieces = [Worn(pipe, made, {"__call__": made.call, **looks}, {"forecache": made})]
+    return made
 
 
-def disable(pipe: Any) -> None:
-    """Detach; nothing happens if there is none."""
-    if isinstance(attached(pipe), Handle):
-        take_off(pipe)
+enable, enabled, disable = functions(make_handle)

@@ -30,12 +30,12 @@ copy of what has a cache has none: ``copy``, ``deepcopy``, ``pickle``, ``from_pi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from ..attach import functions
+from ..handle import Piece
 from ..settings import Settings
 from .attach import Handle, OnPipeline, OnTransformer, attached, guidance, plan_key
 from .counted import Counted
@@ -48,7 +48,7 @@ __all__ = ["Handle", "disable", "enable", "enabled", "key"]
 LEVELS = ("velocity", "last_block")
 
 
-def enable(
+def make_handle(
     pipe_or_transformer: Any,
     *,
     scheduler: Any = None,
@@ -86,13 +86,10 @@ def enable(
     if settings.get("adaptive_guidance", False) is not False:
         raise ValueError("adaptive_guidance: the pipeline's own code makes its calls")
     chosen = Settings(**settings) if cache is None else cache
-    handle = _handle(pipe_or_transformer, chosen, level, scheduler, steps)
-    disable(pipe_or_transformer)
-    handle.attach()
-    return handle
+    return _handle(pipe_or_transformer, chosen, level, scheduler, steps)
 
 
-def _handle(target: Any, chosen: Any, level: str, scheduler: Any, steps: int | None) -> OnPipeline | OnTransformer:
+def _handle(target: Any, chosen: Any, level: str, scheduler: Any, steps: int | None) -> Handle:
     if not isinstance(target, torch.nn.Module):
         if scheduler is not None or steps is not None:
             raise ValueError("scheduler, steps: they belong to a transformer; a pipeline has a scheduler")
@@ -112,24 +109,12 @@ def _handle(target: Any, chosen: Any, level: str, scheduler: Any, steps: int | N
     )
 
 
-def disable(pipe_or_transformer: Any) -> None:
-    """Detach the cache; nothing happens if there is none."""
-    handle: Any = attached(pipe_or_transformer)
-    if handle is not None:
-        handle.detach()
+def _on(target: Any) -> list[Piece]:
+    handle = attached(target)
+    return [] if handle is None else list(handle.pieces)
 
 
-@contextmanager
-def enabled(pipe_or_transformer: Any, **options: Any) -> Iterator[Handle]:
-    """Attach for a ``with`` block, with the options of :func:`enable`; what was attached before is again afterwards."""
-    before: Any = attached(pipe_or_transformer)
-    handle = enable(pipe_or_transformer, **options)
-    try:
-        yield handle
-    finally:
-        disable(pipe_or_transformer)
-        if before is not None:
-            before.attach()
+enable, enabled, disable = functions(make_handle, _on)
 
 
 def key(pipe: Any, *, transformer: str = "transformer", **strengths: float) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from forecache import fingerprint
 
-from .. import attach as worn
+from .. import attach, handle
 from ..attach import Worn
-from ..branches import StageTrace
+from ..handle import Piece, StageTrace
 from .network import original, present
 from .relay import Relay, seat, under_way
 from .session import Session, Strengths
@@ -21,7 +21,7 @@ from .steps import Scheduled, Steps
 STRENGTHS = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")  # of guidance, as the calls of pipelines name them
 
 
-class Handle:
+class Handle(handle.Handle):
     """``traces`` are those of each transformer's newest run, by its name in the pipeline.
 
     Args:
@@ -39,11 +39,6 @@ class Handle:
     def target(self) -> Any:
         """``None``: it is gone."""
         return self._target()
-
-    @property
-    def trace(self) -> StageTrace:
-        """Of the first transformer that ran."""
-        return next(iter(self.traces.values()), StageTrace())
 
     def session(
         self, name: str, transformer: Any, steps: Steps, strengths: Mapping[str, Any], beside: Strengths | None = None
@@ -63,15 +58,17 @@ class Handle:
         )
 
 
-class OnTransformer(Handle):
-    """Attached until :meth:`detach`; a run ends where the next begins, where a call raises, or with :meth:`reset`."""
+class OnTransformer(Handle, Piece):
+    """Attached to a transformer; a run ends where the next begins, where a call raises, or with :meth:`reset`."""
 
     def __init__(self, target: Any, settings: Any, level: str, steps: Steps) -> None:
         super().__init__(target, settings, level)
-        self.steps = steps
+        self.steps, self.pieces = steps, [self]
 
     def attach(self) -> None:
         """The transformer's calls that belong to no pipeline's are served."""
+        if self.target is None:
+            return
         seat(self.target).bare = self.session("transformer", self.target, self.steps, {})
         bare[self.target] = self
 
@@ -79,13 +76,18 @@ class OnTransformer(Handle):
         """End the run: free every snapshot."""
         self.steps.close()
 
+    def current(self) -> Piece | None:
+        """See :class:`Piece`."""
+        return None if self.target is None else bare.get(self.target)
+
     def detach(self) -> None:
-        """As before."""
+        """See :class:`Piece`."""
         self.reset()
-        relay = worn.attached(self.target)
-        if isinstance(relay, Relay) and bare.pop(self.target, None) is self:
+        relay = attach.attached(self.target)
+        if isinstance(relay, Relay) and self.current() is self:
+            del bare[self.target]
             relay.bare = None
-            relay.leave(self.target)
+            relay.leave()
 
 
 bare: weakref.WeakKeyDictionary[Any, OnTransformer] = weakref.WeakKeyDictionary()
@@ -97,13 +99,9 @@ class OnPipeline(Handle):
     So nothing outlives a call that raises, and another pipeline with the same transformer is untouched.
     """
 
-    def attach(self) -> None:
-        """The pipeline's calls are served."""
-        self.worn = Worn(self.target, self, {"__call__": self._called})
-
-    def detach(self) -> None:
-        """As before."""
-        self.worn.take_off(self.target)
+    def __init__(self, target: Any, settings: Any, level: str) -> None:
+        super().__init__(target, settings, level)
+        self.pieces = [Worn(target, self, {"__call__": self._called})]
 
     def _called(self, inside: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         pipe = inside.__self__  # type: ignore[attr-defined]
@@ -124,10 +122,10 @@ class OnPipeline(Handle):
             for name, each in present(pipe).items():
                 session = self.session(name, each, scheduled(pipe, name), strengths, beside)
                 stack.callback(session.close)
-                stack.callback(seat(each).leave, each)
+                stack.callback(seat(each).leave)
                 sessions[id(each)] = session
             for each in present(pipe, "controlnet").values():
-                stack.callback(seat(each).leave, each)
+                stack.callback(seat(each).leave)
                 sessions[id(each)] = beside
             calls.append(sessions)
             stack.callback(calls.pop)
@@ -170,7 +168,7 @@ def plan_key(name: str, transformer: Any, strengths: Mapping[str, Any]) -> dict[
 
 def attached(target: Any) -> Handle | None:
     """What a pipeline or transformer has attached to it."""
-    found = worn.attached(target)
+    found = attach.attached(target)
     if isinstance(found, Relay):
         return bare.get(target)
     return found if isinstance(found, OnPipeline) else None

@@ -50,18 +50,18 @@ class Head:
                 " is not known; only 'velocity' serves it"
             )
         self._here = threading.local()
-        self._worn: list[tuple[Worn, torch.nn.Module]] = []
+        self._worn = [Worn(self.norm, self, {"__call__": self._entering_norm})]
+        self._worn += [Worn(each, self, {"__iter__": self._entering_blocks}) for each in self.blocks]
 
     def put_on(self) -> None:
         """From now on ``norm_out`` and the blocks ask."""
-        self._worn = [(Worn(self.norm, self, {"__call__": self._entering_norm}), self.norm)]
-        self._worn += [(Worn(each, self, {"__iter__": self._entering_blocks}), each) for each in self.blocks]
+        for each in self._worn:
+            each.attach()
 
     def take_off(self) -> None:
         """As it was."""
-        for each, module in self._worn:
-            each.take_off(module)
-        self._worn = []
+        for each in self._worn:
+            each.detach()
 
     def split(self, forward: Callable[[], Any]) -> tuple[Any, torch.Tensor]:
         """The output of a call, and the hidden states in it."""

@@ -60,6 +60,7 @@ class Relay:
             inner = original(module)
             shown["cache_context"] = lambda *args, **kwargs: self._context(inner.cache_context, *args, **kwargs)
         self.worn = Worn(module, self, methods, shown)
+        self.worn.attach()
 
     @property
     def context(self) -> str | None:
@@ -79,12 +80,12 @@ class Relay:
                 self._head.put_on()
             return self._head
 
-    def leave(self, module: torch.nn.Module) -> None:
+    def leave(self) -> None:
         """One user less; the last takes the relay off."""
         with _lock:
             self.users -= 1
             if self.users == 0:
-                self.worn.take_off(module)
+                self.worn.detach()
                 if self._head is not None:
                     self._head.take_off()
 

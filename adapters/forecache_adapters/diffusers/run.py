@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +11,14 @@ from torch.utils import _pytree
 
 from forecache import Corrector
 
-from ..branches import StageTrace
-from ..kinds import Kinds
+from .. import run
 from ..others import count_skipped
-from ..serving import serve
+from ..serving import server_of
 from .call import TIMESTEP, Call
 from .switches import Switches
 
 
-class Run:
+class Run(run.Run):
     """One run over ``times``.
 
     Where ``return_dict`` changes within a run, each form of the output has a history of its own. A history serves calls
@@ -42,23 +40,20 @@ class Run:
         state: str,
         corrector: bool | Corrector = False,
     ) -> None:
-        self.trace = StageTrace()
+        super().__init__()
         self.moving = {state, *TIMESTEP}
-        self.server = None
         if len(times) > 1:
-            self.server = serve(settings, times, self.trace, made_for, whole=whole, corrector=corrector)
-        self.kinds: dict[str, Kinds] = {}
+            self.server = server_of(settings, times, self.trace, made_for, whole=whole, corrector=corrector)
         self.forms: dict[str, bool] = {}
         self.switches: Switches | None = None
 
-    def kind(self, name: str, call: Call, network: torch.nn.Module, strengths: Mapping[int, Any]) -> dict[str, Any]:
+    def kind_of(self, name: str, call: Call, network: torch.nn.Module, strengths: Mapping[int, Any]) -> dict[str, Any]:
         """The kind of a call of a branch. ``strengths``: of the ControlNets that ran for it."""
         if self.switches is None:
             self.switches = Switches(network)
-        if name not in self.kinds:
-            self.kinds[name] = Kinds(self.moving | {each for each in call.arguments if "controlnet" in each})
+        residuals = {each for each in call.arguments if "controlnet" in each}
         return {
-            **self.kinds[name].of(call.arguments),
+            **self.kind(name, call.arguments, self.moving | residuals),
             "state of adapters": self.switches.state(network),
             "strength of ControlNets": dict(strengths),
         }
@@ -93,21 +88,18 @@ class Run:
             count_skipped(self.switches.counters if self.switches else ())
         return computed[0] if computed and served is computed[1] else put_together(served)
 
-    def off(self, reason: str) -> None:
-        """From now on every call is computed, and the trace says why."""
-        note = f"off: {reason}"
-        if note not in self.trace.notes and not any(each.startswith("off: ") for each in self.trace.notes):
-            self.trace.notes.append(note)
-            warnings.warn(f"forecache is {note}", stacklevel=2)
+    def off(self, why: str, since: str = "off") -> None:
+        """See :class:`forecache_adapters.run.Run`; said once a run."""
         self.server = None  # a call in another thread may be at work in it; what it holds goes with it
-        self.kinds, self.switches = {}, None
+        if any(note.startswith("off: ") for note in self.trace.notes):
+            self.close()
+        else:
+            super().off(why, since)
 
     def close(self) -> None:
-        """Free every snapshot."""
-        if self.server is not None:
-            self.server.close()
-        self.server = None
-        self.kinds, self.switches = {}, None
+        """See :class:`forecache_adapters.run.Run`."""
+        super().close()
+        self.switches = None
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 
 from forecache import Corrector
 
-from ..branches import StageTrace
+from ..handle import StageTrace
 from .call import Call
 from .head import Head
 from .network import original, other_cache
@@ -91,7 +91,7 @@ class Session:
         as_tuple = not call.arguments.get("return_dict", True)
 
         def kind() -> Mapping[str, Any]:
-            return run.kind(track.name, call, module, self.strengths.newest)
+            return run.kind_of(track.name, call, module, self.strengths.newest)
 
         if head is None or run.server is None:
             return run.call(track.i, track.name, as_tuple, call.state, kind, forward)

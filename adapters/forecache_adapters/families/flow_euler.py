@@ -6,6 +6,7 @@ several images), so whatever it does there stays exact on forecast steps.
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -13,12 +14,14 @@ from typing import Any
 
 from forecache import Corrector, fingerprint
 
-from ..branches import Adaptive, Apart, Joint, Server, StageTrace
+from ..branches import Server
+from ..handle import Handle, StageTrace
+from ..serving import server_of
 from ..settings import Settings
 from ..sparse import is_sparse, register
-from .flow_run import FAULTS, Guidance, Run
+from .flow_run import FlowRun, Guidance
 
-__all__ = ["Accelerator", "Guidance", "Run", "plan_key", "stage_of"]
+__all__ = ["Accelerator", "FlowRun", "Guidance", "plan_key", "stage_of"]
 
 
 def stage_of(network: str) -> str | None:
@@ -26,7 +29,7 @@ def stage_of(network: str) -> str | None:
     return network.replace("_flow_model", "") if "_flow_model" in network else None
 
 
-class Accelerator:
+class Accelerator(Handle):
     """Attached to the samplers of one pipeline; the newest run's trace of each stage is in ``traces``.
 
     It keeps neither the pipeline nor its networks. A copy of it has the settings and the traces, and serves nothing.
@@ -54,13 +57,13 @@ class Accelerator:
         return type(self), (self.generator, dict, self.stages, {}, self.guidance_of), {"traces": self.traces}
 
     @property
-    def _runs(self) -> list[Run]:
+    def _runs(self) -> list[FlowRun]:
         if not hasattr(self._here, "runs"):
             self._here.runs = []
-        runs: list[Run] = self._here.runs
+        runs: list[FlowRun] = self._here.runs
         return runs
 
-    def _at(self, call: Any) -> Run | None:
+    def _at(self, call: Any) -> FlowRun | None:
         """The run that a call of a sampler's method belongs to; ``None``: a loop of somebody's own."""
         run = self._runs[-1] if self._runs else None
         return run if run is not None and call.args[0] is run.sampler else None
@@ -83,7 +86,7 @@ class Accelerator:
             register(type(noise))
         sampler = call.args[0]
         stage = self._stage(sampler, model)
-        run = Run(sampler, stage, model, cond, kwargs.get("neg_cond"), self.guidance_of(kwargs))
+        run = FlowRun(sampler, stage, model, cond, kwargs.get("neg_cond"), self.guidance_of(kwargs))
         self.traces[stage] = run.trace
         self._runs.append(run)
         try:
@@ -110,28 +113,19 @@ class Accelerator:
         else:
             run.trace.notes.append(f"off: {reason}")
 
-    def _server(self, run: Run, settings: Any) -> Server | None:
+    def _server(self, run: FlowRun, settings: Any) -> Server | None:
         times, guidance = run.times, run.guidance
-        guided = guidance is not None and guidance.reaches(times[:-1])
-        run.given = not isinstance(settings, Settings)
-        if run.given:
-            return Joint(settings, guided)
-        reason = settings.off(times)
-        if reason is not None:
-            run.trace.notes.append(reason)
-            return None
-        if settings.plan is not None:
-            made_for = plan_key(self.generator, run.stage, run.model, guidance)
-            cache, run.trace.branches["plan"] = settings.begin(times, made_for)
-            return Joint(cache, guided)
-        if settings.adaptive_guidance is not False and guidance is not None and guided and guidance.scale not in (0, 1):
-            strengths = [abs(guidance.scale - 1) * guidance.reaches([t]) for t in times[:-1]]
-            return Adaptive(settings, times, run.trace, strengths)
         on = [guidance is not None and guidance.reaches([t]) for t in times[:-1]]
-        scale = max(guidance.scale, 1.0) if guidance is not None and guided else 1.0
+        scale = guidance.scale if guidance is not None and any(on) else 1.0
+        strengths = [] if scale == 0 else [abs(scale - 1) * each for each in on]
         changes = [i for i in range(1, len(on)) if on[i] != on[i - 1]]
-        corrector = Corrector(tuple(times), changes, strength=scale)
-        return Apart(settings, times, run.trace.branches, corrector=corrector)
+        finite = all(map(math.isfinite, times))
+        run.given = not isinstance(settings, Settings)
+        return server_of(
+            settings, times, run.trace, lambda: plan_key(self.generator, run.stage, run.model, guidance),
+            guided=any(on), strengths=strengths,
+            corrector=finite and Corrector(tuple(times), changes, strength=scale),
+        )  # fmt: skip
 
     def step(self, call: Any, model: Any, x_t: Any, *args: Any, **kwargs: Any) -> Any:
         """Encloses ``sample_once``."""
@@ -144,7 +138,7 @@ class Accelerator:
         try:
             run.asked = []
             out = call(model, x_t, *args, **kwargs)
-            if self._again(run):
+            if run.asks_again(run.server):
                 run.asked = []
                 out = call(model, x_t, *args, **kwargs)
             return out
@@ -157,38 +151,15 @@ class Accelerator:
         if run is None:
             return call(model, x_t, t, cond, **kwargs)
         name = run.name(cond, x_t)
-        made: list[Any] = []
-        inside = False
 
         def compute() -> Any:
-            nonlocal inside
             run.trace.count(name)
-            inside = True
-            made.append(call(model, x_t, t, cond, **kwargs))
-            inside = False
-            return made[-1]
+            return call(model, x_t, t, cond, **kwargs)
 
         if run.server is None or run.asked is None:  # between two steps: a corrector of somebody's own
             return compute()
-        try:
-            return run.server.branch(name, compute, run.kind(name, x_t, {"model": model, "cond": cond, **kwargs}))
-        except FAULTS as reason:
-            if inside or run.given:
-                raise
-            run.off(str(reason))
-            return made[-1] if made else compute()
-
-    @staticmethod
-    def _again(run: Run) -> bool:
-        if run.server is None:
-            return False
-        try:
-            return run.server.again()
-        except FAULTS as reason:
-            if run.given:
-                raise
-            run.off(str(reason))
-            return False
+        arguments = {"model": model, "cond": cond, **kwargs}
+        return run.branch_or_off(run.server, name, compute, lambda: run.kind_of(name, x_t, arguments))
 
 
 def plan_key(generator: str, stage: str, network: Any, guidance: Guidance | None) -> dict[str, Any]:

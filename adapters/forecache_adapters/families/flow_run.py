@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..branches import Server, StageTrace, same_tensor
-from ..kinds import Kinds
+from ..branches import same_tensor
+from ..run import FAULTS, Run, misplaced
 from ..sparse import Places, is_sparse
-
-FAULTS = (ValueError, TypeError, RuntimeError)  #: of what serves a run, or tells its steps: the run goes on without
 
 
 class Guidance(NamedTuple):
@@ -25,11 +22,8 @@ class Guidance(NamedTuple):
         return any(self.interval[0] <= t <= self.interval[1] for t in times)
 
 
-class Run:
-    """One call of ``sample``: its grid, its step, and what serves its branches. Freed when the call ends.
-
-    Which step it is rests on two signals: how many there were, and the time that the sampler names. What cannot be
-    followed switches the cache off for the rest of the run, and the trace says why.
+class FlowRun(Run):
+    """One call of ``sample``: its grid, its step, and what serves its branches.
 
     Args:
         sampler, model, cond: of the call; negative: ``neg_cond``.
@@ -39,34 +33,13 @@ class Run:
     def __init__(
         self, sampler: Any, stage: str, model: Any, cond: Any, negative: Any, guidance: Guidance | None
     ) -> None:
+        super().__init__()
         self.sampler, self.stage, self.model, self.guidance = sampler, stage, model, guidance
         self.cond, self.negative = cond, negative
-        self.trace = StageTrace()
-        self.server: Server | None = None
-        self.given = False  # a cache of the user's own, such as a calibration's
         self.times: list[float] = []
         self.i = -1
         self.asked: list[tuple[str, Any]] | None = None  # branch and x_t of the calls in this step; None: between steps
         self.images: list[Any] = []
-        self.kinds: dict[str, Kinds] = {}
-
-    def off(self, why: str) -> None:
-        """Every call from now on is the sampler's own.
-
-        Raises:
-            ValueError: what the run was to be used for, with a cache of the user's own, is not to be had.
-        """
-        if self.given:
-            raise ValueError(f"cache: it cannot follow this run: {why}")
-        self.trace.notes.append(f"off: {why}")
-        warnings.warn(f"forecache is off: {why}", stacklevel=4)
-        self.close()
-
-    def close(self) -> None:
-        """Free every snapshot."""
-        server, self.server = self.server, None
-        if server is not None:
-            server.close()
 
     def grid(self, pairs: Any) -> str | None:
         """Take the run's ``(t, t_prev)``; returns why nothing can be served on them, if so."""
@@ -87,17 +60,8 @@ class Run:
     def advance(self, t: Any) -> None:
         """A step begins at the time ``t``."""
         self.i += 1
-        if self.server is None:
-            return
-        if self.i >= len(self.times) - 1:
-            return self.off(f"step {self.i} of a grid of {len(self.times) - 1}")
-        try:
-            gaps = [abs(float(t) - known) for known in self.times[:-1]]
-        except FAULTS:
-            return self.off(f"step {self.i} has no time that could be compared, but {t!r}")
-        if gaps[self.i] > min(gaps):
-            nearest = gaps.index(min(gaps))
-            self.off(f"step {self.i} as they are counted, but step {nearest} by its time {float(t):.6g}")
+        if self.server is not None and (why := misplaced(self.i, t, self.times)) is not None:
+            self.off(why)
 
     def name(self, cond: Any, x_t: Any) -> str:
         """The branch that a call stands for.
@@ -127,7 +91,7 @@ class Run:
         self.images.append(cond)  # kept, so that its address is not given to another
         return f"cond[{len(self.images) - 1}]"
 
-    def kind(self, name: str, x_t: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def kind_of(self, name: str, x_t: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """What kind of call a branch gets."""
-        kind = self.kinds.setdefault(name, Kinds()).of(arguments)
+        kind = self.kind(name, arguments)
         return {**kind, "voxels": Places(x_t)} if is_sparse(x_t) else kind

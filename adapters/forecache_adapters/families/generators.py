@@ -1,14 +1,13 @@
-"""``enable``, ``disable``, ``enabled`` and ``key`` of pipelines whose stages are generators with an ODE solver."""
+"""The handle and the plan's key of pipelines whose stages are generators with an ODE solver."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..attach import attached
+from ..attach import attached, put_on
 from ..by_stage import SCHEDULE, by_stage
 from ..settings import Settings
 from .ode_hooks import Accelerator, Hook, key_of
@@ -47,7 +46,7 @@ class Adapter:
             raise TypeError(f"pipeline: {type(target).__name__} is no generator, and its models hold none of {wanted}")
         return found
 
-    def enable(
+    def make_handle(
         self,
         pipeline: Any,
         *,
@@ -86,33 +85,22 @@ class Adapter:
         for stage, each in chosen.items():
             if isinstance(each, Settings) and each.groups is None and each.plan is None:
                 chosen[stage] = replace(each, groups=self.groups_of(generators[stage]))
-        accelerator = Accelerator(self.name, pipeline, generators, chosen, branches == "combined", self.hook_of)
-        for before in map(attached, generators.values()):
-            if isinstance(before, Hook):
-                before.detach()
-        try:
-            for hook in accelerator.hooks.values():
-                hook.attach()
-        except BaseException:
-            for hook in accelerator.hooks.values():
-                hook.detach()
-            raise
-        return accelerator
+        return Accelerator(self.name, pipeline, generators, chosen, branches == "combined", self.hook_of)
 
     def change(self, generator: Any, **settings: Any) -> Accelerator:
         """Attach the cache to one generator with settings on top of those that it has; at first every step is computed.
 
         Raises:
-            TypeError, ValueError: see :meth:`enable`.
+            TypeError, ValueError: see :meth:`make_handle`.
         """
         hook = attached(generator)
         if not isinstance(hook, Hook) or not isinstance(hook.settings, Settings):
-            return self.enable(generator, **{"interval": 1, **settings})
+            return put_on(self.make_handle(generator, **{"interval": 1, **settings}))
         kept = {f.name: getattr(hook.settings, f.name) for f in fields(hook.settings)}
         if SCHEDULE & set(settings):
             kept = {name: value for name, value in kept.items() if name not in SCHEDULE}
         branches = "combined" if hook.accelerator.combined else "apart"
-        return self.enable(generator, branches=branches, **{**kept, **settings})
+        return put_on(self.make_handle(generator, branches=branches, **{**kept, **settings}))
 
     def _has_no_other(self, generator: Any) -> None:
         for kind in type(generator).__mro__:
@@ -120,46 +108,22 @@ class Adapter:
                 if kind.__name__.endswith(ending):
                     raise TypeError(f"generator: {kind.__name__} has a cache of its own; {advice}")
 
-    def disable(self, pipeline: Any) -> None:
-        """Detach the cache; nothing happens if there is none.
-
-        A copy of the pipeline that has the same generators does not switch off the original, and is told so.
+    def hooks_on(self, pipeline: Any) -> Iterator[Hook]:
+        """What is to be detached from a pipeline or a generator. A copy of the pipeline that has the same generators
+        does not switch off the original, and is told so.
         """
         for generator in self._generators(pipeline).values():
             hook = attached(generator)
             if not isinstance(hook, Hook):
                 continue
             if generator is pipeline or hook.accelerator.belongs_to(pipeline, generator):
-                hook.detach()
+                yield hook
             else:
                 warnings.warn(
                     f"forecache: the {hook.stage} generator keeps its cache, which another pipeline has put on; disable"
                     " that one or the generator",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
-
-    @contextmanager
-    def enabled(
-        self,
-        pipeline: Any,
-        *,
-        stages: Mapping[str, Any] | None = None,
-        plan: Any = None,
-        branches: str = "apart",
-        **settings: Any,
-    ) -> Iterator[Accelerator]:
-        """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
-        generators = list(self._generators(pipeline).values())
-        below = [attached(each) for each in generators]
-        accelerator = self.enable(pipeline, stages=stages, plan=plan, branches=branches, **settings)
-        mine = list(accelerator.hooks.values())
-        for hook, former in zip(mine, below, strict=True):
-            hook.below = former
-        try:
-            yield accelerator
-        finally:
-            for hook in mine:
-                hook.end()
 
     def key(self, pipeline: Any, stage: str) -> dict[str, Any]:
         """What a plan for a stage is made for (``made_for``), at the generator's settings.

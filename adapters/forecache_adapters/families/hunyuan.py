@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -24,8 +22,10 @@ import torch
 
 from forecache import Corrector, Guided, Trace, fingerprint, tree
 
-from ..attach import Worn, meanwhile, take_off
+from .. import handle
+from ..attach import Worn
 from ..branches import match
+from ..run import Run
 from ..settings import Settings
 
 #: schedulers that read a velocity only at the step it belongs to: there, a step of dt = 0 needs none
@@ -36,44 +36,41 @@ def corrector(scheduler: Any, times: Sequence[float], strength: float | None) ->
     """What the scheduler admits at this strength of guidance (``None``: without)."""
     if stepping(scheduler) != EULER or not all(map(math.isfinite, times)):
         return False
-    return Corrector(tuple(times), strength=max(strength or 1.0, 1.0))
+    return Corrector(tuple(times), strength=strength or 1.0)
 
 
-class Run:
-    """One call of the pipeline.
+class LoopRun(Run):
+    """One call of the pipeline, as the patched loop asks for it.
 
-    The patched loop says the step's number; that it is right is read from the scheduler's own count. What cannot be
-    followed switches the cache off for the rest of the run, and the trace says why.
+    The loop says the step's number; that it is right is read from the scheduler's own count.
 
     Args:
         cache: of this run.
         trace: takes the notes.
         guidance_scale: g of ``u + g (c - u)``; ``None``: the network's output is the velocity.
-        apart: whether ``cache`` takes ``Guided(c, u)``, and not the velocity.
         scheduler: of this run. steps: of its grid.
         network: returns the one in use; a callback may put another in its place.
         given: the cache is the user's own, such as a calibration's.
     """
 
     def __init__(
-        self, cache: Any, trace: Trace, guidance_scale: float | None, apart: bool, scheduler: Any, steps: int,
+        self, cache: Any, trace: Trace, guidance_scale: float | None, scheduler: Any, steps: int,
         network: Callable[[], Any] = lambda: None, given: bool = False,
     ) -> None:  # fmt: skip
-        self.cache, self.trace, self.guidance_scale, self.apart = cache, trace, guidance_scale, apart
-        self.scheduler, self.steps, self.network, self.given = scheduler, steps, network, given
-        self.i, self.reshaped = -1, 0
+        super().__init__(trace, given)
+        self.server, self.guidance_scale, self.scheduler, self.steps = cache, guidance_scale, scheduler, steps
+        self.apart = getattr(cache, "needs_branches", True)  # it takes ``Guided(c, u)``, and not the velocity
+        self.network, self.i, self.reshaped = network, -1, 0
 
     def needs_compute(self, i: int) -> bool:
         """Whether step ``i`` calls the network."""
-        if self.cache is None:
-            return True
-        lost = self._lost(i)
-        if lost:
-            self._off(lost)
+        if self.server is not None and (lost := self._lost(i)):
+            self.off(lost)
+        if self.server is None:
             return True
         self.i = i
-        match(self.cache, {"network": self.network(), "form of the latents after a callback": self.reshaped})
-        return bool(self.cache.needs_compute(i))
+        match(self.server, {"network": self.network(), "form of the latents after a callback": self.reshaped})
+        return bool(self.server.needs_compute(i))
 
     def _lost(self, i: int) -> str | None:
         counted = getattr(self.scheduler, "step_index", None)
@@ -83,28 +80,20 @@ class Run:
             return f"step {i} of the loop, but step {counted} by the scheduler's own count"
         return None
 
-    def _off(self, why: str) -> None:
-        if self.given:
-            raise ValueError(f"cache: it cannot follow this run: {why}")
-        warnings.warn(f"forecache is off: {why}", stacklevel=4)
-        self.trace.notes.append(f"off: {why}")
-        self.cache.close()
-        self.cache = None
-
     def observe(self, i: int, output: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Take the network's output at step ``i``, conditional half first; returns what guidance is to be applied to:
         the output itself, unless a plan or the corrector adds to it.
         """
-        if self.cache is None:
+        if self.server is None:
             return output
         value: Any = output
         if self.guidance_scale is not None:
             value = Guided(*output.chunk(2))
             value = value if self.apart else self._combined(value)
         try:
-            corrected = self.cache.observe(i, value, state)
+            corrected = self.server.observe(i, value, state)
         except ValueError as reason:  # such as groups or a plan's state that do not fit
-            self._off(str(reason))
+            self.off(str(reason))
             return output
         if self.guidance_scale is None:
             used: torch.Tensor = corrected
@@ -115,7 +104,7 @@ class Run:
 
     def forecast(self, i: int, state: torch.Tensor) -> torch.Tensor:
         """The velocity of step ``i``, after guidance."""
-        value = self.cache.forecast(i, state)
+        value = self.server.forecast(i, state)
         return self._combined(value) if isinstance(value, Guided) else value
 
     def _combined(self, branches: Guided) -> torch.Tensor:
@@ -148,26 +137,28 @@ def grid_of(scheduler: Any) -> list[float]:
     return times if one_step or not still else [float(i) for i in range(len(times))]
 
 
-class Handle:
-    """What the patched loop asks. ``trace`` is that of the newest run; no snapshot outlives its run.
+class Handle(handle.Handle):
+    """What the patched loop asks; its one stage is ``shape``. No snapshot outlives its run.
 
     It does not keep the pipeline. A copy of it has the settings and the trace, and serves nothing.
     """
 
+    trace_type = Trace
+
     def __init__(self, adapter: Adapter, settings: Settings, pipe: Any, cache: Any = None) -> None:
         self.adapter, self.settings, self.cache = adapter, settings, cache
         self.pipe = _gone if pipe is None else weakref.ref(pipe)
-        self.trace = Trace()
+        self.traces: dict[str, Trace] = {}
         self._here = threading.local()  # runs by call of the pipeline in this thread, innermost last
 
     def __reduce__(self) -> Any:
-        return type(self), (self.adapter, self.settings, None, self.cache), {"trace": self.trace}
+        return type(self), (self.adapter, self.settings, None, self.cache), {"traces": self.traces}
 
     def call(self, inside: Any, *args: Any, callback: Any = None, **kwargs: Any) -> Any:
         """Encloses the pipeline's call: a callback may change the latents, which the loop does not say."""
         if callback is None:
             return inside(*args, **kwargs)
-        runs: list[Run] = []
+        runs: list[LoopRun] = []
 
         def watched(step: int, t: Any, outputs: Any) -> None:
             latents = getattr(outputs, "prev_sample", None)
@@ -184,7 +175,7 @@ class Handle:
         finally:
             calls.pop()
 
-    def begin(self, scheduler: Any, guidance_scale: float | None) -> Run | None:
+    def begin(self, scheduler: Any, guidance_scale: float | None) -> LoopRun | None:
         """Called by the patched loop before its first step; the run's state belongs to that call.
 
         ``guidance_scale`` is ``None`` where the network gets guidance as an input or not at all.
@@ -195,30 +186,26 @@ class Handle:
             calls[-1].append(run)
         return run
 
-    def _begin(self, scheduler: Any, guidance_scale: float | None) -> Run | None:
-        self.trace, pipe = getattr(self.cache, "trace", None) or Trace(), self.pipe()
+    def _begin(self, scheduler: Any, guidance_scale: float | None) -> LoopRun | None:
+        trace, pipe, cache = getattr(self.cache, "trace", None) or Trace(), self.pipe(), self.cache
+        self.traces["shape"] = trace
         try:
             if pipe is None:
                 raise ValueError("the pipeline that this handle was made for is gone")
             times = grid_of(scheduler)
         except ValueError as reason:
-            if self.cache is not None:
+            if cache is not None:
                 raise
-            self.trace.notes.append(f"off: {reason}")
-            warnings.warn(f"forecache is off: {reason}", stacklevel=4)
+            Run(trace).off(str(reason))
             return None
-        cache = self.cache
         if cache is None:
             made_for = {} if self.settings.plan is None else self.adapter.key(pipe, guidance_scale)
-            cache, self.trace = self.settings.begin(
-                times, made_for, corrector=corrector(scheduler, times, guidance_scale)
-            )
+            cache, trace = self.settings.begin(times, made_for, corrector(scheduler, times, guidance_scale))
+            self.traces["shape"] = trace
             if cache is None:
                 return None
-        return Run(
-            cache, self.trace, guidance_scale, getattr(cache, "needs_branches", True), scheduler, len(times) - 1,
-            lambda: getattr(self.pipe(), "model", None), given=self.cache is not None,
-        )  # fmt: skip
+        network = lambda: getattr(self.pipe(), "model", None)  # noqa: E731
+        return LoopRun(cache, trace, guidance_scale, scheduler, len(times) - 1, network, self.cache is not None)
 
 
 def _gone() -> None:
@@ -227,7 +214,7 @@ def _gone() -> None:
 
 @dataclass(frozen=True)
 class Adapter:
-    """``enable``, ``disable`` and ``enabled`` of one generator, called ``generator`` in plans.
+    """One generator, called ``generator`` in plans.
 
     ``upstreams`` are the names of its pins in the lock, for the message to a user whose pipeline is not patched.
     """
@@ -235,7 +222,7 @@ class Adapter:
     generator: str
     upstreams: tuple[str, ...]
 
-    def enable(self, pipe: Any, *, cache: Any = None, **settings: Any) -> Handle:
+    def make_handle(self, pipe: Any, *, cache: Any = None, **settings: Any) -> Handle:
         """Attach the cache to a patched pipeline; a pipeline that has one gets the new settings.
 
         Args:
@@ -258,20 +245,9 @@ class Adapter:
             raise ValueError(f"cache: give it alone, not with {', '.join(settings)}")
         if settings.get("adaptive_guidance", False) is not False:
             raise ValueError("adaptive_guidance: here one call of the network serves both branches")
-        handle = Handle(self, Settings(**settings), pipe, cache)
-        take_off(pipe)
-        Worn(pipe, handle, {"__call__": handle.call}, {"forecache": handle})
-        return handle
-
-    def disable(self, pipe: Any) -> None:
-        """Detach the cache; nothing happens if there is none."""
-        take_off(pipe)
-
-    @contextmanager
-    def enabled(self, pipe: Any, *, cache: Any = None, **settings: Any) -> Iterator[Handle]:
-        """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
-        with meanwhile([pipe], lambda: self.enable(pipe, cache=cache, **settings)) as handle:
-            yield handle
+        made = Handle(self, Settings(**settings), pipe, cache)
+        made.pieces = [Worn(pipe, made, {"__call__": made.call}, {"forecache": made})]
+        return made
 
     def key(self, pipe: Any, guidance_scale: float | None) -> dict[str, Any]:
         """What a plan for this pipeline was made for; the grid (steps, shift) is checked beside it."""

@@ -13,10 +13,11 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..attach import Worn, attached, take_off
-from ..branches import StageTrace
+from ..attach import Worn, attached, worn
+from ..handle import Handle, Piece, StageTrace
+from ..run import FAULTS
 from .flow_euler import Guidance, plan_key
-from .ode_run import FAULTS, Run, at_work, here
+from .ode_run import OdeRun, at_work, here
 from .ode_solver import is_compiled, obstacle, order_of, slopes_of
 
 
@@ -37,17 +38,17 @@ class Part:
         if found is None:
             found = Part()
             around: dict[str, Any] = {"solve_iter": found.solve_iter, "__call__": found.call}
-            Worn(target, found, {name: around[name] for name in methods}, attributes)
+            Worn(target, found, {name: around[name] for name in methods}, attributes).attach()
         found.hooks = [each for each in found.hooks if each.alive is not None] + [hook]
 
     @staticmethod
     def leave(target: Any, hook: Hook) -> None:
         """A hook serves ``target`` no more."""
-        found = attached(target)
-        if isinstance(found, Part):
+        wearing = worn(target)
+        if wearing is not None and isinstance(found := wearing.handle, Part):
             found.hooks = [each for each in found.hooks if each is not hook and each.alive is not None]
             if not found.hooks:
-                take_off(target)
+                wearing.detach()
 
     def solve_iter(self, inside: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Encloses the solver's; a likelihood's dynamics, and that of a generator without a cache, are none of ours."""
@@ -77,7 +78,7 @@ def ours(part: Any) -> Any:
     return found
 
 
-class Hook:
+class Hook(Piece):
     """What one generator wears. It does not keep the generator.
 
     Args:
@@ -90,14 +91,13 @@ class Hook:
             cache. TypeError: a guidance wrapper that is not known.
     """
 
-    run_type: type[Run] = Run
+    run_type: type[OdeRun] = OdeRun
 
     def __init__(self, accelerator: Accelerator, stage: str, generator: Any, settings: Any) -> None:
         self.accelerator, self.stage, self.settings = accelerator, stage, settings
         self._generator = weakref.ref(generator)
         self._parts: dict[str, Callable[[], Any]] = {}
-        self.below: Hook | None = None  # what a `with` block put this over, and whether the block has ended
-        self.over = False
+        self._worn = Worn(generator, self, {"generate_iter": self._generate_iter}, {"forecache": self})
         why = obstacle(settings, generator._solver, self.slopes(generator), self.combined(generator))
         if why is None and getattr(settings, "adaptive_guidance", False) is not False:
             three = [name for name in order_of(generator.reverse_fn) if name not in ("cond", "uncond")]
@@ -136,7 +136,7 @@ class Hook:
         generator = self.alive
         if generator is None:
             return
-        Worn(generator, self, {"generate_iter": self._generate_iter}, {"forecache": self})
+        self._worn.attach()
         try:
             self._look(generator)
         except BaseException:
@@ -148,20 +148,12 @@ class Hook:
         for reference in self._parts.values():
             Part.leave(reference(), self)
         self._parts = {}
-        if attached(self.alive) is self:
-            take_off(self.alive)
+        self._worn.detach()
 
-    def end(self) -> None:
-        """The ``with`` block that put it on is over: what was there before comes back, unless another is on top."""
-        self.over = True
-        if attached(self.alive) is not self:
-            return
-        self.detach()
-        below = self.below
-        while below is not None and below.over:
-            below = below.below
-        if below is not None:
-            below.attach()
+    def current(self) -> Hook | None:
+        """See :class:`Piece`."""
+        found = attached(self.alive)
+        return found if isinstance(found, Hook) else None
 
     def _look(self, generator: Any) -> None:
         """Follow solver and network where they were exchanged, and leave a network that was compiled meanwhile: it is
@@ -199,7 +191,7 @@ class Hook:
         self, inside: Callable[..., Any], generator: Any, dynamics: Any, x: Any, times: Any, *args: Any, **kwargs: Any
     ) -> Iterator[Any]:
         """Encloses ``solve_iter``; like it, nothing happens before the first step is asked for."""
-        run = self._begin(generator, times)
+        run = self.begin(generator, times)
 
         def velocity(*args: Any, **kwargs: Any) -> Any:
             with at_work(run):
@@ -210,7 +202,8 @@ class Hook:
         finally:
             run.close()
 
-    def _begin(self, generator: Any, times: Any) -> Run:
+    def begin(self, generator: Any, times: Any) -> OdeRun:
+        """The run of a call of ``solve_iter``."""
         run = self.run_type(self, generator)
         self.accelerator.traces[self.stage] = run.trace
         try:
@@ -222,7 +215,7 @@ class Hook:
         return run
 
 
-class Accelerator:
+class Accelerator(Handle):
     """Attached to the generators of one pipeline; the newest run's trace of each stage is in ``traces``.
 
     Args:
@@ -247,6 +240,7 @@ class Accelerator:
             self._owner = lambda: None
         self.traces: dict[str, StageTrace] = {}
         self.hooks = {stage: hook_of(each)(self, stage, each, stages[stage]) for stage, each in generators.items()}
+        self.pieces = list(self.hooks.values())
 
     def belongs_to(self, *targets: Any) -> bool:
         """Whether it was attached to one of ``targets``, and not to a copy that has the same generators."""

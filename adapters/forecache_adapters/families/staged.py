@@ -1,14 +1,13 @@
-"""``enable``, ``disable``, ``enabled`` and ``key`` of generators whose stages run a patched ``FlowEulerSampler``."""
+"""The handle and the plan's key of generators whose stages run a patched ``FlowEulerSampler``."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..attach import Worn, attached, meanwhile, take_off
+from ..attach import Worn
 from ..by_stage import by_stage
 from .flow_euler import Accelerator, Guidance, plan_key, stage_of
 
@@ -32,7 +31,7 @@ class Adapter:
         names = {stage: f"{stage}_sampler" for stage in self.stages}
         return {stage: getattr(pipeline, name) for stage, name in names.items() if hasattr(pipeline, name)}
 
-    def enable(
+    def make_handle(
         self, pipeline: Any, *, stages: Mapping[str, Any] | None = None, plan: Any = None, **settings: Any
     ) -> Accelerator:
         """Attach the cache to the samplers of a pipeline from a patched checkout.
@@ -65,28 +64,9 @@ class Adapter:
         known = list(dict.fromkeys([*samplers, *networks]))
         chosen = by_stage(samplers, known, stages, plan, settings)
         accelerator = Accelerator(self.generator, _networks(pipeline), chosen, samplers, self.guidance)
-        self.disable(pipeline)
-        Worn(pipeline, accelerator, {})
-        for each in dict.fromkeys(samplers.values()):
-            take_off(each)  # what another pipeline put on
-            Worn(each, accelerator, {}, {"forecache": accelerator})
+        parts = [Worn(each, accelerator, {}, {"forecache": accelerator}) for each in dict.fromkeys(samplers.values())]
+        accelerator.pieces = [OfPipeline(pipeline, accelerator, {}), *parts]
         return accelerator
-
-    def disable(self, pipeline: Any) -> None:
-        """Detach the cache from this pipeline; nothing happens if there is none."""
-        accelerator = take_off(pipeline)
-        for sampler in [] if accelerator is None else list(accelerator.samplers.values()):
-            if attached(sampler) is accelerator:
-                take_off(sampler)
-
-    @contextmanager
-    def enabled(
-        self, pipeline: Any, *, stages: Mapping[str, Any] | None = None, plan: Any = None, **settings: Any
-    ) -> Iterator[Accelerator]:
-        """Attach for a ``with`` block; whatever was attached before is attached again afterwards."""
-        targets = [pipeline, *dict.fromkeys(self._samplers(pipeline).values())]
-        with meanwhile(targets, lambda: self.enable(pipeline, stages=stages, plan=plan, **settings)) as accelerator:
-            yield accelerator
 
     def key(self, pipeline: Any, stage: str, **sampler_params: Any) -> dict[str, Any]:
         """What a plan for a stage is made for (``made_for``), at the pipeline's sampler parameters or those given.
@@ -100,6 +80,16 @@ class Adapter:
         sampler = next(name for name in self.stages if stage.startswith(name))
         given = {**getattr(pipeline, f"{sampler}_sampler_params"), **sampler_params, "neg_cond": True}
         return plan_key(self.generator, stage, networks[stage], self.guidance(given))
+
+
+class OfPipeline(Worn):
+    """What the pipeline wears: with it, its samplers lose what they wear."""
+
+    def detach(self) -> None:
+        """See :class:`Piece`."""
+        super().detach()
+        for each in self.handle.pieces[1:]:
+            each.detach()
 
 
 def _networks(pipeline: Any) -> Callable[[], Mapping[str, Any]]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..attach import functions
 from ..families.generators import Adapter
 from ..families.ode_hooks import Accelerator, Hook
 from ..sam3d import stage_of
@@ -39,7 +40,8 @@ def hook_of(generator: Any) -> type[Hook]:
 
 
 _adapter = Adapter("fastsam3d", {"ss": "ss_generator", "slat": "slat_generator"}, stage_of, hook_of=hook_of)
-enable, disable, enabled, key = _adapter.enable, _adapter.disable, _adapter.enabled, _adapter.key
+enable, enabled, disable = functions(_adapter.make_handle, _adapter.hooks_on)
+key = _adapter.key
 
 
 def change(generator: Any, **settings: Any) -> Accelerator:

@@ -16,10 +16,11 @@ import torch
 
 from forecache import Forecaster
 
-from ..branches import NOTHING, Compute, Joint, Kind, Server, StageTrace, match
+from ..branches import NOTHING, Compute, Joint, Kind, Server, match
 from ..families.ode_hooks import Accelerator, Hook
-from ..families.ode_run import Run, at_work, here
+from ..families.ode_run import OdeRun, at_work, here
 from ..families.ode_solver import order_of
+from ..handle import StageTrace
 from ..settings import Settings
 
 SCHEDULE = ("interval", "warmup", "end", "calls")
@@ -60,7 +61,7 @@ class CachedTrace(StageTrace):
         return {**super().to_dict(), "full": list(self.full), "carved": dict(self.carved)}
 
 
-class Scheduled:
+class Scheduled(Server):
     """A history for each branch; the generator decides which steps compute.
 
     A carved step computes some of the tokens, without the others in the network's sight: a call of another kind. The
@@ -71,12 +72,8 @@ class Scheduled:
         self.settings, self.times, self.trace = settings, times, trace
         self.histories: dict[str, Forecaster] = {}
         self.newest: dict[str, Any] = {}
-        self.i, self.computes = -1, True
+        self.computes = True
         self.current: Mapping[str, Any] = {}
-
-    def open(self, i: int, state: Any) -> None:
-        """See :class:`forecache_adapters.branches.Server`."""
-        self.i = i
 
     def branch(self, name: str, compute: Compute, kind: Kind = NOTHING) -> Any:
         """See :class:`forecache_adapters.branches.Server`."""
@@ -102,19 +99,16 @@ class Scheduled:
         self.trace.carved[self.i] = whole.shape[1] - len(kept)
         return whole
 
-    def again(self) -> bool:
-        """Nothing is corrected without a plan."""
-        return False
-
     def close(self) -> None:
         """See :class:`forecache_adapters.branches.Server`."""
+        super().close()
         for cache in self.histories.values():
             cache.close()
         self.newest = {}
 
 
-class CachedRun(Run):
-    """One generation: as :class:`Run`, on the steps that the generator's own schedule computes.
+class CachedRun(OdeRun):
+    """One generation: as :class:`OdeRun`, on the steps that the generator's own schedule computes.
 
     The generator keeps the state of its own cache on itself. Where another generation has begun on it meanwhile, the
     rest of the run is computed: its own rule would go on from the other's state.
@@ -129,20 +123,20 @@ class CachedRun(Run):
         self.current: Mapping[str, Any] | None = None  # the generator's own, of this run
         self.served = False
 
-    def _serve(self, times: Sequence[float]) -> list[Server]:
+    def _server(self, k: int) -> Server | None:
+        settings, grid = self.hook.settings, self.grids[k]
         if self.combined:
             raise RuntimeError(f"{self.combined}, so its branches cannot be served")
-        servers = super()._serve(times)
-        if servers and isinstance(servers[0], Joint):
-            planned, own = tuple(servers[0].cache.computed), self.hook.own_schedule(self.generator, len(times) - 1)
+        if isinstance(settings, Settings) and settings.plan is None:
+            return Scheduled(settings, grid, self.trace)
+        server = super()._server(k)
+        if isinstance(server, Joint):
+            planned, own = tuple(server.cache.computed), self.hook.own_schedule(self.generator, len(grid) - 1)
             if planned != own:
                 raise ValueError(
                     f"plan: it computes the steps {list(planned)}, the schedule of {self.hook.loop} {list(own)}"
                 )
-        return servers
-
-    def _apart(self, settings: Settings) -> list[Server]:
-        return [Scheduled(settings, self.grids[0], self.trace)]
+        return server
 
     def opens(self, current: Mapping[str, Any]) -> bool:
         """The generator has decided about its next step, ``current``; whether its velocity comes from here."""
@@ -174,17 +168,17 @@ class CachedRun(Run):
         for server in self.servers:
             server.open(self.call, state)
         velocity = guided()
-        if not self._again():
+        if not self.must_repeat():
             return velocity
         self.place = 0
         return guided()
 
-    def kind(self, name: str, k: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`Run`; which tokens there are, and where, is no part of it where they are carved."""
+    def kind_of(self, name: str, k: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`OdeRun`; which tokens there are, and where, is no part of it where they are carved."""
         if self.hook.loop == "FlowMatching_faster":
             x, t, *given = args
             args = x[:, :1], t, *given[:1], None, *given[2:]
-        return super().kind(name, k, args, kwargs)
+        return super().kind_of(name, k, args, kwargs)
 
     def ended(self) -> None:
         """All steps are done; says what the generator's schedule leaves to a forecast that nothing repairs."""
@@ -276,7 +270,7 @@ class CachedHook(Hook, Steps):
         self, inside: Callable[..., Any], generator: Any, dynamics: Any, x: Any, times: Any, *args: Any, **kwargs: Any
     ) -> Iterator[Any]:
         """As in :class:`Hook`, but the run is at work in all of a step: the loop asks outside of the dynamics too."""
-        run = self._begin(generator, times)
+        run = self.begin(generator, times)
         assert isinstance(run, CachedRun)
         steps = inside(dynamics, x, times, *args, **kwargs)
         try:

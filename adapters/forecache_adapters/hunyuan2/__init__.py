@@ -20,9 +20,11 @@ Needs the patch: ``forecache patch apply hunyuan2 CHECKOUT`` (newest commit) or,
 
 from __future__ import annotations
 
+from ..attach import functions
 from ..families.hunyuan import Adapter, Handle
 
 __all__ = ["Handle", "disable", "enable", "enabled", "key"]
 
 _adapter = Adapter("hunyuan2", ("hunyuan2", "hunyuan2-released"))
-enable, disable, enabled, key = _adapter.enable, _adapter.disable, _adapter.enabled, _adapter.key
+enable, enabled, disable = functions(_adapter.make_handle)
+key = _adapter.key

@@ -14,9 +14,11 @@ The pipeline's last step has dt = 0 and never calls the network.
 
 from __future__ import annotations
 
+from ..attach import functions
 from ..families.hunyuan import Adapter, Handle
 
 __all__ = ["Handle", "disable", "enable", "enabled", "key"]
 
 _adapter = Adapter("hunyuan21", ("hunyuan21",))
-enable, disable, enabled, key = _adapter.enable, _adapter.disable, _adapter.enabled, _adapter.key
+enable, enabled, disable = functions(_adapter.make_handle)
+key = _adapter.key

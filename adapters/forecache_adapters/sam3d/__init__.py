@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..attach import functions
 from ..families.generators import Adapter
 from ..families.ode_hooks import Accelerator
 
@@ -49,5 +50,6 @@ _adapter = Adapter(
     groups_of,
     {"_faster": _fast, "_taylorseer": _fast},
 )
-enable, disable, enabled, key = _adapter.enable, _adapter.disable, _adapter.enabled, _adapter.key
+enable, enabled, disable = functions(_adapter.make_handle, _adapter.hooks_on)
+key = _adapter.key
 change = _adapter.change

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..attach import functions
 from ..families.flow_euler import Accelerator, Guidance
 from ..families.staged import Adapter
 
@@ -32,4 +33,5 @@ def guidance(keywords: Mapping[str, Any]) -> Guidance | None:
 
 
 _adapter = Adapter("trellis", ("sparse_structure", "slat"), guidance)
-enable, disable, enabled, key = _adapter.enable, _adapter.disable, _adapter.enabled, _adapter.key
+enable, enabled, disable = functions(_adapter.make_handle)
+key = _adapter.key

@@ -21,8 +21,8 @@ import torch
 import transformers
 
 import forecache
-from forecache_adapters.branches import StageTrace
 from forecache_adapters.diffusers import Handle, enabled
+from forecache_adapters.handle import StageTrace
 from forecache_adapters.settings import Settings as CacheSettings
 
 from .compare import compare
