@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import itertools
 import re
+import runpy
 import shlex
 import sys
 import types
@@ -33,17 +34,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = "adapters|benchmarks|cli|core|docs|lab|patches|pr_drafts|tests"
 PLACEHOLDER = re.compile(r"/(?!README|LICENSE|NOTICE|CHANGELOG)[A-Z][A-Z-]+(?![a-z])")  # results/DEVICE-DATE.json
 SHELL = ("", "bash", "sh", "console")
-#: where the ``enable`` of an adapter is defined, read and not imported: the hubs take seconds
-ENABLE = {
-    "hunyuan21": "hunyuan.py",
-    "hunyuan2": "hunyuan.py",
-    "trellis": "staged.py",
-    "trellis2": "staged.py",
-    "sam3d": "generators.py",
-    "fastsam3d": "generators.py",
-    "diffusers": "diffusers/__init__.py",
-    "cache_dit": "cache_dit/enable.py",
-}
+#: where the ``enable`` of a hub's adapter is defined, read and not imported: the hubs take seconds
+HUBS = {"diffusers": "diffusers/__init__.py", "cache_dit": "cache_dit/enable.py"}
 
 
 def pages():
@@ -128,7 +120,7 @@ def sessions():
     before = sys.modules.get("nox")
     sys.modules["nox"] = stand_in
     try:
-        exec(compile((ROOT / "noxfile.py").read_text(encoding="utf-8"), "noxfile.py", "exec"), {"__name__": "noxfile"})
+        runpy.run_path(str(ROOT / "noxfile.py"))
     finally:
         sys.modules.pop("nox")
         if before is not None:
@@ -260,6 +252,14 @@ def parameters(source, name):
     raise AssertionError(f"{source} has no {name}")
 
 
+def enable_of(adapter):
+    """Names of the parameters of an adapter's ``enable``, and whether it takes settings beside them."""
+    if adapter in HUBS:
+        return parameters(ROOT / "adapters" / "forecache_adapters" / HUBS[adapter], "enable")
+    given = inspect.signature(importlib.import_module(f"forecache_adapters.{adapter}").enable).parameters.values()
+    return {each.name for each in given}, any(each.kind is each.VAR_KEYWORD for each in given)
+
+
 def settings(adapter):
     """What an adapter's ``**settings`` may hold."""
     if adapter != "cache_dit":
@@ -275,7 +275,7 @@ def keywords_of(function, imported):
         module = imported.get(function.value.id, "")
         adapter = module.removeprefix("forecache_adapters.")
         if module != adapter and function.attr in ("enable", "enabled"):
-            named, more = parameters(ROOT / "adapters" / "forecache_adapters" / ENABLE[adapter], "enable")
+            named, more = enable_of(adapter)
             return named | (settings(adapter) if more else set())
         return None
     target = imported.get(function.id, "") if isinstance(function, ast.Name) else ""

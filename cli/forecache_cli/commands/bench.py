@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-import importlib
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from forecache_lab.generators.registry import GENERATORS
+
 from ..console import complain, ended_as_by_ctrl_c, progress, say
 
 if TYPE_CHECKING:
     from forecache_lab.generators.generated import Generator
 
-#: Generator, which is also the name of its extra and of its subject's module -> the subject's class, the name in the
-#: lock, whether it takes real weights.
-SUBJECTS = {
-    "hunyuan21": ("Hunyuan21", "hunyuan21", True),
-    "hunyuan2mini": ("Hunyuan2Mini", "hunyuan2", True),
-    "trellis": ("Trellis", "trellis", True),
-    "trellis2": ("Trellis2", "trellis2", True),
-    "sam3d": ("Sam3D", "sam3d", False),
-    "fastsam3d": ("FastSam3D", "fastsam3d", False),
-}
 SAMPLES = 12
 
 
-class Name(str, Enum):
-    """A generator."""
+def known(name: str | None) -> str | None:
+    """A generator's name as it was given.
 
-    hunyuan21 = "hunyuan21"
-    hunyuan2mini = "hunyuan2mini"
-    trellis = "trellis"
-    trellis2 = "trellis2"
-    sam3d = "sam3d"
-    fastsam3d = "fastsam3d"
+    Raises:
+        typer.BadParameter: there is none of that name.
+    """
+    if name is not None and name not in GENERATORS:
+        raise typer.BadParameter(f"must be one of {', '.join(GENERATORS)}, got {name!r}")
+    return name
 
 
 def bench(
-    generator: Annotated[Name | None, typer.Argument(help="Which one.")] = None,
+    generator: Annotated[str | None, typer.Argument(help=f"One of {', '.join(GENERATORS)}.", callback=known)] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures, one object each: png, jpg, webp; sub-folders too.")
     ] = None,
@@ -90,7 +80,7 @@ def bench(
         rows = lab.parse(method or lab.DEFAULT)
         numbers = read_seeds(seeds)
         folder = lab.read_folder(images, limit)
-        subject = load(generator.value, checkout, weights)
+        subject = load(generator, checkout, weights)
         measured = lab.Bench(subject, rows, folder, numbers, out, steps, end_to_end, shown)
         say(f"{subject.title}\n{subject.conditions}")
         for file, reason in folder.skipped.items():
@@ -126,13 +116,14 @@ def load(name: str, checkout: Path, weights: str | None) -> Generator:
         BenchError: no checkout, an unpatched one, a package is missing; weights that this command cannot load.
     """
     from forecache_lab.bench import BenchError
+    from forecache_lab.generators.reference.weights import WeightsNotFound
 
-    kind, lock, real = SUBJECTS[name]
+    row = GENERATORS[name]
     options: dict[str, Any] = {}
     if weights is not None:
         import torch
 
-        if not real:
+        if not row.weights:
             raise BenchError(f"--weights {weights}: of {name} only the small networks can be run with this command")
         if torch.cuda.is_available():
             options["weights"] = weights
@@ -141,13 +132,15 @@ def load(name: str, checkout: Path, weights: str | None) -> Generator:
                 f"left out: the real weights {weights}, because this machine has no CUDA device; small networks instead"
             )
     try:
-        subject = getattr(importlib.import_module(f"forecache_lab.generators.{name}"), kind)
-        made: Generator = subject(checkout, **options)
+        made: Generator = row.make(checkout, **options)
     except ModuleNotFoundError as error:
         raise BenchError(f"{name} needs {error.name}: pip install '.[{name}]' in forecache's checkout") from None
+    except WeightsNotFound as error:
+        raise BenchError(str(error)) from None
     except (FileNotFoundError, RuntimeError) as error:
         if options:  # loading real weights can fail in many ways: keep the traceback
             raise
+        lock = next(iter(row.pins.values()))
         commands = f"forecache upstream checkout {lock} DIR; forecache patch apply {lock} DIR"
         raise BenchError(f"{error} (a patched checkout: {commands})") from None
     return made

@@ -15,7 +15,7 @@ from forecache.rules import NAMES, make_rule
 from forecache_adapters.settings import Settings
 
 from .. import reading
-from ..drift import WrongSign
+from ..controls import WrongSign
 from .errors import BenchError
 
 OPTIONS = ("interval", "warmup", "end", "calls", "history", "order", "sigma", "adaptive_guidance", "few_steps")

@@ -7,6 +7,7 @@ import torch
 from ..generators.generated import Generated, GenerationFailed
 from ..metrics import geometry
 from ..metrics.columns import voxels_and_pose
+from ..metrics.relative import relative
 
 DRIFT = "latent drift"
 HIGHER = (
@@ -18,11 +19,6 @@ UNITS = (
     " box sides of the uncached mesh; speed-up: uncached seconds over these, of all samplers, and of the whole run;"
     " rotation in degrees, scale a ratio, translation in scene scales; peak memory of the uncached run is 1"
 )
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    """``||a - b|| / ||b||``."""
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def drifts(made: Generated, reference: Generated) -> dict[str, float]:

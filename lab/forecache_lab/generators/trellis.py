@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,19 +13,17 @@ from PIL import Image
 from forecache_adapters import trellis as adapter
 
 from ..metrics.combined import grid
-from ..stages import INTERVALS, Output, structure_latent
 from . import pretrained
-from .generated import Generated, GenerationFailed, InStages, kept, replaced, watched
+from .generated import Generated, GenerationFailed, InStages, kept, replaced, structure_latent, watched
 from .reference import TEST_SEED, pictures, solids, trellis, trellis_latents
 
 
 class Trellis(InStages):
-    """See :class:`forecache_lab.stages.Staged` and :class:`.generated.Generator`."""
+    """See :class:`.generated.Generator`."""
 
     adapter = adapter
     name = "trellis"
     first = TEST_SEED + 64  # schedules were compared on the conditions below it
-    intervals: Sequence[int] = INTERVALS
     fork_last = True
     groups: Mapping[str, Mapping[str, Sequence[str]]] = {}
     title = "TRELLIS pipeline, small trained reference networks (not the real weights)"
@@ -105,29 +102,29 @@ class Trellis(InStages):
         return self._conditions[seed]
 
     def sampler(self, stage: str) -> Any:
-        """See :meth:`forecache_lab.stages.Staged.sampler`."""
+        """The stage's sampler, whose velocity a control may forecast."""
         return getattr(self.pipe, f"{stage}_sampler")
 
     def times(self, stage: str, steps: int) -> list[float]:
         """See :meth:`benchmarks.studies.stage_plans.Planned.times`."""
         return grid(steps, getattr(self.pipe, f"{stage}_sampler_params")["rescale_t"])
 
-    def sample(self, stage: str, seed: int, steps: int) -> Output:
-        """See :meth:`forecache_lab.stages.Staged.sample`."""
-        return self.run(stage, self.first + seed, steps)
-
-    def run(self, stage: str, seed: int, steps: int) -> Output:
-        """As :meth:`sample`, for a condition by its own number."""
+    def run(self, stage: str, seed: int, steps: int) -> Generated:
+        """See :meth:`.generated.InStages.run`."""
         pipe, (cond, coords) = self.pipe, self.condition(seed)
         torch.manual_seed(seed)
-        self._calls, start = 0, time.perf_counter()
+        made, self._calls = Generated(), 0
         if stage == "slat":
-            slat = pipe.sample_slat(cond, coords, {"steps": steps})
-            seconds = time.perf_counter() - start
-            norm = pipe.slat_normalization
-            feats = (slat.feats - torch.tensor(norm["mean"])) / torch.tensor(norm["std"])  # as the sampler had them
-            return Output(feats, self._calls, seconds, None, pipe.decode_slat(slat)["mesh"][0])
-        latent = structure_latent(pipe, cond, steps)
-        seconds = time.perf_counter() - start
+            with made.timed(stage):
+                slat = pipe.sample_slat(cond, coords, {"steps": steps})
+            made.calls = {stage: self._calls}
+            norm = pipe.slat_normalization  # the sampler had the features normalised
+            made.latents = {stage: (slat.feats - torch.tensor(norm["mean"])) / torch.tensor(norm["std"])}
+            made.mesh = pipe.decode_slat(slat)["mesh"][0]
+            return made
+        with made.timed(stage):
+            latent = structure_latent(pipe, cond, steps)
+        made.latents, made.calls = {stage: latent}, {stage: self._calls}
         logits = pipe.models["sparse_structure_decoder"](latent)[0, 0]
-        return Output(latent, self._calls, seconds, logits > 0, trellis_latents.to_mesh(-logits))
+        made.occupancy, made.mesh = logits > 0, trellis_latents.to_mesh(-logits)
+        return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,18 +13,17 @@ from PIL import Image
 from forecache_adapters import trellis2 as adapter
 from forecache_adapters.families.flow_euler import stage_of
 
-from ..stages import INTERVALS, Output, structure_latent
 from . import pretrained
-from .generated import Generated, GenerationFailed, InStages, kept, replaced, watched
+from .generated import Generated, GenerationFailed, InStages, kept, replaced, structure_latent, watched
 from .reference import TEST_SEED, pictures, trellis2
 
 
 class Trellis2(InStages):
-    """See :class:`forecache_lab.stages.Staged` and :class:`.generated.Generator`."""
+    """See :class:`.generated.Generator`."""
 
     adapter = adapter
     name = "trellis2"
-    intervals: Sequence[int] = INTERVALS
+    first = 0
     fork_last = True
     title = "TRELLIS.2 pipeline, small random networks (not the real weights)"
     conditions = "CPU, 1 thread, torch.float32, the application's guidance and rescale"
@@ -109,26 +107,28 @@ class Trellis2(InStages):
         return made
 
     def sampler(self, stage: str) -> Any:
-        """See :meth:`forecache_lab.stages.Staged.sampler`."""
+        """The stage's sampler, whose velocity a control may forecast."""
         return getattr(self.pipe, f"{stage.removesuffix('_512').removesuffix('_1024')}_sampler")
 
-    def sample(self, stage: str, seed: int, steps: int) -> Output:
-        """See :meth:`forecache_lab.stages.Staged.sample`."""
+    def run(self, stage: str, seed: int, steps: int) -> Generated:
+        """See :meth:`.generated.InStages.run`."""
         pipe, options = self.pipe, {"steps": steps}
         kind, _, resolution = stage.rpartition("_")
         cond = pipe.get_cond([TEST_SEED + seed], 512)
         torch.manual_seed(seed)
-        self._calls, start = 0, time.perf_counter()
+        made, self._calls = Generated(), 0
+        with made.timed(stage):
+            if stage == "sparse_structure":
+                latent = structure_latent(pipe, cond, steps)
+            else:
+                network, coords = pipe.models[f"{kind}_flow_model_{resolution}"], self.coords[resolution]
+                if kind == "shape_slat":
+                    latent = pipe.sample_shape_slat(cond, network, coords, options).feats
+                else:
+                    shape = self.upstream.SparseTensor(feats=torch.randn(len(coords), 8), coords=coords)
+                    latent = pipe.sample_tex_slat(cond, network, shape, options).feats
+        made.latents, made.calls = {stage: latent}, {stage: self._calls}
         if stage == "sparse_structure":
-            latent = structure_latent(pipe, cond, steps)
-            seconds = time.perf_counter() - start
             with torch.no_grad():
-                occupancy = pipe.models["sparse_structure_decoder"](latent)[0, 0] > 0
-            return Output(latent, self._calls, seconds, occupancy)
-        network, coords = pipe.models[f"{kind}_flow_model_{resolution}"], self.coords[resolution]
-        if kind == "shape_slat":
-            latent = pipe.sample_shape_slat(cond, network, coords, options)
-        else:
-            shape = self.upstream.SparseTensor(feats=torch.randn(len(coords), 8), coords=coords)
-            latent = pipe.sample_tex_slat(cond, network, shape, options)
-        return Output(latent.feats, self._calls, time.perf_counter() - start)
+                made.occupancy = pipe.models["sparse_structure_decoder"](latent)[0, 0] > 0
+        return made

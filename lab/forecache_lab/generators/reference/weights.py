@@ -12,12 +12,16 @@ from torch import nn
 FOLDER = Path("benchmarks", "weights")
 
 
+class WeightsNotFound(FileNotFoundError):
+    """Says where the weights of a reference network were looked for, and where they are."""
+
+
 def find(name: str) -> Path:
     """The file of ``name``: in the folder that ``FORECACHE_WEIGHTS`` names, else in ``benchmarks/weights`` of the
     checkout that the working directory or this file belongs to.
 
     Raises:
-        FileNotFoundError: says where it was looked for.
+        WeightsNotFound: see there.
     """
     given = os.environ.get("FORECACHE_WEIGHTS")
     roots = [*Path.cwd().resolve().joinpath("-").parents, *Path(__file__).resolve().parents]
@@ -26,7 +30,7 @@ def find(name: str) -> Path:
         if (folder / f"{name}.safetensors").is_file():
             return folder / f"{name}.safetensors"
     where = f"FORECACHE_WEIGHTS={given}" if given else f"{FOLDER} of {Path.cwd()} and the folders above it"
-    raise FileNotFoundError(
+    raise WeightsNotFound(
         f"weights of the reference network {name!r}: no {name}.safetensors in {where}. They are part of a checkout of "
         "forecache and of no wheel: run from the checkout, or set FORECACHE_WEIGHTS to its benchmarks/weights"
     )
