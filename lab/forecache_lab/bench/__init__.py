@@ -5,7 +5,6 @@
 ``bench.md``, ``bench.json``, ``run.json`` and ``report.html``.
 """
 
-from .errors import BenchError
 from .failures import LOG
 from .methods import DEFAULT, Method, parse
 from .pictures import Folder, Picture, read_folder, write_samples
@@ -16,7 +15,6 @@ __all__ = [
     "DEFAULT",
     "LOG",
     "Bench",
-    "BenchError",
     "Folder",
     "Method",
     "Picture",

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from ..errors import UserError
 from ..generators.generated import GenerationFailed
-from .errors import BenchError
 
 LOG = "errors.log"
 T = TypeVar("T")
@@ -35,11 +35,11 @@ def attempt(work: Callable[[], T], what: str, out: Path) -> T | Failure:
     """What ``work`` returns, or why it failed; an error's traceback goes to ``errors.log`` in ``out`` under ``what``.
 
     Raises:
-        BenchError: of ``work``; it ends the bench.
+        UserError: of ``work``; it ends the bench.
     """
     try:
         return work()
-    except BenchError:
+    except UserError:
         raise
     except GenerationFailed as error:
         return Failure(str(error))

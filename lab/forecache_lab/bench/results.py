@@ -10,7 +10,7 @@ from pathlib import Path
 from forecache import files
 
 from .. import reading, record
-from .errors import BenchError
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def load(path: Path) -> Result:
     """Read a file that :func:`save` wrote.
 
     Raises:
-        BenchError: somebody else changed it.
+        UserError: somebody else changed it.
     """
     try:
         found: Result = reading.build(Result, reading.parse(reading.content(path)))
     except ValueError as error:
-        raise BenchError(f"{path} is torn or no result ({error}): the same command makes it again") from None
+        raise UserError(f"{path} is torn or no result ({error}): the same command makes it again") from None
     return found
 
 
@@ -74,7 +74,7 @@ def there(path: Path) -> bool:
     """Whether the file is whole and says the last word; if not, the run is made again."""
     try:
         return path.exists() and not load(path).again
-    except BenchError:
+    except UserError:
         return False
 
 

@@ -14,10 +14,10 @@ import torch
 from forecache import fingerprint
 
 from .. import record
+from ..errors import UserError
 from ..generators.generated import Generated, Generator, synchronise
 from ..run_folder import open_folder
 from . import results, scores
-from .errors import BenchError
 from .failures import Failure, attempt
 from .methods import OWN, UNCACHED, Method
 from .pictures import Folder, Picture
@@ -67,7 +67,7 @@ class Bench:
                     pass
             except (ValueError, TypeError) as error:
                 why = "this generator has no rule of its own" if OWN in (method.settings or {}) else str(error)
-                raise BenchError(f"--method {method.label}: {why}") from None
+                raise UserError(f"--method {method.label}: {why}") from None
 
     @property
     def rows(self) -> list[Method]:
@@ -88,13 +88,13 @@ class Bench:
         run, that one always does.
 
         Raises:
-            BenchError: the folder has other settings; two uncached runs with one noise differ; the generator refuses a
+            UserError: the folder has other settings; two uncached runs with one noise differ; the generator refuses a
                 method.
         """
         try:
             open_folder(self.out, self.settings())
         except ValueError as error:
-            raise BenchError(str(error)) from None
+            raise UserError(str(error)) from None
         results.sweep(self.out)
         total, done, warm, lost = len(self.folder.pictures) * len(self.seeds) * len(self.rows), 0, set[str](), 0
         for k, (picture, seed) in enumerate((p, s) for p in self.folder.pictures for s in self.seeds):
@@ -170,9 +170,9 @@ class Bench:
             if row is UNCACHED:
                 break  # nothing can be compared with it
             if made.refusal is not None and self._refused(row, picture, seed):
-                raise BenchError(f"--method {row.label}: {made.refusal}")
+                raise UserError(f"--method {row.label}: {made.refusal}")
         if repeated is not None and repeated > REPEATED:
-            raise BenchError(f"two uncached runs with one noise differ by {repeated:.2g} of the latent: not comparable")
+            raise UserError(f"two uncached runs with one noise differ by {repeated:.2g} of the latent: not comparable")
         return repeated, failed
 
     def _refused(self, row: Method, failed: Picture, seed: int) -> bool:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from forecache.rules import make_rule
 
 from .. import record, render, report
+from ..errors import UserError
 from ..generators.generated import Generated
 from ..generators.registry import GENERATORS
 from .measurement import Measurement, Rows, run, summary
@@ -68,7 +69,7 @@ def command_line(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Measur
         parser.error(str(error))
     try:
         subject = row.make(a.checkout, **options)
-    except (FileNotFoundError, RuntimeError) as error:
+    except (UserError, FileNotFoundError, RuntimeError) as error:
         if options:  # loading real weights can fail in many ways: keep the traceback
             raise
         parser.exit(1, f"error: {error}\n")
