@@ -24,7 +24,7 @@ STEP = {"index": 0, "time": 1.0, "kind": "forecast", "rule": "dmd", "fallback": 
 RESULT = {
     "picture": "chair", "digest": "0123", "seed": 0, "method": "dmd", "calls": {"denoise": 3}, "place": 1,
     "seconds": {"denoise": 1.5}, "values": {"latent drift": 0.1}, "trace": {"network": [STEP]}, "mesh": None,
-    "peak": None, "repeated": None, "failed": None, "again": False,
+    "peak": None, "repeated": None, "failed": None, "retry": False,
 }  # fmt: skip
 OBJECT = {"item": "chair", "calls": {"x": 3}, "seconds": {}, "values": {"d": 0.1}, "trace": {"n": [STEP]}, "mesh": None}
 TABLE = {"name": "n", "drift": "d", "higher": ["d"], "floor": {"d": 0.1}}
@@ -41,7 +41,7 @@ def read_result(folder: Path, content: bytes) -> None:
     (folder / "result.json").write_bytes(content)
     with contextlib.suppress(UserError):
         found = results.load(folder / "result.json")
-        assert type(found.again) is bool and all(type(n) is int for n in found.calls.values())
+        assert type(found.retry) is bool and all(type(n) is int for n in found.calls.values())
 
 
 def read_run_folder(folder: Path, content: bytes) -> None:

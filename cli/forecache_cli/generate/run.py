@@ -75,7 +75,7 @@ def generate(
         tasks = [task for job in jobs if (task := missing(job, out, records, baseline)).kinds]
         # what failed before comes last: a worker gives up after three in a row, and must not always do so at the first
         tasks.sort(key=lambda task: (task.job.id, "failure") in records.found)
-        output.sweep(out)
+        output.remove_unfinished(out)
         manifest.write_text(out / SETTINGS, json.dumps({"forecache_run": 1, **settings.to_dict()}, indent=1))
         remarks = [f"{path}: its last line is torn; that sample is made again" for path in torn]
         remarks += [f"{what}; what it stood for is made again" for what in records.damaged]
@@ -83,7 +83,7 @@ def generate(
         if tasks:
             Orders(settings, offload, tuple(tasks)).save(out)
             stopped = _work(engine(out), records, len(jobs) * (2 if baseline else 1), tasks, progress)
-            output.sweep(out)
+            output.remove_unfinished(out)
         records.refresh()
         return _finish(jobs, out, records, settings, baseline, remarks, stopped)
 
@@ -172,14 +172,14 @@ def missing(job: Job, out: Path, records: Records, baseline: bool) -> Task:
                 f"--prompts: the id {job.id} was another prompt, seed, image or label in an earlier run in {out}; "
                 "give another id or another --out"
             )
-        if record is None or not _whole(out / record["file"], record["bytes"]):
+        if record is None or not _complete(out / record["file"], record["bytes"]):
             kinds.append(kind)
     if baseline and (kinds or (job.id, "comparison") not in records.found):
         kinds.append("comparison")
     return Task(job, tuple(kinds))
 
 
-def _whole(path: Path, size: int) -> bool:
+def _complete(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 

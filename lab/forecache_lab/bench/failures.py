@@ -22,12 +22,12 @@ class Failure:
     """Why there is no object.
 
     Attributes:
-        again: it was an error, which may not come a second time; else the generator made nothing of this picture.
+        retry: it was an error, which may not come a second time; else the generator made nothing of this picture.
         refusal: the text of a ValueError, by which a generator refuses settings too.
     """
 
     reason: str
-    again: bool = False
+    retry: bool = False
     refusal: str | None = None
 
 
@@ -47,7 +47,7 @@ def attempt(work: Callable[[], T], what: str, out: Path) -> T | Failure:
         with (out / LOG).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{what}\n{traceback.format_exc()}\n")
         refusal = str(error) if isinstance(error, ValueError) else None
-        failure = Failure(f"{type(error).__name__}: {error}", again=True, refusal=refusal)
+        failure = Failure(f"{type(error).__name__}: {error}", retry=True, refusal=refusal)
     # here the traceback, which held the run's tensors, is gone
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -47,8 +47,8 @@ class Folder:
 def read_folder(folder: Path, limit: int | None = None) -> Folder:
     """The pictures in ``folder`` and its sub-folders in the order of their names, at most ``limit`` of them.
 
-    Every one of them is decoded once. A file that cannot be, that shows nothing (no opaque pixel), or that is another
-    one again is skipped and named.
+    Every file is decoded once. A file that cannot be decoded, that shows nothing (no opaque pixel), or that has the
+    content of an earlier one is skipped, and the result names it with the reason.
 
     Raises:
         UserError: no folder, or no picture in it.

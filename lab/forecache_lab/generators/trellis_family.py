@@ -179,9 +179,8 @@ def watched(made: Generated, counter: Callable[[], int], stage_of: Callable[[Any
 
 
 def kept(made: dict[str, torch.Tensor], name: str, given: Generated | None) -> Callable[[Any], Any]:
-    """Made for :func:`replaced`: what makes voxels; they are kept as ``made[name]``, and those given are returned.
-
-    What it returns raises :class:`GenerationFailed` where there are none.
+    """Made for :func:`replaced`, of a method that makes voxels: it keeps them as ``made[name]`` and returns those of
+    the run ``given`` instead, if there is one. It raises :class:`GenerationFailed` where no voxel is occupied.
     """
 
     def wrap(make: Any) -> Any:

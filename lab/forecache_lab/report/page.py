@@ -112,7 +112,7 @@ class _Gallery:
 
     def _read(self, file: str) -> trimesh.Trimesh | None:
         if file not in self._full:
-            self._full[file] = self._tried(file, partial(meshes.read, self.folder / file))
+            self._full[file] = self._tried(file, partial(meshes.load, self.folder / file))
         return self._full[file]
 
     def _shape(

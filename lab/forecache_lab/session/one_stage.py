@@ -12,6 +12,7 @@ from forecache.rules import make_rule
 from ..controls import WrongSign
 from ..generators.generated import Generated
 from ..metrics import geometry
+from ..metrics.columns import surface
 from ..metrics.relative import relative
 from .measurement import Measurement, Method, Rows
 
@@ -70,5 +71,4 @@ class OneStage(Measurement):
 
 
 def _columns(found: geometry.Geometry) -> dict[str, float]:
-    shares = zip(geometry.THRESHOLDS, found.fscore, strict=True)
-    return {"Chamfer": found.chamfer, **{f"F@{t}": share for t, share in shares}, "volume IoU": found.volume_iou}
+    return {name: value for name, value in surface(found).items() if name != "normals"}
