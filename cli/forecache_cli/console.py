@@ -50,8 +50,8 @@ def ended_as_by_ctrl_c() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def needing(what: str, extra: str) -> Iterator[None]:
-    """Imports of a command whose packages are an extra.
+def extra(name: str, need: str) -> Iterator[None]:
+    """For imports of the packages of an extra; ``need`` begins the message, such as ``the demo needs``.
 
     Raises:
         UserError: names the package that is missing and how to install it.
@@ -59,8 +59,7 @@ def needing(what: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        how = f"pip install '.[{extra}]' in forecache's checkout"
-        raise UserError(f"{what} needs {error.name}: {how}") from None
+        raise UserError(f"{need} {error.name}: pip install '.[{name}]' in forecache's checkout") from None
 
 
 class ErrorsAsLines(TyperGroup):

@@ -42,5 +42,5 @@ def test_a_plan_names_the_weights_that_it_was_made_for(file: Path) -> None:
 def test_weights_that_are_not_there_are_an_error_that_says_where_they_are(tmp_path: Path, monkeypatch: Any) -> None:
     """As where only the wheel is installed; a command shows such an error as one line."""
     monkeypatch.setenv("FORECACHE_WEIGHTS", str(tmp_path))
-    with pytest.raises(UserError, match="FORECACHE_WEIGHTS=.* part of a checkout of forecache and of no wheel"):
+    with pytest.raises(UserError, match=r"FORECACHE_WEIGHTS=.* part of a checkout of forecache and of no wheel"):
         weights.find("hunyuan21")

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, Time
 from forecache_lab.errors import UserError
 from forecache_lab.generators.registry import GENERATORS
 
-from ..console import complain, ended_as_by_ctrl_c, needing, progress, say
+from ..console import complain, ended_as_by_ctrl_c, extra, progress, say
 
 if TYPE_CHECKING:
     from forecache_lab.generators.generated import Generator
@@ -59,7 +59,7 @@ def bench(
     ] = None,
 ) -> None:
     """Run a generator over a folder of pictures with every method. Interrupted, the same command goes on."""
-    with needing("bench", "GENERATOR"):
+    with extra("GENERATOR", "bench needs"):
         from forecache_cli.generate import read_seeds
         from forecache_lab import bench as lab
         from forecache_lab import report
@@ -122,7 +122,7 @@ def load(name: str, checkout: Path, weights: str | None) -> Generator:
                 f"left out: the real weights {weights}, because this machine has no CUDA device; small networks instead"
             )
     try:
-        with needing(name, name):
+        with extra(name, f"{name} needs"):
             made: Generator = row.make(checkout, **options)
     except (FileNotFoundError, RuntimeError) as error:
         if options:  # loading real weights can fail in many ways: keep the traceback

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import needing, say
+from ..console import extra, say
 
 
 def demo(
@@ -17,7 +17,7 @@ def demo(
     seeds: Annotated[int, typer.Option(min=4, help="Samples per rule.")] = 12,
 ) -> None:
     """Sample solids from a flow with a known velocity: all 50 calls, then 14 of them with each rule."""
-    with needing("the demo", "report"):
+    with extra("report", "the demo needs"):
         from forecache_lab import demo as lab
 
     say(lab.main(out, seeds))

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, Time
 
 from forecache_lab.errors import UserError
 
-from ..console import complain, ended_as_by_ctrl_c, needing, progress, say
+from ..console import complain, ended_as_by_ctrl_c, extra, progress, say
 
 SHOWN = 5  # names of jobs
 
@@ -57,7 +57,7 @@ def generate(
     ray_address: Annotated[str | None, typer.Option(help="Of a cluster (default: RAY_ADDRESS, else local).")] = None,
 ) -> None:
     """Generate every prompt with every seed, with the cache. Interrupted, the same command makes what is missing."""
-    with needing("generate", "generate"):
+    with extra("generate", "generate needs"):
         from forecache_cli.generate import Settings, processes, ray_engine, read_jobs, read_seeds, report
         from forecache_cli.generate import generate as run
         from forecache_cli.generate.pipeline import OFFLOADS, check, kind_of

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import SpinnerColumn
 
-from ..console import needing, progress, say
+from ..console import extra, progress, say
 
 
 def report(
@@ -18,7 +18,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a page about a run folder: plots, tables, timeline and meshes in one file that works offline."""
-    with needing("the report", "report"):
+    with extra("report", "the report needs"):
         from forecache_lab import report as lab
 
     with progress(SpinnerColumn()) as bar:
