@@ -1,9 +1,14 @@
-"""Every job of the project. ``nox -l`` is the table of contents; ``nox -s NAME -- ARGUMENTS`` passes arguments on."""
+"""Every job of the project. ``nox -l`` is the table of contents; ``nox -s NAME -- ARGUMENTS`` passes arguments on.
+
+The first word of a job's line there is its group: start (what a newcomer wants), generator, figures, training, hub or
+check. Generators are registered in lab/forecache_lab/generators/registry.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import shutil
 from pathlib import Path
 
@@ -13,24 +18,8 @@ nox.options.sessions = ["lint", "tests"]
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
 
-PACKAGES = ("core", "adapters", "patches", "lab", "cli")
-
-# Generator -> bases measured on it. It joins by a line here, a lock entry, an adapter and a subject in the lab.
-GENERATORS = {
-    "hunyuan21": ("dmd", "hermite", "taylor", "auto"),
-    "hunyuan2mini": ("dmd", "hermite", "taylor", "auto"),
-    "trellis": ("dmd", "hermite", "taylor", "auto"),
-    "trellis2": ("dmd", "hermite", "taylor", "auto"),
-    "sam3d": ("dmd", "hermite", "taylor", "auto"),
-    "fastsam3d": ("dmd", "hermite", "taylor", "auto"),
-}
-WITH_WEIGHTS = ("hunyuan21", "hunyuan2mini")  # those with an extra for their real weights
-STAGED = ("trellis", "trellis2", "sam3d")  # measured stage by stage
-OWN_CACHE = ("fastsam3d",)  # measured against the cache that it carries; no wheel has its files
-# Generator -> its pins (choice of --pin -> name in the lock), the preferred first; left out: one, of its own name.
-PINS = {
-    "hunyuan2mini": {"newest": "hunyuan2", "released": "hunyuan2-released"},
-}
+# by its path: no package of ours is installed where nox runs
+GENERATORS = runpy.run_path(str(Path(__file__).with_name("lab") / "forecache_lab/generators/registry.py"))["GENERATORS"]
 
 # Session of a hub -> its folders in pr_drafts; formatter and linters as its own configuration pins them, and the
 # requirements of its tests.
@@ -46,30 +35,35 @@ HUBS = {
 COMFYUI = ("https://github.com/comfyanonymous/ComfyUI", "a125cd84b054a57729b5eecab930ca9408719832")
 COMFYUI_NEEDS = ("torchsde", "einops", "sentencepiece", "aiohttp", "pyyaml", "psutil", "av", "pydantic")
 
-
 # The version of constraints.txt is that of a CUDA build on the public index and of a CPU build elsewhere.
 CUDA = (
     "import sys, torch; "
     "sys.exit(None if torch.cuda.is_available() else f'torch {torch.__version__} finds no CUDA device: install a build "
     "for this driver (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), or run python -m benchmarks.gpu with the torch you have')"
 )
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+QUIET = {"PYTHONWARNINGS": "ignore::FutureWarning"}
 
 
+# --- what sessions share ----------------------------------------------------------------------------------------------
 def install(session: nox.Session, extras: str) -> None:
     """This checkout with ``extras``, at the versions of constraints.txt."""
     # unconstrained, the index offers torch with several GB of CUDA libraries; the pin admits a CPU build on disk
     session.install("-c", "constraints.txt", f".[{extras}]")
 
 
-def prepared(session: nox.Session, source: str, *upstreams: str) -> Path:
-    """The first of ``upstreams`` whose files can be fetched, at its pin, patched; made once and kept in nox's cache."""
+def prepared(session: nox.Session, source: str, *upstreams: str, only_git: bool = False) -> Path:
+    """The first of ``upstreams`` whose files can be fetched, at its pin, patched; made once and kept in nox's cache.
+
+    ``only_git``: where git cannot reach the repository, no wheel has its files either, and the session is skipped.
+    """
     for upstream in upstreams:
         checkout = Path(session.cache_dir, "upstreams", upstream)
         checkout.parent.mkdir(parents=True, exist_ok=True)
         try:
             session.run("forecache", "upstream", "checkout", upstream, str(checkout), "--source", source)
         except nox.command.CommandFailed:
-            if upstream in OWN_CACHE:
+            if only_git:
                 session.skip("repository not reachable (the reason stands above), and no wheel has its files")
             if upstream == upstreams[-1]:
                 raise
@@ -82,8 +76,22 @@ def prepared(session: nox.Session, source: str, *upstreams: str) -> Path:
     raise ValueError("upstreams must name at least one")
 
 
+def checkouts_for_tests(session: nox.Session, without: str) -> dict[str, str]:
+    """Environment with FORECACHE_HUNYUAN21 and FORECACHE_TRELLIS, the patched checkouts that could be fetched.
+
+    ``without``: the warning where one could not be; it may name the ``{upstream}``.
+    """
+    environment = {}
+    for upstream in ("hunyuan21", "trellis"):
+        try:
+            environment[f"FORECACHE_{upstream.upper()}"] = str(prepared(session, "auto", upstream).resolve())
+        except nox.command.CommandFailed:
+            session.warn(without.format(upstream=upstream))
+    return environment
+
+
 def on_hunyuan21(session: nox.Session, extras: str, module: str, *defaults: str) -> None:
-    """A module of the lab on the patched checkout; an option on the command line takes the place of its default."""
+    """A module of benchmarks on the patched checkout; an option on the command line takes the place of its default."""
     install(session, extras)
     checkout = prepared(session, "auto", "hunyuan21")
     given = () if set(defaults[:1]) & set(session.posargs) else defaults
@@ -100,84 +108,226 @@ def fetched(
     parser.add_argument("--source", default="auto", choices=("git", "wheel", "auto"))
     parser.add_argument("--pin", help="default: the first that can be fetched")
     own, rest = parser.parse_known_args(session.posargs)
-    name = own.generator if generator is None else generator
-    pins = PINS.get(name, {"own": name})
-    if own.pin is not None and own.pin not in pins:
-        parser.error(f"--pin of {name} must be one of {', '.join(pins)}, got {own.pin}")
+    row = GENERATORS[own.generator if generator is None else generator]
+    if own.pin is not None and own.pin not in row.pins:
+        parser.error(f"--pin of {row.name} must be one of {', '.join(row.pins)}, got {own.pin}")
     real = "--weights" in rest
     if real and shutil.which("nvidia-smi") is None:
         session.log("no NVIDIA driver here: the packages that only the real weights need are not installed")
         real = False
-    install(session, f"{name}-weights" if real and name in WITH_WEIGHTS else name)
-    checkout = prepared(session, own.source, *([pins[own.pin]] if own.pin else pins.values()))
+    install(session, row.weights_extra if real and row.weights_extra else row.name)
+    pins = [row.pins[own.pin]] if own.pin else row.pins.values()
+    checkout = prepared(session, own.source, *pins, only_git=not row.wheel)
     session.run("forecache", "upstream", "status", str(checkout))
     return own, checkout, rest
 
 
-def drift(session: nox.Session, generator: str, basis: str) -> None:
-    """Check out, patch, smoke, drift: -- [--source git|wheel|auto] [--pin ...] [--weights NAME --image FILE] ..."""
-    _, checkout, rest = fetched(session, argparse.ArgumentParser(), generator)
-    out = Path("out", f"{generator}_{basis}")
-    module = "own_cache" if generator in OWN_CACHE else "stages" if generator in STAGED else "session"
-    command = ("-m", f"forecache_lab.{module}", generator, str(checkout), "--basis", basis, "--out", str(out))
-    session.run("python", *command, *rest, env={"PYTHONWARNINGS": "ignore::FutureWarning"})
+def register_generator(generator: str, basis: str) -> None:
+    """The session GENERATOR_BASIS: -- [--source git|wheel|auto] [--pin ...] [--weights NAME --image FILE] ..."""
 
+    def measure(session: nox.Session) -> None:
+        _, checkout, rest = fetched(session, argparse.ArgumentParser(), generator)
+        out = Path("out", f"{generator}_{basis}")
+        command = ("-m", "forecache_lab.session", generator, str(checkout), "--basis", basis, "--out", str(out))
+        session.run("python", *command, *rest, env=QUIET)
 
-for _generator, _bases in GENERATORS.items():
-    for _basis in _bases:
-
-        def _session(session: nox.Session, generator: str = _generator, basis: str = _basis) -> None:
-            drift(session, generator, basis)
-
-        _session.__doc__ = f"{_generator} end to end with basis {_basis}: checkout, patch, smoke, drift table, meshes."
-        nox.session(name=f"{_generator}_{_basis}")(_session)
-
-
-def submissions(session: nox.Session, hubs: tuple[str, ...], tools: tuple[str, ...]) -> None:
-    """Prove every draft for each hub on its pin and its newest wheel: -- [--against pin|newest]"""
-    install(session, "test")
-    if tools:
-        session.install(*tools)
-    reached = False
-    for hub in hubs:
-        checkout = Path(session.cache_dir, "hubs", hub)
-        fetch = ("forecache", "upstream", "checkout", hub, str(checkout), "--source", "git")
-        lock = () if hub in HUBS["generators"][0] else ("--lock", str(Path("pr_drafts", "upstreams.toml")))
-        try:
-            session.run(*fetch, *lock)
-        except nox.command.CommandFailed:
-            session.warn(f"{hub} was left out: repository not reachable (the reason stands above)")
-            continue
-        reached = True
-        environment = {"OMP_NUM_THREADS": "1"}
-        session.run("forecache", "pr", "check", hub, "--checkout", str(checkout), *session.posargs, env=environment)
-    if not reached:
-        session.skip("no repository reachable (the reasons stand above)")
-
-
-for _name, (_hubs, _tools) in HUBS.items():
-
-    def _submissions(session: nox.Session, hubs: tuple[str, ...] = _hubs, tools: tuple[str, ...] = _tools) -> None:
-        submissions(session, hubs, tools)
-
-    _submissions.__doc__ = (
-        f"Drafts for {', '.join(_hubs)}: apply, lint, its tests and ours without and with the change."
+    group = "start" if (generator, basis) == FIRST else "generator"
+    title = GENERATORS[generator].title
+    measure.__doc__ = (
+        f"{group}: fetch and patch {title}, measure {basis} beside the uncached run: tables, meshes, page."
     )
-    nox.session(name=f"pr_{_name}")(_submissions)
+    nox.session(name=f"{generator}_{basis}")(measure)
+
+
+FIRST = ("hunyuan21", "dmd")
+
+
+# --- start ------------------------------------------------------------------------------------------------------------
+@nox.session
+def demo(session: nox.Session) -> None:
+    """start: a flow with a known velocity, no upstream and no weights; a table and out/demo/demo.png in seconds."""
+    install(session, "report")
+    session.run("forecache", "demo", "--out", str(Path("out", "demo")))
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite, against the installed wheel. -- ARGUMENTS go to pytest."""
+    """start: the test suite, against the installed wheel. -- ARGUMENTS go to pytest."""
     install(session, "test")
     # a file's tests stay together: they share a checkout and a pipeline. A lost worker ends all: xdist would wait on
     how = ("-n2", "--dist=loadfile", "--max-worker-restart=0")
-    session.run("pytest", *how, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *how, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
+def lint(session: nox.Session) -> None:
+    """start: ruff and mypy --strict."""
+    install(session, "hunyuan21")
+    session.install("-c", "constraints.txt", "ruff", "mypy")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    packages = (
+        "forecache", "forecache_patches", "forecache_adapters", "forecache_lab", "forecache_cli", "docs.examples",
+        "forecache_docs", "benchmarks",
+    )  # fmt: skip
+    session.run("mypy", *(word for package in packages for word in ("-p", package)))
+
+
+register_generator(*FIRST)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """start: a folder of pictures, every method beside the uncached run. -- GENERATOR --images DIR --method SPEC ..."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("generator", nargs="?", default="hunyuan21", choices=tuple(GENERATORS))
+    parser.add_argument("--images", help="default: pictures of solids, which the reference networks know")
+    parser.add_argument("--out")
+    own, checkout, rest = fetched(session, parser)
+    out = own.out or str(Path("out", f"bench_{own.generator}"))
+    if own.images is None:
+        own.images = str(Path("out", "bench_images"))
+        session.run("forecache", "bench", "--sample-images", own.images)
+    command = ("bench", own.generator, "--images", own.images, "--out", out, "--checkout", str(checkout))
+    session.run("forecache", *command, *rest, env=QUIET)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """start: the documentation as a site, warnings as errors: out/docs/index.html. -- ARGUMENTS go to sphinx-build."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", str(Path("out", "docs")), *session.posargs)
+
+
+# --- generators -------------------------------------------------------------------------------------------------------
+for _row in GENERATORS.values():
+    for _basis in _row.bases:
+        if (_row.name, _basis) != FIRST:
+            register_generator(_row.name, _basis)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+@nox.session
+def cost(session: nox.Session) -> None:
+    """figures: cost of a fit, a forecast and the state beside hicache-pp 1.3.0. -- --quick for small sizes only."""
+    install(session, "test")
+    session.run("python", "-m", "benchmarks.cost", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def zoo(session: nox.Session) -> None:
+    """figures: the default beside published rules and solvers, flows x grids x budgets. -- --half develop|report ..."""
+    install(session, "frontier,trellis")
+    environment = dict(ONE_THREAD)
+    if not {"--quick", "--help"} & set(session.posargs):
+        without = "the reference network of {upstream} is left out (the reason stands above)"
+        environment |= checkouts_for_tests(session, without)
+    session.run("python", "-m", "benchmarks.zoo", *session.posargs, env=environment)
+
+
+@nox.session
+def frontier(session: nox.Session) -> None:
+    """figures: drift and error against network calls: solvers, published caches, ours. -- --settings NAME ..."""
+    on_hunyuan21(session, "frontier", "frontier", "--out", str(Path("out", "frontier")))
+
+
+@nox.session
+def plans_hunyuan21(session: nox.Session) -> None:
+    """figures: calibrate plans for the reference network, drift against calls. -- --calls 9 11 15 --out DIR"""
+    on_hunyuan21(session, "hunyuan21", "studies.plans", "--out", str(Path("out", "plans_hunyuan21")))
+
+
+@nox.session
+def dit_imagenet(session: nox.Session) -> None:
+    """figures: FID drift of every basis around a tiny random DiT, plans. -- run --model facebook/DiT-XL-2-256 ..."""
+    install(session, "dit-imagenet")
+    command = ("python", "-m", "benchmarks.dit_imagenet")
+    if session.posargs:
+        session.run(*command, *session.posargs)
+        return
+    out, calls = Path("out", "dit_imagenet"), (6, 8, 10)
+    budgets = [argument for k in calls for argument in ("--calls", str(k))]
+    session.run(*command, "plan", "--out", str(out / "plans"), "--steps", "20", *budgets)
+    plans = [argument for k in calls for argument in ("--plan", str(out / "plans" / f"plan-{k}.json"))]
+    session.run(*command, "run", "--out", str(out / "toy"), "--steps", "20", *budgets, *plans)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """figures: on a CUDA device, for benchmarks/results, then tests of their targets. -- --case NAME --repeats N"""
+    if shutil.which("nvidia-smi") is None and shutil.which("rocm-smi") is None:
+        session.skip("no CUDA device: neither nvidia-smi nor rocm-smi is there")
+    install(session, "hunyuan21,trellis,diffusers")
+    session.install("-c", "constraints.txt", "pytest")
+    session.run("python", "-c", CUDA)
+    without = "{upstream} was left out (the reason stands above): a plain transformer stands in for it"
+    environment = checkouts_for_tests(session, without)
+    command = ("python", "-m", "benchmarks.gpu", "--device", "cuda", "--out", str(Path("benchmarks", "results")))
+    session.run(*command, *session.posargs, env=environment)
+    folder = str(Path("tests", "gpu"))  # tests/conftest.py needs the packages of the other tests
+    session.run("pytest", "-m", "gpu", "--confcutdir", folder, folder, env=environment)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+@nox.session
+def train_hunyuan21(session: nox.Session) -> None:
+    """training: the reference network (an hour on one core). -- --out FILE --iterations N --resume FILE"""
+    on_hunyuan21(session, "hunyuan21", "training.hunyuan21")
+
+
+@nox.session
+def train_trellis(session: nox.Session) -> None:
+    """training: both reference networks, the second with the conditioner of the first. -- --out DIR ..."""
+    install(session, "trellis")
+    checkout = prepared(session, "auto", "trellis")
+    for stage in ("sparse_structure", "slat"):
+        session.run("python", "-m", "benchmarks.training.trellis", str(checkout), stage, *session.posargs)
+
+
+@nox.session
+def train_sam3d(session: nox.Session) -> None:
+    """training: the reference network of shape and pose (half an hour on one core). -- --out FILE --iterations N ..."""
+    install(session, "sam3d")
+    checkout = prepared(session, "auto", "sam3d")
+    session.run("python", "-m", "benchmarks.training.sam3d", str(checkout), *session.posargs)
+
+
+# --- hubs -------------------------------------------------------------------------------------------------------------
+def register_hub(name: str, hubs: tuple[str, ...], tools: tuple[str, ...]) -> None:
+    """The session pr_NAME: -- [--against pin|newest]"""
+
+    def prove(session: nox.Session) -> None:
+        install(session, "test")
+        if tools:
+            session.install(*tools)
+        reached = False
+        for hub in hubs:
+            checkout = Path(session.cache_dir, "hubs", hub)
+            fetch = ("forecache", "upstream", "checkout", hub, str(checkout), "--source", "git")
+            lock = () if hub in HUBS["generators"][0] else ("--lock", str(Path("pr_drafts", "upstreams.toml")))
+            try:
+                session.run(*fetch, *lock)
+            except nox.command.CommandFailed:
+                session.warn(f"{hub} was left out: repository not reachable (the reason stands above)")
+                continue
+            reached = True
+            check = ("forecache", "pr", "check", hub, "--checkout", str(checkout))
+            session.run(*check, *session.posargs, env=ONE_THREAD)
+        if not reached:
+            session.skip("no repository reachable (the reasons stand above)")
+
+    prove.__doc__ = f"hub: drafts for {', '.join(hubs)}: apply, lint, its tests and ours without and with the change."
+    nox.session(name=f"pr_{name}")(prove)
+
+
+for _name, (_hubs, _tools) in HUBS.items():
+    register_hub(_name, _hubs, _tools)
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+@nox.session
 def comfyui(session: nox.Session) -> None:
-    """The nodes' tests on ComfyUI itself, at its pin: -- [CHECKOUT of it that is there already]"""
+    """check: the nodes' tests on ComfyUI itself, at its pin: -- [CHECKOUT of it that is there already]"""
     install(session, "test")
     session.install("-c", "constraints.txt", *COMFYUI_NEEDS)
     session.install("--no-deps", "spandrel")  # which asks for torchvision
@@ -194,157 +344,15 @@ def comfyui(session: nox.Session) -> None:
         except nox.command.CommandFailed:
             session.skip("ComfyUI's repository is not reachable (the reason stands above)")
         session.run(*git, "checkout", "--quiet", commit, external=True, env=own)
-    environment = {"OMP_NUM_THREADS": "1", "FORECACHE_COMFYUI": str(checkout.resolve())}
     tests = (
         str(Path("tests", "upstream", name))
         for name in ("test_comfyui.py", "test_comfyui_harm.py", "test_comfyui_itself.py")
     )
-    session.run("pytest", *tests, env=environment)
+    session.run("pytest", *tests, env={**ONE_THREAD, "FORECACHE_COMFYUI": str(checkout.resolve())})
 
 
 @nox.session
 def core_alone(session: nox.Session) -> None:
-    """The core imports and forecasts with torch and numpy alone."""
+    """check: the core imports and forecasts with torch and numpy alone."""
     session.install("-c", "constraints.txt", ".")
     session.run("python", "tests/core_alone.py")
-
-
-@nox.session
-def lint(session: nox.Session) -> None:
-    """Ruff and mypy --strict."""
-    install(session, "hunyuan21")
-    session.install("-c", "constraints.txt", "ruff", "mypy")
-    session.run("ruff", "format", "--check", ".")
-    session.run("ruff", "check", ".")
-    packages = (
-        "forecache",
-        "forecache_patches",
-        "forecache_adapters",
-        "forecache_lab",
-        "forecache_cli.generate",
-        "forecache_cli",
-        "docs.examples",
-        "forecache_docs",
-        "benchmarks",
-    )
-    session.run("mypy", *(word for package in packages for word in ("-p", package)))
-
-
-@nox.session
-def bench(session: nox.Session) -> None:
-    """A folder of pictures, every method beside the uncached run. -- GENERATOR --images DIR --method SPEC ..."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("generator", nargs="?", default="hunyuan21", choices=tuple(GENERATORS))
-    parser.add_argument("--images", help="default: pictures of solids, which the reference networks know")
-    parser.add_argument("--out")
-    own, checkout, rest = fetched(session, parser)
-    out = own.out or str(Path("out", f"bench_{own.generator}"))
-    if own.images is None:
-        own.images = str(Path("out", "bench_images"))
-        session.run("forecache", "bench", "--sample-images", own.images)
-    command = ("bench", own.generator, "--images", own.images, "--out", out, "--checkout", str(checkout))
-    session.run("forecache", *command, *rest, env={"PYTHONWARNINGS": "ignore::FutureWarning"})
-
-
-@nox.session
-def cost(session: nox.Session) -> None:
-    """Cost of a fit, a forecast and the state beside hicache-pp 1.3.0, in one run. -- --quick for small sizes only."""
-    install(session, "test")
-    session.run("python", "-m", "benchmarks.cost", *session.posargs, env={"OMP_NUM_THREADS": "1"})
-
-
-@nox.session
-def demo(session: nox.Session) -> None:
-    """A flow with a known velocity, no upstream and no weights: a table and out/demo/demo.png in seconds."""
-    install(session, "report")
-    session.run("forecache", "demo", "--out", str(Path("out", "demo")))
-
-
-@nox.session
-def docs(session: nox.Session) -> None:
-    """The documentation as a site, warnings as errors: out/docs/index.html. -- ARGUMENTS go to sphinx-build."""
-    install(session, "docs")
-    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", str(Path("out", "docs")), *session.posargs)
-
-
-@nox.session
-def plans_hunyuan21(session: nox.Session) -> None:
-    """Calibrate plans for the reference network and print drift against calls. -- --calls 9 11 15 --out DIR"""
-    on_hunyuan21(session, "hunyuan21", "studies.plans", "--out", str(Path("out", "plans_hunyuan21")))
-
-
-@nox.session
-def frontier(session: nox.Session) -> None:
-    """Drift and error against network calls: solvers, published caches, ours, in one run. -- --settings NAME ..."""
-    on_hunyuan21(session, "frontier", "frontier", "--out", str(Path("out", "frontier")))
-
-
-@nox.session
-def zoo(session: nox.Session) -> None:
-    """The default beside published rules and solvers, flows x grids x budgets. -- --half develop|report --quick ..."""
-    install(session, "frontier,trellis")
-    environment = {"OMP_NUM_THREADS": "1"}
-    for upstream in () if {"--quick", "--help"} & set(session.posargs) else ("hunyuan21", "trellis"):
-        try:
-            environment[f"FORECACHE_{upstream.upper()}"] = str(prepared(session, "auto", upstream).resolve())
-        except nox.command.CommandFailed:
-            session.warn(f"the reference network of {upstream} is left out (the reason stands above)")
-    session.run("python", "-m", "benchmarks.zoo", *session.posargs, env=environment)
-
-
-@nox.session
-def dit_imagenet(session: nox.Session) -> None:
-    """FID drift of every basis around a tiny random DiT, plans included. -- run --model facebook/DiT-XL-2-256 ..."""
-    install(session, "dit-imagenet")
-    command = ("python", "-m", "benchmarks.dit_imagenet")
-    if session.posargs:
-        session.run(*command, *session.posargs)
-        return
-    out, calls = Path("out", "dit_imagenet"), (6, 8, 10)
-    budgets = [argument for k in calls for argument in ("--calls", str(k))]
-    session.run(*command, "plan", "--out", str(out / "plans"), "--steps", "20", *budgets)
-    plans = [argument for k in calls for argument in ("--plan", str(out / "plans" / f"plan-{k}.json"))]
-    session.run(*command, "run", "--out", str(out / "toy"), "--steps", "20", *budgets, *plans)
-
-
-@nox.session
-def gpu(session: nox.Session) -> None:
-    """On a CUDA device: figures for benchmarks/results, then tests of their targets. -- --case NAME --repeats N"""
-    if shutil.which("nvidia-smi") is None and shutil.which("rocm-smi") is None:
-        session.skip("no CUDA device: neither nvidia-smi nor rocm-smi is there")
-    install(session, "hunyuan21,trellis,diffusers")
-    session.install("-c", "constraints.txt", "pytest")
-    session.run("python", "-c", CUDA)
-    environment = {}
-    for upstream in ("hunyuan21", "trellis"):
-        try:
-            environment[f"FORECACHE_{upstream.upper()}"] = str(prepared(session, "auto", upstream).resolve())
-        except nox.command.CommandFailed:
-            session.warn(f"{upstream} was left out (the reason stands above): a plain transformer stands in for it")
-    command = ("python", "-m", "benchmarks.gpu", "--device", "cuda", "--out", str(Path("benchmarks", "results")))
-    session.run(*command, *session.posargs, env=environment)
-    folder = str(Path("tests", "gpu"))  # tests/conftest.py needs the packages of the other tests
-    session.run("pytest", "-m", "gpu", "--confcutdir", folder, folder, env=environment)
-
-
-@nox.session
-def train_hunyuan21(session: nox.Session) -> None:
-    """Train the reference network (about an hour on one core). -- --out FILE --iterations N --resume FILE"""
-    on_hunyuan21(session, "hunyuan21", "training.hunyuan21")
-
-
-@nox.session
-def train_trellis(session: nox.Session) -> None:
-    """Train both reference networks, the second with the conditioner of the first. -- --out DIR --iterations N ..."""
-    install(session, "trellis")
-    checkout = prepared(session, "auto", "trellis")
-    for stage in ("sparse_structure", "slat"):
-        session.run("python", "-m", "benchmarks.training.trellis", str(checkout), stage, *session.posargs)
-
-
-@nox.session
-def train_sam3d(session: nox.Session) -> None:
-    """Train the reference network of shape and pose (half an hour on one core). -- --out FILE --iterations N ..."""
-    install(session, "sam3d")
-    checkout = prepared(session, "auto", "sam3d")
-    session.run("python", "-m", "benchmarks.training.sam3d", str(checkout), *session.posargs)

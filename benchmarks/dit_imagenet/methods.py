@@ -11,7 +11,7 @@ from typing import Any
 
 from forecache import Forecaster, Plan
 from forecache.rules import Linear
-from forecache_lab.drift import WrongSign
+from forecache_lab.controls import WrongSign
 
 BASES = ("reuse", "taylor", "hermite", "dmd", "chebyshev", "linear", "exponential", "auto")
 UNCACHED, FLOOR, FEWER, CONTROL = "uncached", "floor", "fewer steps", "control"

@@ -24,7 +24,9 @@ from forecache_adapters.families.flow_euler import Guidance
 from forecache_lab.generators.reference.trellis import SAMPLER
 from forecache_lab.generators.trellis import Trellis
 from forecache_lab.metrics.combined import grid
-from forecache_lab.stages import WARMUP, Method, relative, run
+from forecache_lab.metrics.relative import relative
+from forecache_lab.session.measurement import Method, run
+from forecache_lab.session.stages import WARMUP
 
 # stage, steps, strength
 SETTINGS = (("sparse_structure", 12, 7.5), ("sparse_structure", 25, 5.0), ("slat", 12, 3.0), ("slat", 25, 5.0))
@@ -44,7 +46,7 @@ def methods(steps: int) -> list[Method]:
     found = []
     for where in (alone, {"interval": 2, "warmup": WARMUP}):
         computed = schedule.fixed_interval(range(steps), **where)
-        found += [Method("", None, Auto(), computed), Method("", {"basis": Auto(), **where})]
+        found += [Method("", rule=Auto(), computed=computed), Method("", {"basis": Auto(), **where})]
     return [*found, Method("", {"basis": "auto", "interval": 2, "warmup": WARMUP})]
 
 
@@ -53,11 +55,12 @@ def measure(subject: Any, stage: str, steps: int, strength: float, n: int) -> di
     params: dict[str, Any] = getattr(subject.pipe, f"{stage}_sampler_params")
     before, params["cfg_strength"] = params["cfg_strength"], strength
     try:
-        references = [run(subject, stage, seed, steps, None) for seed in range(n)]
+        references = [run(subject, stage, seed, steps) for seed in range(n)]
         rows = {}
         for name, method in zip(ROWS, methods(steps), strict=True):
             outputs = [run(subject, stage, seed, steps, method) for seed in range(n)]
-            rows[name] = outputs[0].calls, [relative(o, r) for o, r in zip(outputs, references, strict=True)]
+            drifts = [relative(o.latent, r.latent) for o, r in zip(outputs, references, strict=True)]
+            rows[name] = outputs[0].all_calls, drifts
     finally:
         params["cfg_strength"] = before
     return rows

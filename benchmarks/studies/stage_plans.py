@@ -17,21 +17,30 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from forecache import Calibration, Plan
+from forecache_lab.generators.generated import Generated, Generator
 from forecache_lab.generators.reference import CALIBRATION_SEED
-from forecache_lab.stages import DRIFTS, Output, Staged, cell, score, summary
+from forecache_lab.generators.registry import GENERATORS
+from forecache_lab.session.measurement import cell, summary
+from forecache_lab.session.stages import DRIFTS, distances
 
 BUDGETS: Mapping[int, tuple[int, ...]] = {12: (6, 7), 25: (7, 9, 12)}  # calls of the conditional branch, by steps
 ROWS = ("linear", "dmd", "auto", "reuse")
 
 
-class Planned(Staged, Protocol):
+class Planned(Generator, Protocol):
     """A staged generator that plans can be made for."""
 
+    adapter: Any  #: module with ``enabled`` and ``key``
+    pipe: Any  #: for the adapter
     first: int  #: first test condition
     groups: Mapping[str, Mapping[str, Sequence[str]]]  #: leaves with weights of their own, by stage
 
-    def run(self, stage: str, seed: int, steps: int) -> Output:
-        """As ``sample``, for a condition by its own number."""
+    def alone(self, stage: str, settings: Any) -> Mapping[str, Any]:
+        """The adapter's argument ``stages``: settings for one stage, no cache for the others."""
+        ...
+
+    def run(self, stage: str, seed: int, steps: int) -> Generated:
+        """One stage with whatever is attached, for a condition by its own number."""
         ...
 
     def times(self, stage: str, steps: int) -> Sequence[float]:
@@ -43,9 +52,9 @@ def runner(subject: Planned, stage: str, steps: int) -> Callable[[int, Any], Any
     """``run(seed, cache)`` of one stage, for ``forecache.calibrate``."""
 
     def run(seed: int, cache: Any) -> Any:
-        with subject.adapter.enabled(subject.pipe, stages={**dict.fromkeys(subject.grids), stage: cache}):
-            output = subject.run(stage, seed, steps)
-        return output.latent if output.leaves is None else output.leaves
+        with subject.adapter.enabled(subject.pipe, stages=subject.alone(stage, cache)):
+            made = subject.run(stage, seed, steps)
+        return made.latents if len(made.latents) > 1 else made.latent
 
     return run
 
@@ -65,26 +74,22 @@ def make(subject: Planned, stage: str, steps: int, seeds: range, refine: int) ->
 
 
 def drifts(
-    subject: Planned, stage: str, steps: int, references: Mapping[int, Output], settings: Mapping[str, Any]
+    subject: Planned, stage: str, steps: int, references: Mapping[int, Generated], settings: Mapping[str, Any]
 ) -> tuple[dict[str, str], int]:
     """The cells of one row by kind of drift from the uncached runs ``references``, and its network calls."""
     scores, calls = [], 0
     for seed, reference in references.items():
-        with subject.adapter.enabled(subject.pipe, stages={**dict.fromkeys(subject.grids), stage: settings}):
-            output = replace(subject.run(stage, seed, steps), mesh=None)  # its distances are not asked for
-        scores.append(score(output, reference))
-        calls = output.calls
+        with subject.adapter.enabled(subject.pipe, stages=subject.alone(stage, settings)):
+            made = replace(subject.run(stage, seed, steps), mesh=None)  # its distances are not asked for
+        scores.append(distances(made, reference))
+        calls = made.all_calls
     found = summary([{name: each[name] for name in DRIFTS if name in each} for each in scores])
     return {name: cell(name, values) for name, values in found.items()}, calls
 
 
 def main() -> None:
-    from forecache_lab.generators.sam3d import Sam3D
-    from forecache_lab.generators.trellis import Trellis
-
-    subjects: dict[str, Any] = {"sam3d": Sam3D, "trellis": Trellis}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=sorted(subjects))
+    parser.add_argument("subject", choices=("sam3d", "trellis"))
     parser.add_argument("checkout", type=Path, help="checkout of the upstream, patched where its adapter needs that")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stages", nargs="+", help="default: all")
@@ -93,7 +98,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=16)
     parser.add_argument("--refine", type=int, default=0)
     a = parser.parse_args()
-    subject: Planned = subjects[a.subject](a.checkout)
+    subject: Planned = GENERATORS[a.subject].make(a.checkout)
     stages = a.stages or list(subject.grids)
     foreign = sorted(set(stages) - set(subject.grids))
     if foreign:

@@ -6,8 +6,8 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import typer
@@ -16,41 +16,50 @@ from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 from typer.core import TyperGroup
 
+from forecache_lab.errors import UserError
 from forecache_lab.escape import printable
 from forecache_patches import PatchError
 
 #: What a user can cause and mend: one line on stderr, exit status 1. Everything else is a bug and keeps its traceback.
 #: An OSError is the disk's, or that of a path which was given: full, read-only, not there, not ours.
-EXPECTED_ERRORS: tuple[type[Exception], ...] = (PatchError, OSError)
+EXPECTED_ERRORS: tuple[type[Exception], ...] = (UserError, PatchError, OSError)
+
+
+def leave(number: int, frame: Any) -> None:
+    """A handler that ends the program by an exception: unfinished files are taken away on its way out."""
+    raise SystemExit(128 + number)
 
 
 @contextmanager
-def termination_unwinds() -> Iterator[None]:
-    """SIGTERM ends the program as Ctrl-C does, by an exception: unfinished files are taken away on its way out."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
+def handled(handler: Callable[[int, Any], None], *signals: int) -> Iterator[None]:
+    """Signals call ``handler`` for a block; one that is ignored, as nohup does with SIGHUP, stays ignored."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]
+        before = {each: signal.signal(each, handler) for each in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        for each, old in before.items():
+            signal.signal(each, old if old is not None else signal.SIG_DFL)
+
+
+def ended_as_by_ctrl_c() -> AbstractContextManager[None]:
+    """A command that is ended, or whose terminal is closed, ends in order, by a KeyboardInterrupt."""
+    return handled(signal.default_int_handler, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def ended_as_by_ctrl_c() -> Iterator[None]:
-    """A command that is ended, or whose terminal is closed, ends in order; nohup's stays deaf to that."""
-    signals = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
-    before = [signal.signal(each, signal.default_int_handler) for each in signals]
+def extra(name: str, need: str) -> Iterator[None]:
+    """For imports of the packages of an extra; ``need`` begins the message, such as ``the demo needs``.
+
+    Raises:
+        UserError: names the package that is missing and how to install it.
+    """
     try:
         yield
-    finally:
-        for each, handler in zip(signals, before, strict=True):
-            signal.signal(each, handler)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{need} {error.name}: pip install '.[{name}]' in forecache's checkout") from None
 
 
 class ErrorsAsLines(TyperGroup):
@@ -59,7 +68,7 @@ class ErrorsAsLines(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
-            with termination_unwinds():
+            with handled(leave, signal.SIGTERM):
                 return super().invoke(ctx)
         except EXPECTED_ERRORS as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output has gone
@@ -67,7 +76,7 @@ class ErrorsAsLines(TyperGroup):
             what = str(error)
             if isinstance(error, OSError) and error.strerror:
                 what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-            complain("error: " + " ".join(what.split()))
+            complain("error: " + (what if isinstance(error, UserError) else " ".join(what.split())))
             raise typer.Exit(1) from None
 
 

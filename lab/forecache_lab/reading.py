@@ -54,6 +54,21 @@ def parse(text: str | bytes) -> Any:
     return body
 
 
+def assignment(text: str, form: str = "NAME=VALUE") -> tuple[str, Any]:
+    """``name=value``, as an option has it; the value is JSON, or text where it is not.
+
+    Raises:
+        ValueError: no ``=``, or what is before it is no name; says that it must have the ``form``.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"must be {form}, got {text!r}")
+    try:
+        return name, parse(value)
+    except ValueError:
+        return name, value
+
+
 def _deeper(body: Any, levels: int) -> bool:
     inner = body.values() if isinstance(body, dict) else body if isinstance(body, list) else ()
     return any(isinstance(each, (dict, list)) and (levels <= 1 or _deeper(each, levels - 1)) for each in inner)

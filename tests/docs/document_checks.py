@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import itertools
 import re
+import runpy
 import shlex
 import sys
 import types
@@ -33,22 +34,11 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = "adapters|benchmarks|cli|core|docs|lab|patches|pr_drafts|tests"
 PLACEHOLDER = re.compile(r"/(?!README|LICENSE|NOTICE|CHANGELOG)[A-Z][A-Z-]+(?![a-z])")  # results/DEVICE-DATE.json
 SHELL = ("", "bash", "sh", "console")
-#: where the ``enable`` of an adapter is defined, read and not imported: the hubs take seconds
-ENABLE = {
-    "hunyuan21": "families/hunyuan.py",
-    "hunyuan2": "families/hunyuan.py",
-    "trellis": "families/staged.py",
-    "trellis2": "families/staged.py",
-    "sam3d": "families/generators.py",
-    "fastsam3d": "families/generators.py",
-    "diffusers": "diffusers/__init__.py",
-    "cache_dit": "cache_dit/enable.py",
-}
 
 
 def pages():
     """Every page that a reader meets."""
-    found = [ROOT / name for name in ("README.md", "CHANGELOG.md", "pr_drafts/README.md")]
+    found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "pr_drafts/README.md")]
     return [*found, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
 
 
@@ -128,7 +118,7 @@ def sessions():
     before = sys.modules.get("nox")
     sys.modules["nox"] = stand_in
     try:
-        exec(compile((ROOT / "noxfile.py").read_text(encoding="utf-8"), "noxfile.py", "exec"), {"__name__": "noxfile"})
+        runpy.run_path(str(ROOT / "noxfile.py"))
     finally:
         sys.modules.pop("nox")
         if before is not None:
@@ -252,12 +242,11 @@ def check_links(page):
 
 
 # --- Python -----------------------------------------------------------------------------------------------------------
-def parameters(source, name):
-    """Names of the parameters of a function or method in a file, and whether it takes settings beside them."""
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return {each.arg for each in (*node.args.args, *node.args.kwonlyargs)}, node.args.kwarg is not None
-    raise AssertionError(f"{source} has no {name}")
+@functools.cache
+def enable_of(adapter):
+    """Names of the parameters of an adapter's ``enable``, and whether it takes settings beside them."""
+    given = inspect.signature(importlib.import_module(f"forecache_adapters.{adapter}").enable).parameters.values()
+    return {each.name for each in given}, any(each.kind is each.VAR_KEYWORD for each in given)
 
 
 def settings(adapter):
@@ -275,7 +264,10 @@ def keywords_of(function, imported):
         module = imported.get(function.value.id, "")
         adapter = module.removeprefix("forecache_adapters.")
         if module != adapter and function.attr in ("enable", "enabled"):
-            named, more = parameters(ROOT / "adapters" / "forecache_adapters" / ENABLE[adapter], "make_handle")
+            try:
+                named, more = enable_of(adapter)
+            except ImportError:  # a hub that is not installed
+                return None
             return named | (settings(adapter) if more else set())
         return None
     target = imported.get(function.id, "") if isinstance(function, ast.Name) else ""

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecache_cli.generate import LaunchError, read_jobs
+from forecache_cli.generate import read_jobs
 from forecache_cli.generate.manifest import Records
-from forecache_lab import bench, reading, record, report
+from forecache_lab import reading, record, report
 from forecache_lab.bench import results
+from forecache_lab.errors import UserError
 from forecache_lab.run_folder import SETTINGS, open_folder
 from fuzz.cases import CASES
 from fuzz.test_files import VALUES, damaged
@@ -23,7 +24,7 @@ STEP = {"index": 0, "time": 1.0, "kind": "forecast", "rule": "dmd", "fallback": 
 RESULT = {
     "picture": "chair", "digest": "0123", "seed": 0, "method": "dmd", "calls": {"denoise": 3}, "place": 1,
     "seconds": {"denoise": 1.5}, "values": {"latent drift": 0.1}, "trace": {"network": [STEP]}, "mesh": None,
-    "peak": None, "repeated": None, "failed": None, "again": False,
+    "peak": None, "repeated": None, "failed": None, "retry": False,
 }  # fmt: skip
 OBJECT = {"item": "chair", "calls": {"x": 3}, "seconds": {}, "values": {"d": 0.1}, "trace": {"n": [STEP]}, "mesh": None}
 TABLE = {"name": "n", "drift": "d", "higher": ["d"], "floor": {"d": 0.1}}
@@ -38,15 +39,15 @@ PROMPT = {"prompt": "a chair", "id": "a", "seed": 3, "negative_prompt": "b", "cl
 
 def read_result(folder: Path, content: bytes) -> None:
     (folder / "result.json").write_bytes(content)
-    with contextlib.suppress(bench.BenchError):
+    with contextlib.suppress(UserError):
         found = results.load(folder / "result.json")
-        assert type(found.again) is bool and all(type(n) is int for n in found.calls.values())
+        assert type(found.retry) is bool and all(type(n) is int for n in found.calls.values())
 
 
 def read_run_folder(folder: Path, content: bytes) -> None:
     """What can be read can be shown."""
     (folder / record.FILE).write_bytes(content)
-    with contextlib.suppress(report.ReportError):
+    with contextlib.suppress(UserError):
         report.load(folder)
         report.write(folder)
 
@@ -61,7 +62,7 @@ def read_records(folder: Path, content: bytes) -> None:
 
 def read_prompts(folder: Path, content: bytes) -> None:
     (folder / "p.jsonl").write_bytes(content)
-    with contextlib.suppress(LaunchError):
+    with contextlib.suppress(UserError):
         assert all(type(job.seed) is int and type(job.prompt) is str for job in read_jobs(folder / "p.jsonl", [0]))
 
 

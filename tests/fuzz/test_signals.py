@@ -216,7 +216,7 @@ def test_a_calibration_that_is_broken_off_goes_on_to_the_same_plan(tmp_path: Pat
     for number, after in ((signal.SIGTERM, 0.03), (signal.SIGINT, 0.06)):
         status = broken_off(command("cut"), number, after)
         left = list((tmp_path / "cut").rglob("*.partial")) if (tmp_path / "cut").exists() else []
-        assert not left, "no unfinished file"  # guard: console.termination_unwinds
+        assert not left, "no unfinished file"  # guard: console.leave
         plan = tmp_path / "cut" / "plan-3.json"
         assert status != 0 or plan.exists()
         assert not plan.exists() or Plan.load(plan)

@@ -25,6 +25,7 @@ from forecache_cli.commands import bench as command
 from forecache_cli.main import app
 from forecache_lab import bench, report
 from forecache_lab.bench import results
+from forecache_lab.errors import UserError
 from forecache_lab.generators.reference import PLANS
 from forecache_lab.metrics import geometry
 from forecache_lab.run_folder import SETTINGS
@@ -94,12 +95,12 @@ def test_pictures_and_what_is_none(images):
 
 
 def test_a_folder_without_pictures_is_a_clear_error(tmp_path):
-    with pytest.raises(bench.BenchError, match="must be a folder of pictures"):
+    with pytest.raises(UserError, match="must be a folder of pictures"):
         bench.read_folder(tmp_path / "missing")
-    with pytest.raises(bench.BenchError, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no picture"):
         bench.read_folder(tmp_path)
     (tmp_path / "torn.png").write_bytes(b"no png")
-    with pytest.raises(bench.BenchError, match=r"holds no picture .*torn.png: cannot be read"):
+    with pytest.raises(UserError, match=r"holds no picture .*torn.png: cannot be read"):
         bench.read_folder(tmp_path)
 
 
@@ -186,7 +187,7 @@ def test_a_generator_that_draws_noise_of_its_own_is_refused(images, tmp_path):
             return super().generate(picture, int(time.perf_counter_ns()), *given, **more)
 
     made = make(images, tmp_path, toy=Restless())
-    with pytest.raises(bench.BenchError, match="two uncached runs with one noise differ by"):
+    with pytest.raises(UserError, match="two uncached runs with one noise differ by"):
         made.run(silent)
     assert not files(tmp_path)
 
@@ -229,20 +230,20 @@ def test_pictures_are_known_by_their_content(ran, images, tmp_path):
 
 def test_other_settings_are_refused_by_name(ran, images, tmp_path):
     shutil.copytree(ran[0].out, tmp_path / "out")
-    with pytest.raises(bench.BenchError, match=r"holds results of other settings \(steps: None there, 30 now\)"):
+    with pytest.raises(UserError, match=r"holds results of other settings \(steps: None there, 30 now\)"):
         make(images, tmp_path / "out", steps=30).run(silent)
     other = bench_toy.Toy()
     torch.nn.init.ones_(other.networks["denoise"].weight)
-    with pytest.raises(bench.BenchError, match="networks: "):
+    with pytest.raises(UserError, match="networks: "):
         make(images, tmp_path / "out", toy=other).run(silent)
     (tmp_path / "out" / SETTINGS).write_text("{")
-    with pytest.raises(bench.BenchError, match="torn or no JSON"):
+    with pytest.raises(UserError, match="torn or no JSON"):
         make(images, tmp_path / "out").run(silent)
 
 
 def test_a_plan_for_another_grid_is_refused_before_anything_is_measured(images, tmp_path):
     plan = PLANS / "hunyuan21-11.json"
-    with pytest.raises(bench.BenchError, match=r"--method plan, hunyuan21-11: .*steps: plan 50, run 24"):
+    with pytest.raises(UserError, match=r"--method plan, hunyuan21-11: .*steps: plan 50, run 24"):
         make(images, tmp_path, [f"plan={plan}"]).run(silent)
     assert not files(tmp_path)
 
@@ -273,16 +274,16 @@ def test_an_object_that_fails_is_named_and_the_others_go_on(images, tmp_path):
     ],
 )
 def test_a_wrong_method_is_an_error_that_names_it(given, error):
-    with pytest.raises(bench.BenchError, match=error):
+    with pytest.raises(UserError, match=error):
         bench.parse(["dmd:interval=3", given])
 
 
 def test_methods():
-    with pytest.raises(bench.BenchError, match="asked for twice"):
+    with pytest.raises(UserError, match="asked for twice"):
         bench.parse(["dmd:interval=3", "dmd:interval=3"])
     keys = [method.key for method in bench.parse([*bench.DEFAULT, "own", "own:basis=dmd"])]
     assert len(set(keys)) == len(keys) and keys[1] == "dmd-interval3-warmup4"
-    with pytest.raises(bench.BenchError, match="no rule of its own"):
+    with pytest.raises(UserError, match="no rule of its own"):
         bench.Bench(bench_toy.Toy(), bench.parse(["own"]), bench.Folder((), {}), (0,), Path("out"))
 
 
@@ -319,12 +320,12 @@ def test_sample_pictures_are_what_the_reference_networks_saw(tmp_path):
 
 
 def test_no_checkout_and_no_weights_are_errors_that_say_what_to_do(tmp_path, capsys):
-    with pytest.raises(bench.BenchError, match="forecache patch apply hunyuan2 DIR"):
+    with pytest.raises(UserError, match="forecache patch apply hunyuan2 DIR"):
         command.load("hunyuan2mini", tmp_path, None)
-    with pytest.raises(bench.BenchError, match="only the small networks"):
+    with pytest.raises(UserError, match="only the small networks"):
         command.load("sam3d", tmp_path, "weights")
     if not torch.cuda.is_available():
-        with pytest.raises(bench.BenchError, match="holds no hy3dshape"):
+        with pytest.raises(UserError, match="holds no hy3dshape"):
             command.load("hunyuan21", tmp_path, "some/weights")
         assert "left out: the real weights some/weights" in capsys.readouterr().out
 
@@ -489,7 +490,7 @@ def test_the_first_picture_may_be_the_bad_one(four, tmp_path):
                 raise ValueError("not with this scheduler")
             return super().generate(picture, seed, settings, steps, given)
 
-    with pytest.raises(bench.BenchError, match="--method dmd, interval 3, warmup 4: not with this scheduler"):
+    with pytest.raises(UserError, match="--method dmd, interval 3, warmup 4: not with this scheduler"):
         make(four, tmp_path / "refused", METHODS[:1], toy=Refused()).run(silent)
 
 
@@ -518,7 +519,7 @@ def test_a_result_that_was_damaged_is_made_again(ran, images, tmp_path, body):
     path = next((tmp_path / "out" / "results").rglob("dmd*.json"))
     before = path.read_bytes()
     path.write_bytes(before.replace(b'"seed":', b'"seeds":') if body is None else body)
-    with pytest.raises(bench.BenchError, match="the same command makes it again"):
+    with pytest.raises(UserError, match="the same command makes it again"):
         results.load(path)
     make(images, tmp_path / "out", seeds=(0, 1)).run(silent)
     assert results.load(path).values == results.Result(**json.loads(before)).values
@@ -584,5 +585,5 @@ def test_two_pictures_that_differ_in_their_ending_are_two_objects(four, tmp_path
 def test_odd_values_of_a_method_are_refused_by_name(value):
     """Or they are what the option takes, as history=true is not."""
     for option in ("interval", "warmup", "calls", "end", "history", "order", "sigma"):
-        with contextlib.suppress(bench.BenchError):
+        with contextlib.suppress(UserError):
             bench.parse([f"dmd:{option}={value}"])

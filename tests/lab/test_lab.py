@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 import trimesh
 
-from forecache import Forecaster, Trace
+from forecache import Forecaster
 from forecache.rules import Linear
-from forecache_lab import demo, drift, session
-from forecache_lab.generators import Sample
+from forecache_lab import demo, record, session
+from forecache_lab.controls import WrongSign
+from forecache_lab.generators.generated import Generated
 from forecache_lab.generators.hunyuan2mini import Hunyuan2Mini
 from forecache_lab.generators.hunyuan21 import Hunyuan21
 from forecache_lab.generators.reference import hunyuan21, solids
 from forecache_lab.metrics import geometry
+from forecache_lab.session.main import measure, to_record
+from forecache_lab.session.measurement import summary
+from forecache_lab.session.one_stage import OneStage
 
 
 @pytest.mark.parametrize("family", solids.FAMILIES)
@@ -69,12 +71,13 @@ def test_geometry_refuses_an_empty_mesh():
 class Ball:
     """A subject whose latent is a radius and whose "network" pushes it to 0.5, nonlinearly in time."""
 
-    title, steps, conditions = "toy", 20, "CPU"
+    title, conditions = "toy", "CPU"
+    grids, seeds = {"denoise": (20,)}, {"denoise": 3}
 
-    def plain(self, seed, calls):
-        return self.sample(seed, None, calls)
+    def fewer(self, calls):
+        return None, calls
 
-    def sample(self, seed, settings, n=20):
+    def sample(self, stage, seed, n, settings=None):
         x, calls = torch.full((1, 4), 0.3 + 0.01 * seed), 0
         cache = Forecaster(steps=n, **settings) if settings else None
         for i in range(n):
@@ -86,34 +89,33 @@ class Ball:
 
             x = x + (network() if cache is None else cache.step(i, network)) / n
         mesh = trimesh.creation.icosphere(3, float(x[0, 0]))
-        return Sample(x, mesh, calls, 1.0, 2.0, Trace() if cache is None else cache.trace)
+        trace = {} if cache is None else {"network": record.steps(cache.trace)}
+        return Generated({stage: x}, {stage: calls}, {stage: 1.0, "decode": 1.0}, mesh=mesh, trace=trace)
 
 
 def test_drift_table_counts_and_controls(tmp_path, monkeypatch):
     monkeypatch.setattr(geometry, "TARGETS", 10_000)  # the table is tested here, not the measures
     monkeypatch.setattr(geometry, "VOXELS", 24)
-    subject, said = Ball(), []
-    runs, references, shown = drift.measure(subject, drift.methods("linear", [3, 4], 2), range(3), said.append)
-    rows = {row["method"]: row for row in drift.summary(runs)}
-    assert rows["linear, interval 3"]["n"] == 3
-    euler = next(row for row in rows.values() if row["basis"] == "euler")
-    assert euler["calls"] in {rows[f"linear, interval {k}"]["calls"] for k in (3, 4)}
-    assert (
-        rows["linear, interval 4"]["latent drift"][0]
-        < rows["control: linear with the wrong sign, interval 4"]["latent drift"][0]
-    )
-    assert session.verdict(runs, "linear") == 0
-    swapped = [
-        drift.Run(**{**vars(run), "latent_drift": 1 / run.latent_drift}) for run in runs
-    ]  # the control of the control: the verdict can fail
-    assert session.verdict(swapped, "linear") == 1
-    floor = drift.floors(references)
-    drift.to_json(tmp_path / "drift.json", subject, range(3), runs, floor)
-    body = json.loads((tmp_path / "drift.json").read_text())
-    assert len(body["runs"]) == len(runs) and body["rows"][0]["calls"] == rows["linear, interval 3"]["calls"]
-    table = drift.to_markdown(subject, runs, floor, references)
+    measured, said = OneStage(Ball(), "linear", [3, 4], 2), []
+    made, scores = measure(measured, "denoise", 20, 3, said.append)
+    rows = {label: summary(each, measured.higher) for label, each in scores.items()}
+    rule, wrong = measured.control("denoise")
+    assert rule == "linear, interval 4" and list(rows) == list(made)[1:] == said
+    assert len(scores["linear, interval 3"]) == 3
+    euler = {label: row["calls"][0] for label, row in rows.items() if label.startswith("Euler")}
+    assert set(euler.values()) == {rows[f"linear, interval {k}"]["calls"][0] for k in (3, 4)}
+    assert rows[rule]["latent drift"][0] < rows[wrong]["latent drift"][0]
+    assert measured.check("denoise", rows) == []
+    swapped = {**rows, rule: rows[wrong], wrong: rows[rule]}  # the control of the control: the check can fail
+    assert measured.check("denoise", swapped) == ["the wrong-sign control drifts no more than the rule"]
+    floor = measured.floor(made["uncached"])
+    assert floor["volume IoU"] == 1 and floor["Chamfer"] < 0.02
+    table = measured.table("shape", rows, floor, [each.all_calls for each in made["uncached"]])
     assert table.count("\n| ") == len(rows) + 3  # head, uncached and floor rows besides
-    assert set(shown) == set(rows)
+    assert "| uncached | 20 | 1 | 1 | 0 | - |" in table
+    kept = to_record(tmp_path, measured, "shape", made, scores, floor)
+    assert {run.method for run in kept.runs} == set(made) and kept.runs[-1].values["denoise speed-up"] == 1.0
+    assert all((tmp_path / run.mesh).is_file() for run in kept.runs)
 
 
 def test_demo_velocity_is_the_conditional_expectation():
@@ -156,5 +158,5 @@ def test_real_weights_say_what_they_need(tmp_path, monkeypatch, capsys):
 def test_wrong_sign_mirrors_the_step():
     times, gram = np.array([0.0, 1.0, 2.0]), np.eye(3)
     right = Linear(1).weights(times[1:], 3.0, gram)
-    wrong = drift.WrongSign(Linear(1)).weights(times[1:], 3.0, gram)
+    wrong = WrongSign(Linear(1)).weights(times[1:], 3.0, gram)
     assert np.allclose(right + wrong, [0, 2])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 import fastsam3d_standin as standin
 from forecache_adapters import fastsam3d as adapter
-from forecache_lab import own_cache
+from forecache_lab.generators.generated import Generated
+from forecache_lab.session.main import measure, to_record
+from forecache_lab.session.measurement import summary
+from forecache_lab.session.own_cache import OwnCache
 
 
 class StandIn:
-    title, conditions, adapter = "stand-in", "none", adapter
-    seeds = {"ss": 2}  # noqa: RUF012
+    title, conditions = "stand-in", "none"
+    grids, seeds = {"ss": (25,)}, {"ss": 2}
     carves = {"ss": False}  # noqa: RUF012
 
     def __init__(self):
@@ -28,30 +33,35 @@ class StandIn:
 
         return call
 
-    def target(self, table, own):
-        return (self.fast if own else self.plain).models["ss_generator"]
-
-    def sample(self, table, seed, own, steps=25, every=False):
-        generator = self.target(table, own)
+    def sample(self, stage, seed, steps, settings=None):
+        chosen, made = dict(settings or {}), Generated()
+        own, every = chosen.pop("own", False), chosen.pop("every", False)
+        pipe = self.fast if own else self.plain
+        generator = pipe.models["ss_generator"]
         generator.inference_steps, self.calls = steps, 0
         if own:
             generator.ss_params["ss_cache_stride"] = 1 if every else 3
-        return own_cache.Sample((self.fast if own else self.plain).sample_sparse_structure(seed), self.calls)
+        with adapter.enabled(generator, **chosen) if chosen else nullcontext() as handle:
+            made.latents = pipe.sample_sparse_structure(seed)
+        made.calls = {stage: self.calls}
+        made.traced(handle, alone="ss")
+        return made
 
 
 @pytest.fixture
-def subject():
-    return StandIn()
+def session():
+    return OwnCache(StandIn(), "linear", None, None)
 
 
-def test_rows_share_a_budget_and_tell_the_rules_apart(subject, capsys):
-    own_cache.smoke(subject, "ss", "linear")
+def test_rows_share_a_budget_and_tell_the_rules_apart(session, tmp_path, capsys):
+    session.smoke()
     assert "44 -> 17 calls by its rule, 17 by ours" in capsys.readouterr().out
-    runs, table = own_cache.measure(subject, "ss", "linear", 2, lambda what: None)
-    assert {run.method for run in table.runs} == {"uncached", *runs} and table.drift == "drift"
+    made, scores = measure(session, "ss", 25, 2)
+    table = to_record(tmp_path, session, "ss", made, scores, {})
+    assert {run.method for run in table.runs} == {"uncached", *scores} and table.drift == "drift"
     traced = next(run for run in table.runs if run.method == "linear, its schedule")
     assert any(step["kind"] == "forecast" for steps in traced.trace.values() for step in steps)
-    rows = {label: own_cache.summary(scores) for label, scores in runs.items()}
+    rows = {label: summary(each) for label, each in scores.items()}
     drift = {label: row["drift"][0] for label, row in rows.items()}
     labels = list(rows)
     assert labels[:4] == [
@@ -64,32 +74,34 @@ def test_rows_share_a_budget_and_tell_the_rules_apart(subject, capsys):
     assert [rows[label]["calls"][0] for label in labels[:4]] == [44, 17, 17, 17]
     assert all(14 <= rows[label]["calls"][0] <= 17 for label in labels[4:])
     assert drift["uncached, again"] == 0 and 3 * drift["linear, its schedule"] < drift["its own rule"]
-    assert own_cache.check(rows, "linear", False) == []
-    table = own_cache.to_markdown("ss", 2, rows)
-    assert "| its own rule | 17 | " in table and "worst pose leaf" in table
+    assert session.check("ss", rows) == []
+    text = session.table("ss", rows, {}, [44, 44])
+    assert "| its own rule | 17 | " in text and "worst pose leaf" in text
 
 
-def test_a_sign_that_does_not_matter_fails_the_table(subject):
+def test_a_sign_that_does_not_matter_fails_the_table(session):
     rows = {
         "uncached, again": {"drift": [0.0, 0.0]},
-        "dmd, its schedule": {"drift": [0.1, 0.1]},
+        "linear, its schedule": {"drift": [0.1, 0.1]},
         "control: wrong sign, its schedule": {"drift": [0.1, 0.1]},
     }
-    assert own_cache.check(rows, "dmd", False) == ["the wrong-sign control drifts no more than the rule"]
-    assert own_cache.check(rows, "dmd", True) == []
+    assert session.check("ss", rows) == ["the wrong-sign control drifts no more than the rule"]
+    session.subject.carves = {"ss": True}
+    assert session.check("ss", rows) == []
     rows["uncached, again"] = {"drift": [0.1, 0.1]}
-    assert own_cache.check(rows, "dmd", True) == ["two uncached runs differ"]
+    assert session.check("ss", rows) == ["two uncached runs differ"]
 
 
-def test_smoke_names_what_differs(subject):
+def test_smoke_names_what_differs(session):
+    subject = session.subject
     inside, subject.fast.models["ss_generator"].drawn = subject.sample, 0
 
-    def restless(table, seed, own, steps=25, every=False):
-        found = inside(table, seed, own, steps, every)
+    def restless(*args):
+        found = inside(*args)
         subject.fast.models["ss_generator"].drawn += 1
-        found.leaves["shape"] += subject.fast.models["ss_generator"].drawn
+        found.latents["shape"] += subject.fast.models["ss_generator"].drawn
         return found
 
     subject.sample = restless
     with pytest.raises(RuntimeError, match="smoke: ss: off again, or a full schedule, differs"):
-        own_cache.smoke(subject, "ss", "linear")
+        session.smoke()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from forecache import Plan, fingerprint
+from forecache_lab.errors import UserError
 from forecache_lab.generators import reference
 from forecache_lab.generators.reference import weights
 
@@ -36,3 +37,10 @@ def test_a_plan_names_the_weights_that_it_was_made_for(file: Path) -> None:
     made_for = Plan.load(file).made_for
     name = WEIGHTS[made_for["generator"], made_for["stage"]]
     assert made_for["weights"] == fingerprint(Network(weights.find(name)))
+
+
+def test_weights_that_are_not_there_are_an_error_that_says_where_they_are(tmp_path: Path, monkeypatch: Any) -> None:
+    """As where only the wheel is installed; a command shows such an error as one line."""
+    monkeypatch.setenv("FORECACHE_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match=r"FORECACHE_WEIGHTS=.* part of a checkout of forecache and of no wheel"):
+        weights.find("hunyuan21")

@@ -28,13 +28,14 @@ pytest.importorskip("transformers", reason="needs the extra `generate`")
 
 from forecache import calibrate
 from forecache_adapters import diffusers as adapter
-from forecache_cli.generate import LaunchError, compare, manifest, processes, ray_engine, read_jobs, read_seeds
+from forecache_cli.generate import compare, manifest, processes, ray_engine, read_jobs, read_seeds
 from forecache_cli.generate.manifest import Records, Writer
 from forecache_cli.generate.orders import Orders, Task
 from forecache_cli.generate.output import read
 from forecache_cli.generate.settings import Settings
 from forecache_cli.generate.work import Worker
 from forecache_cli.main import app
+from forecache_lab.errors import UserError
 from forecache_lab.generators.reference.tiny_diffusers import PIPELINES
 
 MANY = 64
@@ -157,7 +158,7 @@ class Died(Exception):
 class Failed(Exception):
     """Stands for the error that an actor's method raised."""
 
-    cause = LaunchError("all went wrong")
+    cause = UserError("all went wrong")
 
 
 @dataclass(eq=False)
@@ -204,9 +205,9 @@ def test_ray_replaces_a_worker_that_dies_and_tries_its_job_again(tmp_path, few):
     ray = FakeRay([Died(), None, Died()])
     wanted = pulled(ray, tmp_path, few)
     assert sorted(ray.done) == wanted and len(ray.started) == 2 + 2
-    with pytest.raises(LaunchError, match="workers died"):
+    with pytest.raises(UserError, match="workers died"):
         pulled(FakeRay([Died()] * 20), tmp_path, few)
-    with pytest.raises(LaunchError, match="all went wrong"):
+    with pytest.raises(UserError, match="all went wrong"):
         pulled(FakeRay([Failed()]), tmp_path, few)
 
 
@@ -380,7 +381,7 @@ def test_what_a_dead_worker_had_begun_is_gone_when_the_command_ends(few, tmp_pat
         next(steps), next(steps)
         yield
         (folder / ".two-apples.partial.png").write_bytes(b"half")
-        raise LaunchError("a worker process died")
+        raise UserError("a worker process died")
 
     monkeypatch.setattr(processes, "here", dies)
     status, said = generate(*DIT, "--prompts", few, "--out", out)

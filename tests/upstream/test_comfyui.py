@@ -35,7 +35,7 @@ from forecache_adapters.comfyui import (
 )
 from forecache_adapters.comfyui.run import Run
 from forecache_adapters.settings import Settings
-from forecache_lab.drift import WrongSign
+from forecache_lab.controls import WrongSign
 from upstream_helpers import relative
 
 comfy, snapshots = comfyui_helpers.comfy, comfyui_helpers.snapshots

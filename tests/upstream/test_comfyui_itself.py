@@ -14,7 +14,7 @@ import torch
 from comfyui_helpers import CHECKOUT, INSTALLED, LINEAR, NEGATIVE, NO_CHECKOUT, NOISE, POSITIVE, WORKFLOW, go
 from forecache.rules import Linear
 from forecache_adapters.comfyui import NODE_CLASS_MAPPINGS, patch, samplers, trace_of
-from forecache_lab.drift import WrongSign
+from forecache_lab.controls import WrongSign
 from upstream_helpers import relative
 
 if CHECKOUT is None:

@@ -33,7 +33,7 @@ from forecache_adapters.diffusers.call import Call  # noqa: E402
 from forecache_adapters.diffusers.head import Head  # noqa: E402
 from forecache_adapters.diffusers.run import Run  # noqa: E402
 from forecache_adapters.diffusers.steps import Scheduled  # noqa: E402
-from forecache_lab.drift import WrongSign  # noqa: E402
+from forecache_lab.controls import WrongSign  # noqa: E402
 from forecache_lab.generators.reference.tiny_diffusers import PIPELINES, slow, wake  # noqa: E402
 from upstream_helpers import check_corrector, relative  # noqa: E402
 

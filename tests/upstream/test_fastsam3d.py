@@ -27,7 +27,7 @@ from forecache_adapters import fastsam3d as adapter
 from forecache_adapters.attach import attached
 from forecache_adapters.families import ode_run
 from forecache_adapters.fastsam3d import cached
-from forecache_lab.drift import WrongSign
+from forecache_lab.controls import WrongSign
 from forecache_lab.generators.reference import fastsam3d, sam3d
 from upstream_helpers import check_corrector, check_objects_of_pictures, grey
 

@@ -20,7 +20,7 @@ import torch
 import forecache_patches as patches
 from forecache.rules import Linear
 from forecache_adapters import hunyuan2 as adapter
-from forecache_lab.drift import WrongSign
+from forecache_lab.controls import WrongSign
 from forecache_lab.generators.hunyuan2mini import Hunyuan2Mini
 from forecache_lab.generators.reference import TEST_SEED, hunyuan2, solids
 from forecache_lab.generators.reference.pictures import PICTURE
@@ -311,10 +311,11 @@ def test_plans_name_the_generator(pipe):
 # --- the whole commit, and meshes -------------------------------------------------------------------------------------
 WHOLE = """
 import sys, pathlib
-from forecache_lab import session
-subject = session.SUBJECTS["hunyuan2mini"](pathlib.Path(sys.argv[1]))
-session.smoke(subject)
-sample = subject.sample(0, {"basis": "linear", "interval": 5})
+from forecache_lab.generators.registry import GENERATORS
+from forecache_lab.session.one_stage import OneStage
+subject = GENERATORS["hunyuan2mini"].make(pathlib.Path(sys.argv[1]))
+OneStage(subject, "linear", None, None).smoke()
+sample = subject.sample("denoise", 0, 50, {"basis": "linear", "interval": 5})
 print(subject.title, float(sample.latent.double().sum()), sample.mesh.volume, sep="|")
 """
 
@@ -322,8 +323,8 @@ print(subject.title, float(sample.latent.double().sum()), sample.mesh.volume, se
 def test_the_session_gives_the_same_sample_at_both_pins(checkouts):
     released = Hunyuan2Mini(checkouts("hunyuan2-released", patched=True, source="wheel"))
     assert released.title.startswith("Hunyuan3D-2 mini at cb4a040c6876 (wheel), pipeline around a small random network")
-    sample, other = (released.sample(seed, {"basis": "linear", "interval": 5}) for seed in (0, 1))
-    assert sample.mesh.is_watertight and sample.calls < 20
+    sample, other = (released.sample("denoise", seed, 50, {"basis": "linear", "interval": 5}) for seed in (0, 1))
+    assert sample.mesh.is_watertight and sample.all_calls < 20
     newest = checkouts("hunyuan2", patched=True, source="git")
     done = subprocess.run([sys.executable, "-c", WHOLE, str(newest)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

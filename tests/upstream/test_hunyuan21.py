@@ -16,7 +16,7 @@ from forecache.rules import Linear
 from forecache_adapters import hunyuan21 as adapter
 from forecache_adapters.comfyui.nodes import ForecastPipeline
 from forecache_adapters.comfyui.pipelines import forecasting
-from forecache_lab.drift import WrongSign
+from forecache_lab.controls import WrongSign
 from forecache_lab.generators.reference import TEST_SEED, hunyuan21, solids
 from forecache_lab.generators.reference.pictures import PICTURE
 from upstream_helpers import check_batch_items, check_corrector, check_objects_of_pictures, import_as, relative

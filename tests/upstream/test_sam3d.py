@@ -19,7 +19,7 @@ from forecache.rules import Linear
 from forecache_adapters import sam3d as adapter
 from forecache_adapters.attach import attached
 from forecache_adapters.families import ode_run
-from forecache_lab.drift import WrongSign
+from forecache_lab.controls import WrongSign
 from forecache_lab.generators.reference import sam3d
 from forecache_lab.generators.reference.trellis import wake
 from forecache_patches import find, load_lock

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from forecache.rules import Linear
-from forecache_lab import stages
 from forecache_lab.generators.reference import PLANS, TEST_SEED, sam3d_latents, sam3d_trained, solids, trellis_latents
 from forecache_lab.metrics import pose
 from forecache_lab.metrics.combined import combined
+from forecache_lab.metrics.relative import relative
+from forecache_lab.session.measurement import Method, run, same, summary
+from forecache_lab.session.stages import Stages
 from upstream_helpers import check_objects_of_pictures
 
 CONDITIONS = range(TEST_SEED, TEST_SEED + 6)
@@ -126,21 +128,22 @@ def test_the_combined_control_is_inert_where_it_computes_and_gone_afterwards(sub
         full = subject.sample("ss", 0, 25)
     with combined(subject.sampler("ss"), Linear(1), 25, [0, 1, *range(3, 25)]):
         skipped = subject.sample("ss", 0, 25)
-    assert stages.same(full, reference) and full.calls == reference.calls == 44
-    assert not stages.same(skipped, reference) and skipped.calls == 42
-    assert stages.same(subject.sample("ss", 0, 25), reference)
+    assert same(full, reference) and full.all_calls == reference.all_calls == 44
+    assert not same(skipped, reference) and skipped.all_calls == 42
+    assert same(subject.sample("ss", 0, 25), reference)
 
 
 def test_forecasts_drift_a_third_of_the_combined_velocity(subject):
     """Interval 3 with guidance that ends on the way, at no more calls: the branches apart by rule, and the plan."""
-    rows = {m.label: m for m in stages.methods(subject, "ss", "auto", 25)}
+    session = Stages(subject, "auto", None, None)
+    rows = {m.label: m for m in session.methods("ss", 25)}
     names = "auto, interval 3", "plan, interval 3", "control: combined velocity, interval 3"
     found = {name: [] for name in names}
     for seed in range(4):
-        reference = stages.run(subject, "ss", seed, 25, None)
+        reference = run(subject, "ss", seed, 25)
         for name in names:
-            found[name].append(stages.score(stages.run(subject, "ss", seed, 25, rows[name]), reference))
-    apart, plan, control = (stages.summary(found[name]) for name in names)
+            found[name].append(session.score("ss", seed, run(subject, "ss", seed, 25, rows[name]), reference))
+    apart, plan, control = (summary(found[name]) for name in names)
     assert max(apart["calls"][0], plan["calls"][0]) <= control["calls"][0] == 20
     for drift in ("latent drift", "rotation, degrees", "translation"):
         assert plan[drift][0] < control[drift][0] / 3, drift
@@ -151,10 +154,10 @@ def test_forecasts_drift_a_third_of_the_combined_velocity(subject):
 def test_half_the_calls_drift_no_more_with_the_corrector(subject):
     drift = {None: [], False: []}
     for seed in range(4):
-        reference = stages.run(subject, "ss", seed, 25, None)
+        reference = run(subject, "ss", seed, 25)
         for on, found in drift.items():
-            method = stages.Method("", {"calls": 13, "corrector": on})
-            found.append(stages.relative(stages.run(subject, "ss", seed, 25, method), reference))
+            method = Method("", {"calls": 13, "corrector": on})
+            found.append(relative(run(subject, "ss", seed, 25, method).latent, reference.latent))
     assert np.median(drift[None]) <= 1.05 * np.median(drift[False]), drift
 
 
@@ -164,14 +167,15 @@ def test_a_shipped_plan_drifts_less_than_a_rule_with_as_many_calls_in_shape_and_
     for name, settings in {"plan": {"plan": plan}, "dmd": {"basis": "dmd", "calls": 9}}.items():
         scores = []
         for seed in range(3):
-            reference = stages.run(subject, "ss", seed, 25, None)
-            scores.append(stages.score(stages.run(subject, "ss", seed, 25, stages.Method(name, settings)), reference))
-        found[name] = stages.summary(scores)
+            reference = run(subject, "ss", seed, 25)
+            made = run(subject, "ss", seed, 25, Method(name, settings))
+            scores.append(Stages(subject, "dmd", None, None).score("ss", seed, made, reference))
+        found[name] = summary(scores)
     assert found["plan"]["calls"] == found["dmd"]["calls"]
     for drift in ("latent drift", "rotation, degrees", "translation"):
         assert found["plan"][drift][0] < 0.75 * found["dmd"][drift][0], (drift, found)
     with pytest.raises(ValueError, match="steps: plan 25, run 20"):
-        stages.run(subject, "ss", 0, 20, stages.Method("", {"plan": plan}))
+        run(subject, "ss", 0, 20, Method("", {"plan": plan}))
 
 
 def test_objects_of_pictures(subject):

@@ -18,7 +18,7 @@ from forecache.rules import Hermite, Linear, Rule, Unfit
 from forecache_adapters import trellis as adapter
 from forecache_adapters.comfyui.pipelines import forecasting, traces_of
 from forecache_adapters.families import flow_euler
-from forecache_lab.drift import WrongSign
+from forecache_lab.controls import WrongSign
 from forecache_lab.generators.reference import trellis
 from forecache_lab.metrics.combined import combined, fork_schedule, grid
 from upstream_helpers import check_corrector, import_as

@@ -10,7 +10,7 @@ import trimesh
 from forecache import schedule
 from forecache.rules import Hermite, Linear
 from forecache_adapters import trellis2 as adapter
-from forecache_lab.drift import WrongSign
+from forecache_lab.controls import WrongSign
 from forecache_lab.generators.reference import trellis2
 from forecache_lab.metrics.combined import combined, fork_schedule
 from upstream_helpers import check_objects_of_pictures
@@ -262,21 +262,23 @@ def test_off_and_few_steps(pipe, sample):
 
 
 def test_the_stage_session_writes_a_table(checkouts, tmp_path, monkeypatch, capsys):
-    from forecache_lab import stages
+    from forecache_lab import session
     from forecache_lab.generators.trellis2 import Trellis2
 
     monkeypatch.setattr(Trellis2, "grids", {"sparse_structure": (12,), "tex_slat_512": (12,)})
     checkout = str(checkouts("trellis2", patched=True))
     arguments = ["trellis2", checkout, "--basis", "hermite", "--seeds", "1", "--out", str(tmp_path)]
-    assert stages.main(arguments) == 0
-    table = (tmp_path / "stages.md").read_text()
+    assert session.main(arguments) == 0
+    table = (tmp_path / "drift.md").read_text()
     assert "### sparse_structure, 12 steps, n = 1" in table and "| hermite, interval 2 | 15 |" in table
     assert "| control: combined velocity, interval 2 | 15 |" in table and "| control: the forks' Hermite" in table
-    monkeypatch.setattr(stages, "WrongSign", lambda rule: rule)  # control: then the session says that it tells nothing
-    assert stages.main(arguments) == 1
+    monkeypatch.setattr(
+        "forecache_lab.session.stages.WrongSign", lambda rule: rule
+    )  # control: then the session says that it tells nothing
+    assert session.main(arguments) == 1
     assert "the wrong-sign control drifts no more" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        stages.main([*arguments[:-1], checkout + "/LICENSE"])
+        session.main([*arguments[:-1], checkout + "/LICENSE"])
 
 
 def test_objects_of_pictures(checkouts):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from forecache_lab.generators.reference import PLANS, TEST_SEED, solids, trellis, trellis_latents
-from upstream_helpers import check_objects_of_pictures
+from upstream_helpers import check_objects_of_pictures, relative
 
 STEPS = 12
 SOLIDS = range(6)
@@ -121,8 +121,8 @@ def test_the_picture_and_its_guidance_change_the_sample(pipe):
 
 @pytest.mark.parametrize(("stage", "steps", "budget"), [("sparse_structure", 25, 9), ("slat", 12, 6)])
 def test_shipped_plans_drift_less_than_auto_with_as_many_calls(checkouts, stage, steps, budget):
-    from forecache_lab import stages
     from forecache_lab.generators.trellis import Trellis
+    from forecache_lab.session.measurement import Method, run
 
     subject = Trellis(checkouts("trellis", patched=True, source="wheel"))
     plan = PLANS / f"trellis-{stage}-{steps}-{budget}.json"
@@ -130,27 +130,27 @@ def test_shipped_plans_drift_less_than_auto_with_as_many_calls(checkouts, stage,
     for name, settings in {"plan": {"plan": plan}, "auto": {"calls": budget}}.items():
         found = []
         for seed in range(4):
-            reference = stages.run(subject, stage, seed, steps, None)
-            output = stages.run(subject, stage, seed, steps, stages.Method(name, settings))
-            found.append(stages.relative(output, reference))
-            calls[name] = output.calls
+            reference = run(subject, stage, seed, steps)
+            output = run(subject, stage, seed, steps, Method(name, settings))
+            found.append(relative(output.latent, reference.latent))
+            calls[name] = output.all_calls
         drift[name] = float(np.median(found))
     assert calls["plan"] <= calls["auto"] and drift["plan"] < 0.75 * drift["auto"], (drift, calls)
     with pytest.raises(ValueError, match=f"steps: plan {steps}, run 20"):
-        stages.run(subject, stage, 0, 20, stages.Method("", {"plan": plan}))
+        run(subject, stage, 0, 20, Method("", {"plan": plan}))
 
 
 @pytest.mark.parametrize(("stage", "calls"), [("sparse_structure", 6), ("slat", 6)])
 def test_half_the_calls_drift_no_more_with_the_corrector(checkouts, stage, calls):
-    from forecache_lab import stages
     from forecache_lab.generators.trellis import Trellis
+    from forecache_lab.session.measurement import Method, run
 
     subject, drift = Trellis(checkouts("trellis", patched=True, source="wheel")), {None: [], False: []}
     for seed in range(3):
-        reference = stages.run(subject, stage, seed, STEPS, None)
+        reference = run(subject, stage, seed, STEPS)
         for on, found in drift.items():
-            method = stages.Method("", {"calls": calls, "corrector": on})
-            found.append(stages.relative(stages.run(subject, stage, seed, STEPS, method), reference))
+            method = Method("", {"calls": calls, "corrector": on})
+            found.append(relative(run(subject, stage, seed, STEPS, method).latent, reference.latent))
     assert np.median(drift[None]) <= 1.05 * np.median(drift[False]), drift
 
 

@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-import importlib
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..console import complain, ended_as_by_ctrl_c, progress, say
+from forecache_lab.errors import UserError
+from forecache_lab.generators.registry import GENERATORS
+
+from ..console import complain, ended_as_by_ctrl_c, extra, progress, say
 
 if TYPE_CHECKING:
     from forecache_lab.generators.generated import Generator
 
-#: Generator, which is also the name of its extra and of its subject's module -> the subject's class, the name in the
-#: lock, whether it takes real weights.
-SUBJECTS = {
-    "hunyuan21": ("Hunyuan21", "hunyuan21", True),
-    "hunyuan2mini": ("Hunyuan2Mini", "hunyuan2", True),
-    "trellis": ("Trellis", "trellis", True),
-    "trellis2": ("Trellis2", "trellis2", True),
-    "sam3d": ("Sam3D", "sam3d", False),
-    "fastsam3d": ("FastSam3D", "fastsam3d", False),
-}
 SAMPLES = 12
 
 
-class Name(str, Enum):
-    """A generator."""
+def known(name: str | None) -> str | None:
+    """A generator's name as it was given.
 
-    hunyuan21 = "hunyuan21"
-    hunyuan2mini = "hunyuan2mini"
-    trellis = "trellis"
-    trellis2 = "trellis2"
-    sam3d = "sam3d"
-    fastsam3d = "fastsam3d"
+    Raises:
+        typer.BadParameter: there is none of that name.
+    """
+    if name is not None and name not in GENERATORS:
+        raise typer.BadParameter(f"must be one of {', '.join(GENERATORS)}, got {name!r}")
+    return name
 
 
 def bench(
-    generator: Annotated[Name | None, typer.Argument(help="Which one.")] = None,
+    generator: Annotated[str | None, typer.Argument(help=f"One of {', '.join(GENERATORS)}.", callback=known)] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures, one object each: png, jpg, webp; sub-folders too.")
     ] = None,
@@ -68,13 +59,10 @@ def bench(
     ] = None,
 ) -> None:
     """Run a generator over a folder of pictures with every method. Interrupted, the same command goes on."""
-    try:
-        from forecache_cli.generate import LaunchError, read_seeds
+    with extra("GENERATOR", "bench needs"):
+        from forecache_cli.generate import read_seeds
         from forecache_lab import bench as lab
         from forecache_lab import report
-    except ModuleNotFoundError as error:
-        typer.echo(f"error: bench needs {error.name}: pip install '.[GENERATOR]' in forecache's checkout", err=True)
-        raise typer.Exit(1) from None
 
     if sample_images is not None:
         written = lab.write_samples(sample_images, limit or SAMPLES)
@@ -86,11 +74,11 @@ def bench(
     assert generator is not None and images is not None and out is not None and checkout is not None
     try:
         if out.exists() and not out.is_dir():
-            raise lab.BenchError(f"--out must be a folder, got the file {out}")
+            raise UserError(f"--out must be a folder, got the file {out}")
         rows = lab.parse(method or lab.DEFAULT)
         numbers = read_seeds(seeds)
         folder = lab.read_folder(images, limit)
-        subject = load(generator.value, checkout, weights)
+        subject = load(generator, checkout, weights)
         measured = lab.Bench(subject, rows, folder, numbers, out, steps, end_to_end, shown)
         say(f"{subject.title}\n{subject.conditions}")
         for file, reason in folder.skipped.items():
@@ -102,38 +90,31 @@ def bench(
                 lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
             )
         text = lab.write(measured)
-    except (lab.BenchError, LaunchError) as error:
-        complain(f"error: {error}")
-        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted: the same command makes what is missing", err=True)
         raise typer.Exit(130) from None
     say(f"\n{text}\n\nwritten to {out}: bench.md, bench.json, run.json")
     try:
         say(f"wrote {report.write(out)}")
-    except report.ReportError as error:
-        complain(f"error: {error}; the same command with a smaller --shown makes the page again")
-        raise typer.Exit(1) from None
+    except UserError as error:
+        raise UserError(f"{error}; the same command with a smaller --shown makes the page again") from None
     if lost:
-        complain(f"error: {lost} runs failed by an error, see {out / lab.LOG}; the same command tries them again")
-        raise typer.Exit(1)
+        raise UserError(f"{lost} runs failed by an error, see {out / lab.LOG}; the same command tries them again")
 
 
 def load(name: str, checkout: Path, weights: str | None) -> Generator:
     """The subject, with its real weights where they were asked for and can be.
 
     Raises:
-        BenchError: no checkout, an unpatched one, a package is missing; weights that this command cannot load.
+        UserError: no checkout, an unpatched one, a package is missing; weights that this command cannot load.
     """
-    from forecache_lab.bench import BenchError
-
-    kind, lock, real = SUBJECTS[name]
+    row = GENERATORS[name]
     options: dict[str, Any] = {}
     if weights is not None:
         import torch
 
-        if not real:
-            raise BenchError(f"--weights {weights}: of {name} only the small networks can be run with this command")
+        if not row.weights:
+            raise UserError(f"--weights {weights}: of {name} only the small networks can be run with this command")
         if torch.cuda.is_available():
             options["weights"] = weights
         else:
@@ -141,13 +122,12 @@ def load(name: str, checkout: Path, weights: str | None) -> Generator:
                 f"left out: the real weights {weights}, because this machine has no CUDA device; small networks instead"
             )
     try:
-        subject = getattr(importlib.import_module(f"forecache_lab.generators.{name}"), kind)
-        made: Generator = subject(checkout, **options)
-    except ModuleNotFoundError as error:
-        raise BenchError(f"{name} needs {error.name}: pip install '.[{name}]' in forecache's checkout") from None
+        with extra(name, f"{name} needs"):
+            made: Generator = row.make(checkout, **options)
     except (FileNotFoundError, RuntimeError) as error:
         if options:  # loading real weights can fail in many ways: keep the traceback
             raise
+        lock = next(iter(row.pins.values()))
         commands = f"forecache upstream checkout {lock} DIR; forecache patch apply {lock} DIR"
-        raise BenchError(f"{error} (a patched checkout: {commands})") from None
+        raise UserError(f"{error} (a patched checkout: {commands})") from None
     return made

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from ..console import complain, progress, say
+from forecache_lab.errors import UserError
+
+from ..console import progress, say
 
 SOURCE_HELP = (
     "MODULE:FUNCTION or FILE.py:FUNCTION. The function returns a mapping with `run` (run(seed, cache) -> sample), "
@@ -96,8 +98,7 @@ def calibrate(
             made = Calibration(seeds=seeds_of(seeds), folder=out / "recordings", progress=step, **options)
             rungs = ladder(made, sorted(set(calls)), seeds_of(test))
         except (ValueError, RuntimeError, TypeError) as error:
-            complain(f"error: {error}")
-            raise typer.Exit(1) from None
+            raise UserError(str(error)) from None
     for rung in rungs:
         rung.plan.save(out / f"plan-{len(rung.plan.computed)}.json")
     say(f"x 1000, median / p95, n = {len(seeds_of(test))} test conditions, {len(made.seeds)} for calibration\n")

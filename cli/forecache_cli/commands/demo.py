@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import say
+from ..console import extra, say
 
 
 def demo(
@@ -17,11 +17,8 @@ def demo(
     seeds: Annotated[int, typer.Option(min=4, help="Samples per rule.")] = 12,
 ) -> None:
     """Sample solids from a flow with a known velocity: all 50 calls, then 14 of them with each rule."""
-    try:
+    with extra("report", "the demo needs"):
         from forecache_lab import demo as lab
-    except ModuleNotFoundError as error:
-        typer.echo(f"error: the demo needs {error.name}: pip install '.[report]' in forecache's checkout", err=True)
-        raise typer.Exit(1) from None
 
     say(lab.main(out, seeds))
     if out is not None:

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..console import complain, ended_as_by_ctrl_c, progress, say
+from forecache_lab.errors import UserError
+
+from ..console import complain, ended_as_by_ctrl_c, extra, progress, say
 
 SHOWN = 5  # names of jobs
 
@@ -55,47 +57,40 @@ def generate(
     ray_address: Annotated[str | None, typer.Option(help="Of a cluster (default: RAY_ADDRESS, else local).")] = None,
 ) -> None:
     """Generate every prompt with every seed, with the cache. Interrupted, the same command makes what is missing."""
-    try:
-        from forecache_cli.generate import LaunchError, Settings, processes, ray_engine, read_jobs, read_seeds, report
+    with extra("generate", "generate needs"):
+        from forecache_cli.generate import Settings, processes, ray_engine, read_jobs, read_seeds, report
         from forecache_cli.generate import generate as run
         from forecache_cli.generate.pipeline import OFFLOADS, check, kind_of
         from forecache_cli.generate.settings import read_arguments
-    except ModuleNotFoundError as error:
-        typer.echo(f"error: generate needs {error.name}: pip install '.[generate]' in forecache's checkout", err=True)
-        raise typer.Exit(1) from None
 
-    try:
-        if offload not in OFFLOADS:
-            raise LaunchError(f"--offload must be one of {', '.join(OFFLOADS)}, got {offload!r}")
-        jobs = read_jobs(prompts, read_seeds(seeds))
-        if engine is Engine.ray and gpus is not None:
-            raise LaunchError(f"--gpus {gpus}: Ray hands out the GPUs; give --workers")
-        devices = processes.devices(gpus, workers)
-        local_model = Path(model).expanduser()
-        settings = Settings.with_plan(
-            plan, model=str(local_model.resolve()) if local_model.exists() else model, revision=revision,
-            dtype=dtype or ("float32" if devices[0] == "cpu" else "bfloat16"), format=file_format, fps=fps,
-            basis=basis, interval=interval, warmup=warmup, calls=calls, few_steps=few_steps, steps=steps,
-            guidance=guidance, height=height, width=width, call=read_arguments(arguments or []), threads=threads,
+    if offload not in OFFLOADS:
+        raise UserError(f"--offload must be one of {', '.join(OFFLOADS)}, got {offload!r}")
+    jobs = read_jobs(prompts, read_seeds(seeds))
+    if engine is Engine.ray and gpus is not None:
+        raise UserError(f"--gpus {gpus}: Ray hands out the GPUs; give --workers")
+    devices = processes.devices(gpus, workers)
+    local_model = Path(model).expanduser()
+    settings = Settings.with_plan(
+        plan, model=str(local_model.resolve()) if local_model.exists() else model, revision=revision,
+        dtype=dtype or ("float32" if devices[0] == "cpu" else "bfloat16"), format=file_format, fps=fps,
+        basis=basis, interval=interval, warmup=warmup, calls=calls, few_steps=few_steps, steps=steps,
+        guidance=guidance, height=height, width=width, call=read_arguments(arguments or []), threads=threads,
+    )  # fmt: skip
+    check(kind_of(settings.model, revision), settings, jobs)
+    if engine is Engine.ray:
+        ray_engine.require()
+        chosen = functools.partial(ray_engine.spread, workers=workers, address=ray_address)
+    elif len(devices) == 1:
+        chosen = functools.partial(processes.here, device=devices[0])
+    else:
+        chosen = functools.partial(processes.processes, devices=devices)
+    bar = progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with bar, ended_as_by_ctrl_c():
+        task = bar.add_task("samples", total=None)
+        summary = run(
+            settings, jobs, out, chosen, baseline=baseline, offload=offload,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
-        check(kind_of(settings.model, revision), settings, jobs)
-        if engine is Engine.ray:
-            ray_engine.require()
-            chosen = functools.partial(ray_engine.spread, workers=workers, address=ray_address)
-        elif len(devices) == 1:
-            chosen = functools.partial(processes.here, device=devices[0])
-        else:
-            chosen = functools.partial(processes.processes, devices=devices)
-        bar = progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with bar, ended_as_by_ctrl_c():
-            task = bar.add_task("samples", total=None)
-            summary = run(
-                settings, jobs, out, chosen, baseline=baseline, offload=offload,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )  # fmt: skip
-    except LaunchError as error:
-        complain(f"error: {error}")
-        raise typer.Exit(1) from None
 
     for line in (*summary.remarks, *report.lines(summary.entries)):
         say(line)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import SpinnerColumn
 
-from ..console import complain, progress, say
+from ..console import extra, progress, say
 
 
 def report(
@@ -18,17 +18,10 @@ def report(
     ] = None,
 ) -> None:
     """Write a page about a run folder: plots, tables, timeline and meshes in one file that works offline."""
-    try:
+    with extra("report", "the report needs"):
         from forecache_lab import report as lab
-    except ModuleNotFoundError as error:
-        typer.echo(f"error: the report needs {error.name}: pip install '.[report]' in forecache's checkout", err=True)
-        raise typer.Exit(1) from None
 
-    try:
-        with progress(SpinnerColumn()) as bar:
-            task = bar.add_task("reading", total=None)
-            file = lab.write(folder, out, lambda what: bar.update(task, description=what))
-    except lab.ReportError as error:
-        complain(f"error: {error}")
-        raise typer.Exit(1) from None
+    with progress(SpinnerColumn()) as bar:
+        task = bar.add_task("reading", total=None)
+        file = lab.write(folder, out, lambda what: bar.update(task, description=what))
     say(f"wrote {file}, {file.stat().st_size / 1e6:.1f} MB; it opens in any browser, without a network")

@@ -5,9 +5,8 @@ for each worker), the samples, ``uncached/`` (their references, on request), and
 ``manifest.csv``.
 """
 
-from .errors import LaunchError
 from .jobs import Job, read_jobs, read_seeds
 from .run import Summary, generate
 from .settings import Settings
 
-__all__ = ["Job", "LaunchError", "Settings", "Summary", "generate", "read_jobs", "read_seeds"]
+__all__ = ["Job", "Settings", "Summary", "generate", "read_jobs", "read_seeds"]

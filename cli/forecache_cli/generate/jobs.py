@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from forecache_lab import reading
-
-from .errors import LaunchError
+from forecache_lab.errors import UserError
 
 FIELDS = {
     "prompt": str, "id": str, "seed": int, "negative_prompt": str, "image": str, "class_label": int,
@@ -56,19 +55,19 @@ def read_seeds(text: str) -> list[int]:
     """``"0,3,5-7"``: seeds 0, 3, 5, 6, 7.
 
     Raises:
-        LaunchError: anything else, or a seed twice.
+        UserError: anything else, or a seed twice.
     """
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last <= LARGEST_SEED:
-            raise LaunchError(f"--seeds must be like 0,1,2 or 0-3, below 2^63, got {reprlib.repr(text)}")
+            raise UserError(f"--seeds must be like 0,1,2 or 0-3, below 2^63, got {reprlib.repr(text)}")
         if last - first >= MOST_SEEDS - len(found):
-            raise LaunchError(f"--seeds must be at most {MOST_SEEDS:,}, got {reprlib.repr(text)}")
+            raise UserError(f"--seeds must be at most {MOST_SEEDS:,}, got {reprlib.repr(text)}")
         found.extend(range(first, last + 1))
     if len(set(found)) < len(found):
-        raise LaunchError(f"--seeds names a seed twice: {reprlib.repr(text)}")
+        raise UserError(f"--seeds names a seed twice: {reprlib.repr(text)}")
     return found
 
 
@@ -83,16 +82,16 @@ def read_jobs(path: Path, seeds: Sequence[int]) -> list[Job]:
     stays so. The same prompt again gets a number.
 
     Raises:
-        LaunchError: no such file, nothing in it, or a line that is not as above.
+        UserError: no such file, nothing in it, or a line that is not as above.
     """
     if path.suffix not in (".txt", ".jsonl"):
-        raise LaunchError(f"--prompts must be a file .txt or .jsonl, got {path}")
+        raise UserError(f"--prompts must be a file .txt or .jsonl, got {path}")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise LaunchError(f"--prompts {path}: {error.strerror or error}") from None
+        raise UserError(f"--prompts {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise LaunchError(f"--prompts {path}: must be UTF-8 text: {error}") from None
+        raise UserError(f"--prompts {path}: must be UTF-8 text: {error}") from None
     jobs: list[Job] = []
     seen: Counter[tuple[str, int]] = Counter()
     for number, line in enumerate(lines, 1):
@@ -107,11 +106,11 @@ def read_jobs(path: Path, seeds: Sequence[int]) -> list[Job]:
             again = f"-{seen[name, seed]}" if seen[name, seed] > 1 else ""
             jobs.append(replace(job, id=f"{name}{again}-s{seed}", seed=seed))
     if not jobs:
-        raise LaunchError(f"--prompts {path}: there is no prompt in it")
+        raise UserError(f"--prompts {path}: there is no prompt in it")
     # file systems that do not tell upper from lower case would take two such names for one file
     twice = [name for name, n in Counter(job.id.lower() for job in jobs).items() if n > 1]
     if twice:
-        raise LaunchError(f"--prompts {path}: ids must differ, but these come twice: {', '.join(twice[:5])}")
+        raise UserError(f"--prompts {path}: ids must differ, but these come twice: {', '.join(twice[:5])}")
     return jobs
 
 
@@ -119,35 +118,35 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         given = reading.parse(line)
     except ValueError as error:
-        raise LaunchError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     if not isinstance(given, dict):
-        raise LaunchError(f"{where}: must be an object, got {line.strip()[:60]}")
+        raise UserError(f"{where}: must be an object, got {line.strip()[:60]}")
     for key, value in given.items():
         kind = FIELDS.get(key)
         if kind is None:
-            raise LaunchError(f"{where}: unknown field {reprlib.repr(key)}, allowed are {', '.join(FIELDS)}")
+            raise UserError(f"{where}: unknown field {reprlib.repr(key)}, allowed are {', '.join(FIELDS)}")
         if type(value) is not kind:
-            raise LaunchError(f"{where}: {key} must be {kind.__name__}, got {reprlib.repr(value)}")
+            raise UserError(f"{where}: {key} must be {kind.__name__}, got {reprlib.repr(value)}")
     return given
 
 
 def _job(given: dict[str, Any], folder: Path, where: str) -> Job:
     if not given.get("prompt", "").strip() and "class_label" not in given:
-        raise LaunchError(f"{where}: needs a prompt (or a class_label)")
+        raise UserError(f"{where}: needs a prompt (or a class_label)")
     if "id" in given and not ID.fullmatch(given["id"]):
-        raise LaunchError(
+        raise UserError(
             f"{where}: id must be letters, digits, '.', '_' and '-', at most 151, got {reprlib.repr(given['id'])}"
         )
     for key in ("seed", "class_label"):
         if not 0 <= given.get(key, 0) <= LARGEST_SEED:
-            raise LaunchError(f"{where}: {key} must be >= 0 and below 2^63, got {given[key]}")
+            raise UserError(f"{where}: {key} must be >= 0 and below 2^63, got {given[key]}")
     image, content = None, None
     if "image" in given:
         try:
             image = str((folder / given["image"]).resolve())
             content = hashlib.sha256(reading.content(Path(image))).hexdigest()
         except (ValueError, OSError) as error:
-            raise LaunchError(f"{where}: image {given['image']}: {error}") from None
+            raise UserError(f"{where}: image {given['image']}: {error}") from None
     return Job(
         id=given.get("id", ""), prompt=given.get("prompt", ""), seed=0, negative_prompt=given.get("negative_prompt"),
         image=image, image_sha256=content, class_label=given.get("class_label"),

@@ -59,8 +59,8 @@ class Failed(TypedDict):
 KINDS = {"forecast": Sample, "uncached": Sample, "comparison": Comparison, "failure": Failed}
 
 
-def read(line: bytes) -> Record:
-    """One record.
+def parse_record(line: bytes) -> Record:
+    """One line of a file of records.
 
     Raises:
         ValueError: no JSON, a field that is missing or of another kind, or a file outside the run's folder.
@@ -120,7 +120,7 @@ class Records:
             self._read[path] = self._read.get(path, 0) + len(whole) + len(newline)
             for line in filter(bytes.strip, whole.split(b"\n")):
                 try:
-                    record = read(line)
+                    record = parse_record(line)
                     self.found[record["id"], record["kind"]] = record
                 except ValueError as error:
                     self.damaged.append(f"{path}: {line[:60]!r} is no record ({error})")

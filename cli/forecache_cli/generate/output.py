@@ -69,7 +69,7 @@ def unfinished(path: Path) -> bool:
     return path.name.startswith(".") and PARTIAL in path.name
 
 
-def sweep(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Remove what workers that were killed had begun to write."""
     for path in filter(unfinished, [*folder.rglob(".*")]):
         path.unlink(missing_ok=True)

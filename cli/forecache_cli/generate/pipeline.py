@@ -12,8 +12,9 @@ import diffusers
 import torch
 from PIL import Image
 
+from forecache_lab.errors import UserError
+
 from . import tiny
-from .errors import LaunchError
 from .jobs import Job
 from .settings import Settings
 
@@ -39,27 +40,27 @@ def kind_of(model: str, revision: str | None = None) -> type:
     """The pipeline's class, from its name or its ``model_index.json``; no weights are read.
 
     Raises:
-        LaunchError: a name, folder or identifier that is none of a pipeline's.
+        UserError: a name, folder or identifier that is none of a pipeline's.
     """
     if model.startswith(TINY):
         try:
             name = tiny.find(model.removeprefix(TINY)).pipeline
         except KeyError:
             known = ", ".join(TINY + each for each in tiny.NAMES)
-            raise LaunchError(f"--model {model}: there is none, known are {known}") from None
+            raise UserError(f"--model {model}: there is none, known are {known}") from None
     else:
         if not (Path(model) / "model_index.json").is_file() and (Path(model).exists() or model.count("/") != 1):
-            raise LaunchError(
+            raise UserError(
                 f"--model {model}: must be a folder with model_index.json, an identifier OWNER/NAME, or tiny:NAME"
             )
         try:
             name = diffusers.DiffusionPipeline.load_config(model, revision=revision)["_class_name"]
         except Exception as error:  # damaged files fail anywhere in their readers
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise LaunchError(f"--model {model}: no pipeline of diffusers is there, or reachable: {reason}") from None
+            raise UserError(f"--model {model}: no pipeline of diffusers is there, or reachable: {reason}") from None
     kind = getattr(diffusers, str(name), None)
     if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
-        raise LaunchError(f"--model {model}: diffusers {diffusers.__version__} has no pipeline {name}")
+        raise UserError(f"--model {model}: diffusers {diffusers.__version__} has no pipeline {name}")
     return kind
 
 
@@ -67,7 +68,7 @@ def check(kind: type, settings: Settings, jobs: Iterable[Job]) -> None:
     """Whether the pipeline's call takes what the run would give it.
 
     Raises:
-        LaunchError: naming the first argument that it does not take, or misses.
+        UserError: naming the first argument that it does not take, or misses.
     """
     takes = inspect.signature(kind.__call__).parameters
     allowed = sorted(set(takes) - {"self"})
@@ -80,22 +81,22 @@ def check(kind: type, settings: Settings, jobs: Iterable[Job]) -> None:
     for name in settings.arguments():
         if name not in takes:
             option = options.get(name, f"--set {name}")
-            raise LaunchError(f"{option}: {kind.__name__} takes no {name}; its arguments are {', '.join(allowed)}")
+            raise UserError(f"{option}: {kind.__name__} takes no {name}; its arguments are {', '.join(allowed)}")
     for job in jobs:
         given = {"negative_prompt": job.negative_prompt, "image": job.image, "class_labels": job.class_label}
         for name, value in given.items():
             if value is not None and name not in takes:
-                raise LaunchError(f"--prompts, {job.id}: {kind.__name__} takes no {name}")
+                raise UserError(f"--prompts, {job.id}: {kind.__name__} takes no {name}")
         if settings.model.startswith(TINY):
             continue
         if "class_labels" in takes and job.class_label is None:
-            raise LaunchError(f"--prompts, {job.id}: {kind.__name__} needs a class_label; give it in a .jsonl file")
+            raise UserError(f"--prompts, {job.id}: {kind.__name__} needs a class_label; give it in a .jsonl file")
         if takes.get("prompt") is not None and not job.prompt:
-            raise LaunchError(f"--prompts, {job.id}: {kind.__name__} needs a prompt")
+            raise UserError(f"--prompts, {job.id}: {kind.__name__} needs a prompt")
     encoder_of(_format(kind, settings.format))
     steps = _steps(takes, settings)
     if settings.calls is not None and steps is not None and settings.calls > steps:
-        raise LaunchError(f"--calls {settings.calls}: must be at most the number of steps, {steps}")
+        raise UserError(f"--calls {settings.calls}: must be at most the number of steps, {steps}")
 
 
 def _steps(takes: Mapping[str, inspect.Parameter], settings: Settings) -> int | None:
@@ -113,17 +114,17 @@ def _format(kind: type, asked: str) -> str:
     if asked == "auto":
         return "mp4" if video else "png"
     if asked in ("png", "mp4") and video != (asked == "mp4"):
-        raise LaunchError(f"--format {asked}: {kind.__name__} makes {'videos' if video else 'pictures'}")
+        raise UserError(f"--format {asked}: {kind.__name__} makes {'videos' if video else 'pictures'}")
     return asked
 
 
 def encoder_of(file_format: str) -> None:
-    """Raises ``LaunchError`` where what writes the format is not installed."""
+    """Raises ``UserError`` where what writes the format is not installed."""
     if file_format == "mp4":
         try:
             import imageio_ffmpeg  # noqa: F401
         except ModuleNotFoundError:
-            raise LaunchError(
+            raise UserError(
                 "--format mp4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or choose --format npy (exact frames)"
             ) from None
 
@@ -162,7 +163,7 @@ def load(settings: Settings, device: str, offload: str = "none") -> Model:
         pipe.to(device)
     decoded = getattr(pipe, "vae", None) is not None
     if not decoded and settings.format not in ("auto", "latent"):
-        raise LaunchError(f"--format {settings.format}: {settings.model} has no decoder, only latent is possible")
+        raise UserError(f"--format {settings.format}: {settings.model} has no decoder, only latent is possible")
     file_format = _format(type(pipe), settings.format) if decoded else "latent"
     shared = {**settings.arguments(), "output_type": _output(file_format, type(pipe))}
     return Model(pipe, file_format, lambda job: {**inputs(job), **shared})

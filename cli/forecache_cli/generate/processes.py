@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .errors import LaunchError
+from forecache_lab.errors import UserError
+
 from .orders import Orders
 
 LOG = Path("logs", "processes.log")
@@ -21,23 +22,23 @@ def devices(gpus: str | None, workers: int | None) -> list[str]:
     """A device a worker: the GPUs named, or all there are, or the CPU; more workers than GPUs take turns with them.
 
     Raises:
-        LaunchError: both arguments, or a GPU that is not there.
+        UserError: both arguments, or a GPU that is not there.
     """
     import torch
 
     there = torch.cuda.device_count()
     if gpus is None:
         if workers is not None and workers < 1:
-            raise LaunchError(f"--workers must be >= 1, got {workers}")
+            raise UserError(f"--workers must be >= 1, got {workers}")
         found = [f"cuda:{k}" for k in range(there)] or ["cpu"]
         return found if workers is None else [found[k % len(found)] for k in range(workers)]
     if workers is not None:
-        raise LaunchError(f"--gpus {gpus}: a worker each; leave out --workers {workers}")
+        raise UserError(f"--gpus {gpus}: a worker each; leave out --workers {workers}")
     named = [part.strip() for part in gpus.split(",")]
     known = [str(k) for k in range(there)]
     if not set(named) <= set(known) or len(set(named)) < len(named):
         allowed = f"different ones of {', '.join(known)}" if known else "nothing: PyTorch sees no CUDA device here"
-        raise LaunchError(f"--gpus {gpus}: allowed are {allowed}")
+        raise UserError(f"--gpus {gpus}: allowed are {allowed}")
     return [f"cuda:{name}" for name in named]
 
 
@@ -58,7 +59,7 @@ def processes(folder: Path, devices: Sequence[str]) -> Iterator[None]:
     Where one dies, torchrun ends the others.
 
     Raises:
-        LaunchError: a worker died.
+        UserError: a worker died.
     """
     log = folder / LOG
     log.parent.mkdir(exist_ok=True)
@@ -83,12 +84,12 @@ def processes(folder: Path, devices: Sequence[str]) -> Iterator[None]:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     if process.returncode:
-        raise LaunchError(f"a worker process died; what it said last: {last_words(log)} ({log})")
+        raise UserError(f"a worker process died; what it said last: {last_words(log)} ({log})")
 
 
 def last_words(log: Path) -> str:
     """The line of a log that names the error, of Python's or of torchrun's."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    ours = [line for line in lines if line.startswith("forecache_cli.generate.")]
+    ours = [line for line in lines if line.startswith("forecache_lab.errors.UserError")]
     said = [line for line in lines if line.startswith(("traceback : Signal", "exitcode")) or "Error: " in line]
     return (ours or said or lines or ["nothing"])[-1]

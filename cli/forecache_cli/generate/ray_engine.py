@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import LaunchError
+from forecache_lab.errors import UserError
+
 from .orders import Orders
 
 TRIES = 3  # of a job whose worker dies
@@ -23,7 +24,7 @@ class Remote:
         from .work import Worker
 
         if not Path(folder, "orders.json").is_file():
-            raise LaunchError(f"--out {folder}: must lie on a file system that all nodes of the cluster share")
+            raise UserError(f"--out {folder}: must lie on a file system that all nodes of the cluster share")
         self.worker = Worker(Path(folder), name, "cuda:0" if on_gpu else "cpu")
 
     def do(self, task: Any) -> None:
@@ -35,12 +36,12 @@ def require() -> Any:
     """The package ray, asked for before a folder is written.
 
     Raises:
-        LaunchError: it is not installed.
+        UserError: it is not installed.
     """
     try:
         return importlib.import_module("ray")
     except ModuleNotFoundError:
-        raise LaunchError("--engine ray needs Ray: pip install '.[ray]' in forecache's checkout") from None
+        raise UserError("--engine ray needs Ray: pip install '.[ray]' in forecache's checkout") from None
 
 
 def spread(folder: Path, workers: int | None, address: str | None) -> Iterator[None]:
@@ -54,7 +55,7 @@ def spread(folder: Path, workers: int | None, address: str | None) -> Iterator[N
         address: of a cluster; default: ``RAY_ADDRESS``, else Ray is started on this machine.
 
     Raises:
-        LaunchError: Ray or the cluster is not there, has too little, or its workers die without getting anything done.
+        UserError: Ray or the cluster is not there, has too little, or its workers die without getting anything done.
     """
     ray = require()
     threads = Orders.load(folder).settings.threads
@@ -66,9 +67,9 @@ def spread(folder: Path, workers: int | None, address: str | None) -> Iterator[N
         gpus = int(resources.get("GPU", 0))
         count = workers or gpus or 1
         if gpus and count > gpus:
-            raise LaunchError(f"--workers {count}: the cluster has {gpus} GPUs, and a worker takes one")
+            raise UserError(f"--workers {count}: the cluster has {gpus} GPUs, and a worker takes one")
         if count * threads > resources.get("CPU", 0):
-            raise LaunchError(
+            raise UserError(
                 f"--workers {count} of --threads {threads}: the cluster has {int(resources.get('CPU', 0))} CPUs"
             )
         actor = ray.remote(num_cpus=threads, num_gpus=1 if gpus else 0)(Remote)
@@ -86,7 +87,7 @@ def _start(ray: Any, address: str | None, cpus: int) -> None:
         else:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise LaunchError(f"--ray-address {address or os.environ.get('RAY_ADDRESS', 'local')}: {error}") from None
+        raise UserError(f"--ray-address {address or os.environ.get('RAY_ADDRESS', 'local')}: {error}") from None
 
 
 def _pull(ray: Any, actor: Any, folder: Path, count: int, on_gpu: bool) -> Iterator[None]:
@@ -115,8 +116,8 @@ def _pull(ray: Any, actor: Any, folder: Path, count: int, on_gpu: bool) -> Itera
                 tries[task.job.id] += 1
                 if deaths == TRIES + count or tries[task.job.id] == TRIES:
                     reason = " ".join(str(error).split())
-                    raise LaunchError(f"workers died, the last with {task.job.id}: {reason[:600]}") from None
+                    raise UserError(f"workers died, the last with {task.job.id}: {reason[:600]}") from None
                 waiting.append(task)
                 workers[k] = actor.remote(str(folder), f"ray-{k}", on_gpu)
             except ray.exceptions.RayTaskError as error:
-                raise LaunchError(" ".join(str(error.cause).split())) from None
+                raise UserError(" ".join(str(error.cause).split())) from None

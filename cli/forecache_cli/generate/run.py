@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from forecache_lab import reading
+from forecache_lab.errors import UserError
 
 from . import manifest, output
-from .errors import LaunchError
 from .jobs import Job
 from .manifest import Records
 from .orders import SAMPLES, Orders, Task
@@ -62,7 +62,7 @@ def generate(
         progress: called with samples done and in all.
 
     Raises:
-        LaunchError: ``out`` is no run's folder, or one with other settings or prompts; another command is at work
+        UserError: ``out`` is no run's folder, or one with other settings or prompts; another command is at work
             there; it cannot be written to.
     """
     out = out.resolve()
@@ -75,7 +75,7 @@ def generate(
         tasks = [task for job in jobs if (task := missing(job, out, records, baseline)).kinds]
         # what failed before comes last: a worker gives up after three in a row, and must not always do so at the first
         tasks.sort(key=lambda task: (task.job.id, "failure") in records.found)
-        output.sweep(out)
+        output.remove_unfinished(out)
         manifest.write_text(out / SETTINGS, json.dumps({"forecache_run": 1, **settings.to_dict()}, indent=1))
         remarks = [f"{path}: its last line is torn; that sample is made again" for path in torn]
         remarks += [f"{what}; what it stood for is made again" for what in records.damaged]
@@ -83,7 +83,7 @@ def generate(
         if tasks:
             Orders(settings, offload, tuple(tasks)).save(out)
             stopped = _work(engine(out), records, len(jobs) * (2 if baseline else 1), tasks, progress)
-            output.sweep(out)
+            output.remove_unfinished(out)
         records.refresh()
         return _finish(jobs, out, records, settings, baseline, remarks, stopped)
 
@@ -101,7 +101,7 @@ def _work(
             progress(total - len(ordered) + made, total)
     except KeyboardInterrupt:
         return "interrupted"
-    except LaunchError as error:
+    except UserError as error:
         return str(error)
     finally:
         work.close()  # type: ignore[attr-defined]
@@ -111,24 +111,24 @@ def _work(
 def _check(out: Path, settings: Settings) -> None:
     """Whether a run with these settings may live in ``out``."""
     if out.exists() and not out.is_dir():
-        raise LaunchError(f"--out {out}: is not a folder")
+        raise UserError(f"--out {out}: is not a folder")
     file = out / SETTINGS
     if not file.exists():
         if out.exists() and any(path.name != ".lock" and not output.unfinished(path) for path in out.iterdir()):
-            raise LaunchError(f"--out {out}: has files, but no {SETTINGS} of a run; give a new or empty folder")
+            raise UserError(f"--out {out}: has files, but no {SETTINGS} of a run; give a new or empty folder")
         return
     try:
         found = reading.build(dict[str, Any], reading.parse(reading.content(file)))
     except ValueError as error:
-        raise LaunchError(f"{file}: is not a run's settings: {error}") from None
+        raise UserError(f"{file}: is not a run's settings: {error}") from None
     version = found.pop("forecache_run", None)
     if version != 1:
-        raise LaunchError(f"{file}: version {version!r}, this release reads 1; give another --out")
+        raise UserError(f"{file}: version {version!r}, this release reads 1; give another --out")
     changed = differences(found, settings.to_dict())
     records = Records(out / "records")
     records.refresh()
     if changed and any(kind in SAMPLES for _, kind in records.found):  # else there is nothing to mix them with
-        raise LaunchError(
+        raise UserError(
             f"--out {out}: its samples were made with other settings: {'; '.join(changed)}. Give another "
             "folder, or the same settings"
         )
@@ -141,12 +141,12 @@ def _locked(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("w")
     except OSError as error:
-        raise LaunchError(f"--out {out}: {error.strerror or error}") from None
+        raise UserError(f"--out {out}: {error.strerror or error}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LaunchError(
+            raise UserError(
                 f"--out {out}: another command, or workers that one left behind, are at work there"
             ) from None
         os.set_inheritable(
@@ -155,31 +155,31 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:  # the disk is full, or gone
-            raise LaunchError(f"--out {out}: {error.strerror or error}; the same command goes on") from error
+            raise UserError(f"--out {out}: {error.strerror or error}; the same command goes on") from error
 
 
 def missing(job: Job, out: Path, records: Records, baseline: bool) -> Task:
     """What is to be done for a job: records that are not there, or whose files are not.
 
     Raises:
-        LaunchError: there is a sample of this id from another prompt.
+        UserError: there is a sample of this id from another prompt.
     """
     kinds = []
     for kind in ("uncached", "forecast") if baseline else ("forecast",):
         record = records.found.get((job.id, kind))
         if record is not None and record["digest"] != job.digest:
-            raise LaunchError(
+            raise UserError(
                 f"--prompts: the id {job.id} was another prompt, seed, image or label in an earlier run in {out}; "
                 "give another id or another --out"
             )
-        if record is None or not _whole(out / record["file"], record["bytes"]):
+        if record is None or not _complete(out / record["file"], record["bytes"]):
             kinds.append(kind)
     if baseline and (kinds or (job.id, "comparison") not in records.found):
         kinds.append("comparison")
     return Task(job, tuple(kinds))
 
 
-def _whole(path: Path, size: int) -> bool:
+def _complete(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 

@@ -13,8 +13,7 @@ from typing import Any
 from forecache import Plan
 from forecache_adapters.settings import Settings as CacheSettings
 from forecache_lab import reading
-
-from .errors import LaunchError
+from forecache_lab.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
 FORMATS = ("auto", "png", "mp4", "npy", "latent")
@@ -61,33 +60,33 @@ class Settings:
     def __post_init__(self) -> None:
         for name, allowed in (("dtype", DTYPES), ("format", FORMATS)):
             if getattr(self, name) not in allowed:
-                raise LaunchError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                raise UserError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("steps", "height", "width", "fps", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise LaunchError(f"--{name} must be >= 1, got {value}")
+                raise UserError(f"--{name} must be >= 1, got {value}")
         if self.guidance is not None and not math.isfinite(self.guidance):
-            raise LaunchError(f"--guidance must be finite, got {self.guidance}")
+            raise UserError(f"--guidance must be finite, got {self.guidance}")
         for name in self.call:
             if name in OURS:
-                raise LaunchError(f"--set {name}: has an option of its own or comes from the prompts")
+                raise UserError(f"--set {name}: has an option of its own or comes from the prompts")
         if self.plan is not None:
             for name in ("basis", "interval", "warmup", "calls"):
                 if getattr(self, name) is not None:
-                    raise LaunchError(f"--plan {self.plan} has its own schedule and weights: leave out --{name}")
+                    raise UserError(f"--plan {self.plan} has its own schedule and weights: leave out --{name}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they are about a number of steps that stands in for the pipeline's
                 CacheSettings(**self.cache())
         except (ValueError, TypeError, OSError) as error:
-            raise LaunchError(f"cache settings: {error}") from None
+            raise UserError(f"cache settings: {error}") from None
 
     @classmethod
     def with_plan(cls, plan: Path | None, **given: Any) -> Settings:
         """Settings with the plan in a file.
 
         Raises:
-            LaunchError: a file that is not a plan.
+            UserError: a file that is not a plan.
         """
         if plan is None:
             return cls(**given)
@@ -95,7 +94,7 @@ class Settings:
             Plan.load(plan)
             content = plan.read_bytes()
         except (ValueError, OSError) as error:
-            raise LaunchError(f"--plan {plan}: {error}") from None
+            raise UserError(f"--plan {plan}: {error}") from None
         return cls(plan=str(plan.resolve()), plan_sha256=hashlib.sha256(content).hexdigest(), **given)
 
     def cache(self) -> dict[str, Any]:
@@ -121,18 +120,12 @@ def read_arguments(given: Sequence[str]) -> dict[str, Any]:
     """``["a=1", "b=text"]``: {"a": 1, "b": "text"}; values are JSON, or text where they are not.
 
     Raises:
-        LaunchError: no ``=``, or no name.
+        UserError: no ``=``, or no name.
     """
-    found: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise LaunchError(f"--set must be NAME=VALUE, got {text!r}")
-        try:
-            found[name] = reading.parse(value)
-        except ValueError:
-            found[name] = value
-    return found
+    try:
+        return dict(map(reading.assignment, given))
+    except ValueError as error:
+        raise UserError(f"--set {error}") from None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -24,9 +24,9 @@ import forecache
 from forecache_adapters.diffusers import Handle, enabled
 from forecache_adapters.handle import StageTrace
 from forecache_adapters.settings import Settings as CacheSettings
+from forecache_lab.errors import UserError
 
 from .compare import compare
-from .errors import LaunchError
 from .jobs import Job
 from .manifest import Writer
 from .orders import Orders, Task
@@ -51,7 +51,7 @@ class Worker:
         name: of its file of records, which no other worker writes to meanwhile. device: ``cpu``, ``cuda:0``, ...
 
     Raises:
-        LaunchError: a pipeline that cannot be loaded, or that the cache cannot be attached to.
+        UserError: a pipeline that cannot be loaded, or that the cache cannot be attached to.
     """
 
     def __init__(self, folder: Path, name: str, device: str) -> None:
@@ -65,12 +65,12 @@ class Worker:
             self.model = load(self.settings, device, orders.offload)
             with self.attached(self.settings.cache()):
                 pass
-        except LaunchError:
+        except UserError:
             raise
         except Exception as error:  # damaged files fail anywhere in their readers
             self._log(self.settings.model)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise LaunchError(f"--model {self.settings.model} on {device}: {reason}") from error
+            raise UserError(f"--model {self.settings.model} on {device}: {reason}") from error
         self.records = Writer(folder / "records" / f"{name}.jsonl")
         self.fresh, self.failed = True, 0
 
@@ -78,7 +78,7 @@ class Worker:
         """Make what is missing of a job; an error is recorded, and the next job may go well.
 
         Raises:
-            LaunchError: it was the third error in a row.
+            UserError: it was the third error in a row.
         """
         try:
             for kind in task.kinds:
@@ -91,7 +91,7 @@ class Worker:
             reason = f"{type(error).__name__}: {error}"
             self.record(task.job, "failure", {"error": reason})
             if self.failed == IN_A_ROW:
-                raise LaunchError(f"{IN_A_ROW} jobs in a row failed, the last: {reason} ({log})") from error
+                raise UserError(f"{IN_A_ROW} jobs in a row failed, the last: {reason} ({log})") from error
         if self.failed and self.device.type == "cuda":
             torch.cuda.empty_cache()  # the traceback, which held what filled the device, is gone
 

@@ -1,11 +1,10 @@
 """The folder bench: a generator over a folder of pictures, every method beside the uncached run with the same noise.
 
 ``forecache bench`` is its command. A run folder holds ``settings.json`` (what all results have in common), ``results/``
-(a file for each picture, seed and method, whole or not there), ``meshes/`` of the first pictures, and at the end
-``bench.md``, ``bench.json``, ``run.json`` and ``report.html``.
+(a file for each picture, seed and method), ``meshes/`` of the first pictures, and at the end ``bench.md``,
+``bench.json``, ``run.json`` and ``report.html``.
 """
 
-from .errors import BenchError
 from .failures import LOG
 from .methods import DEFAULT, Method, parse
 from .pictures import Folder, Picture, read_folder, write_samples
@@ -16,7 +15,6 @@ __all__ = [
     "DEFAULT",
     "LOG",
     "Bench",
-    "BenchError",
     "Folder",
     "Method",
     "Picture",

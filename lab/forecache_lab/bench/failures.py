@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from ..errors import UserError
 from ..generators.generated import GenerationFailed
-from .errors import BenchError
 
 LOG = "errors.log"
 T = TypeVar("T")
@@ -22,12 +22,12 @@ class Failure:
     """Why there is no object.
 
     Attributes:
-        again: it was an error, which may not come a second time; else the generator made nothing of this picture.
+        retry: it was an error, which may not come a second time; else the generator made nothing of this picture.
         refusal: the text of a ValueError, by which a generator refuses settings too.
     """
 
     reason: str
-    again: bool = False
+    retry: bool = False
     refusal: str | None = None
 
 
@@ -35,11 +35,11 @@ def attempt(work: Callable[[], T], what: str, out: Path) -> T | Failure:
     """What ``work`` returns, or why it failed; an error's traceback goes to ``errors.log`` in ``out`` under ``what``.
 
     Raises:
-        BenchError: of ``work``; it ends the bench.
+        UserError: of ``work``; it ends the bench.
     """
     try:
         return work()
-    except BenchError:
+    except UserError:
         raise
     except GenerationFailed as error:
         return Failure(str(error))
@@ -47,7 +47,7 @@ def attempt(work: Callable[[], T], what: str, out: Path) -> T | Failure:
         with (out / LOG).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{what}\n{traceback.format_exc()}\n")
         refusal = str(error) if isinstance(error, ValueError) else None
-        failure = Failure(f"{type(error).__name__}: {error}", again=True, refusal=refusal)
+        failure = Failure(f"{type(error).__name__}: {error}", retry=True, refusal=refusal)
     # here the traceback, which held the run's tensors, is gone
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -15,8 +15,8 @@ from forecache.rules import NAMES, make_rule
 from forecache_adapters.settings import Settings
 
 from .. import reading
-from ..drift import WrongSign
-from .errors import BenchError
+from ..controls import WrongSign
+from ..errors import UserError
 
 OPTIONS = ("interval", "warmup", "end", "calls", "history", "order", "sigma", "adaptive_guidance", "few_steps")
 WRONG, OWN, PLAIN = "wrong-", "own", "uncached"
@@ -46,12 +46,12 @@ def parse(given: Sequence[str]) -> list[Method]:
     """Methods in their order.
 
     Raises:
-        BenchError: names the method, what is wrong with it, and what is allowed.
+        UserError: names the method, what is wrong with it, and what is allowed.
     """
     found = [_parse(text) for text in given]
     for k, method in enumerate(found):
         if method.key in [each.key for each in found[:k]]:
-            raise BenchError(f"--method {given[k]}: asked for twice")
+            raise UserError(f"--method {given[k]}: asked for twice")
     return found
 
 
@@ -66,7 +66,7 @@ def _parse(text: str) -> Method:
         return _own(text, options)
     basis = name.removeprefix(WRONG)
     if basis not in NAMES:
-        raise BenchError(f"--method {text}: must be {FORMS}, with BASIS among {', '.join(NAMES)}, got {basis!r}")
+        raise UserError(f"--method {text}: must be {FORMS}, with BASIS among {', '.join(NAMES)}, got {basis!r}")
     _allowed(text, options, OPTIONS)
     words = [f"{key} {value}" for key, value in options.items()]
     settings: dict[str, Any] = {"basis": basis, **options}
@@ -87,7 +87,7 @@ def _plan(text: str) -> Method:
             Plan.load(path)
             digest.update(path.read_bytes())
         except (ValueError, OSError) as error:
-            raise BenchError(f"--method {text}: {error}") from None
+            raise UserError(f"--method {text}: {error}") from None
     name = "+".join(path.stem for path in paths)
     plan = paths if len(paths) > 1 else paths[0]
     key = f"plan-{re.sub(r'[^A-Za-z0-9._+-]', '_', name)[:100]}-{digest.hexdigest()[:8]}"
@@ -98,7 +98,7 @@ def _fewer(text: str, options: Mapping[str, Any]) -> Method:
     _allowed(text, options, ("steps",))
     steps = options.get("steps")
     if not isinstance(steps, int) or steps < 1:
-        raise BenchError(f"--method {text}: {PLAIN} is always run; {PLAIN}:steps=K is it with K >= 1 steps")
+        raise UserError(f"--method {text}: {PLAIN} is always run; {PLAIN}:steps=K is it with K >= 1 steps")
     return Method(f"{PLAIN}-steps{steps}", f"Euler, {steps} steps", calls=steps)
 
 
@@ -116,22 +116,22 @@ def _options(text: str, given: str) -> dict[str, Any]:
     """``a=1,b=x``: {"a": 1, "b": "x"}; values are JSON, or text where they are not."""
     found: dict[str, Any] = {}
     for part in given.split(","):
-        name, equals, value = part.partition("=")
-        if not equals or not name or not value:
-            raise BenchError(f"--method {text}: options must be OPTION=VALUE, got {part!r}")
-        if name in found:
-            raise BenchError(f"--method {text}: {name} is given twice")
         try:
-            found[name] = reading.parse(value)
-        except ValueError:
-            found[name] = value
+            name, value = reading.assignment(part, "OPTION=VALUE")
+        except ValueError as error:
+            raise UserError(f"--method {text}: options {error}") from None
+        if value == "":
+            raise UserError(f"--method {text}: {name} has no value")
+        if name in found:
+            raise UserError(f"--method {text}: {name} is given twice")
+        found[name] = value
     return found
 
 
 def _allowed(text: str, options: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for name in options:
         if name not in allowed:
-            raise BenchError(f"--method {text}: option must be among {', '.join(allowed)}, got {name!r}")
+            raise UserError(f"--method {text}: option must be among {', '.join(allowed)}, got {name!r}")
 
 
 def _check(text: str, settings: Mapping[str, Any]) -> None:
@@ -140,4 +140,4 @@ def _check(text: str, settings: Mapping[str, Any]) -> None:
             warnings.simplefilter("ignore")  # about a number of steps that stands in for the generator's
             Settings(**settings)
     except (ValueError, TypeError) as error:
-        raise BenchError(f"--method {text}: {error}") from None
+        raise UserError(f"--method {text}: {error}") from None

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..errors import UserError
 from ..generators.reference import TEST_SEED, solids
-from .errors import BenchError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 SIDE = 256  # of the sample pictures
@@ -47,14 +47,14 @@ class Folder:
 def read_folder(folder: Path, limit: int | None = None) -> Folder:
     """The pictures in ``folder`` and its sub-folders in the order of their names, at most ``limit`` of them.
 
-    Every one of them is decoded once. A file that cannot be, that shows nothing (no opaque pixel), or that is another
-    one again is skipped and named.
+    Every file is decoded once. A file that cannot be decoded, that shows nothing (no opaque pixel), or that has the
+    content of an earlier one is skipped, and the result names it with the reason.
 
     Raises:
-        BenchError: no folder, or no picture in it.
+        UserError: no folder, or no picture in it.
     """
     if not folder.is_dir():
-        raise BenchError(f"--images must be a folder of pictures ({', '.join(ENDINGS)}), got {folder}")
+        raise UserError(f"--images must be a folder of pictures ({', '.join(ENDINGS)}), got {folder}")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     found: dict[str, Picture] = {}
     skipped: dict[str, str] = {}
@@ -78,7 +78,7 @@ def read_folder(folder: Path, limit: int | None = None) -> Folder:
             found[picture.digest] = picture
     if not found:
         why = f"; skipped: {', '.join(f'{name}: {reason}' for name, reason in skipped.items())}" if skipped else ""
-        raise BenchError(f"--images {folder} holds no picture ({', '.join(ENDINGS)}){why}")
+        raise UserError(f"--images {folder} holds no picture ({', '.join(ENDINGS)}){why}")
     return Folder(tuple(found.values()), skipped)
 
 

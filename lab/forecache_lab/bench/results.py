@@ -10,7 +10,7 @@ from pathlib import Path
 from forecache import files
 
 from .. import reading, record
-from .errors import BenchError
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Result:
         values: columns, against the uncached run; of that one, the noise floors of its mesh.
         trace: steps by branch, of the pictures that the page shows. mesh: its file, likewise.
         peak: largest memory on the CUDA device, bytes. failed: why there is no object.
-        again: it failed by an error, such as a device that is full, and the same command tries it again.
+        retry: it failed by an error, such as a device that is full, and the same command tries it again.
         repeated: of an uncached run, its drift to itself run once more, where that was measured.
         place: how many measured runs of this picture and seed came before it, in the same process.
     """
@@ -40,7 +40,7 @@ class Result:
     peak: int | None = None
     repeated: float | None = None
     failed: str | None = None
-    again: bool = False
+    retry: bool = False
     place: int = 0
 
 
@@ -50,7 +50,7 @@ def path_of(out: Path, digest: str, seed: int, method: str) -> Path:
 
 
 def save(out: Path, result: Result) -> None:
-    """Write the file: it is whole or not there."""
+    """Write the file; a process that is killed meanwhile leaves none."""
     path = path_of(out, result.digest, result.seed, result.method)
     path.parent.mkdir(parents=True, exist_ok=True)
     body = json.dumps(asdict(result), separators=(",", ":"))
@@ -61,24 +61,24 @@ def load(path: Path) -> Result:
     """Read a file that :func:`save` wrote.
 
     Raises:
-        BenchError: somebody else changed it.
+        UserError: somebody else changed it.
     """
     try:
         found: Result = reading.build(Result, reading.parse(reading.content(path)))
     except ValueError as error:
-        raise BenchError(f"{path} is torn or no result ({error}): the same command makes it again") from None
+        raise UserError(f"{path} is torn or no result ({error}): the same command makes it again") from None
     return found
 
 
-def there(path: Path) -> bool:
-    """Whether the file is whole and says the last word; if not, the run is made again."""
+def is_final(path: Path) -> bool:
+    """Whether the file holds a result that need not be made again."""
     try:
-        return path.exists() and not load(path).again
-    except BenchError:
+        return path.exists() and not load(path).retry
+    except UserError:
         return False
 
 
-def sweep(out: Path) -> None:
-    """Take away what a killed process left unfinished."""
+def remove_unfinished(out: Path) -> None:
+    """Remove the partial files that a killed process left."""
     for file in (*out.glob("*.partial"), *(out / "results").rglob("*.partial"), *(out / "meshes").glob("*.partial")):
         file.unlink()

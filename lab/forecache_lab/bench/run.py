@@ -1,4 +1,4 @@
-"""The loop: picture by picture, seed by seed, every method; a result that is there is not made again."""
+"""The loop over pictures, seeds and methods, which makes the results that the run folder lacks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 from forecache import fingerprint
 
 from .. import record
+from ..errors import UserError
 from ..generators.generated import Generated, Generator, synchronise
 from ..run_folder import open_folder
 from . import results, scores
-from .errors import BenchError
 from .failures import Failure, attempt
 from .methods import OWN, UNCACHED, Method
 from .pictures import Folder, Picture
@@ -67,7 +67,7 @@ class Bench:
                     pass
             except (ValueError, TypeError) as error:
                 why = "this generator has no rule of its own" if OWN in (method.settings or {}) else str(error)
-                raise BenchError(f"--method {method.label}: {why}") from None
+                raise UserError(f"--method {method.label}: {why}") from None
 
     @property
     def rows(self) -> list[Method]:
@@ -88,18 +88,20 @@ class Bench:
         run, that one always does.
 
         Raises:
-            BenchError: the folder has other settings; two uncached runs with one noise differ; the generator refuses a
+            UserError: the folder has other settings; two uncached runs with one noise differ; the generator refuses a
                 method.
         """
         try:
             open_folder(self.out, self.settings())
         except ValueError as error:
-            raise BenchError(str(error)) from None
-        results.sweep(self.out)
+            raise UserError(str(error)) from None
+        results.remove_unfinished(self.out)
         total, done, warm, lost = len(self.folder.pictures) * len(self.seeds) * len(self.rows), 0, set[str](), 0
         for k, (picture, seed) in enumerate((p, s) for p in self.folder.pictures for s in self.seeds):
             missing = [
-                row for row in self.rows if not results.there(results.path_of(self.out, picture.digest, seed, row.key))
+                row
+                for row in self.rows
+                if not results.is_final(results.path_of(self.out, picture.digest, seed, row.key))
             ]
             done += len(self.rows) - len(missing)
             progress(done, total, picture.name)
@@ -110,7 +112,7 @@ class Bench:
             for row in (row for row in self.rows if row in missing):
                 found = self._result(picture, seed, made[row.key], made[UNCACHED.key], repeated)
                 results.save(self.out, found)
-                done, lost = done + 1, lost + found.again
+                done, lost = done + 1, lost + found.retry
             progress(done, total, picture.name)
         return lost
 
@@ -151,9 +153,10 @@ class Bench:
     def _warm_up(
         self, cold: Sequence[Method], picture: Picture, image: Any, seed: int
     ) -> tuple[float | None, dict[str, Failure]]:
-        """Run what was not run yet: what only first calls cost belongs to no row. One noise must give one object:
-        returns the drift of the uncached run to itself, if it was run, and what failed, by method: that warms up with
-        the next picture.
+        """Run every method that was not run yet once, unmeasured, because first calls take longer.
+
+        Returns the drift of the uncached run to itself, if it was run (the same noise must give the same object), and
+        the methods that failed, which are warmed up with the next picture.
         """
         first: Generated | None = None
         repeated = None
@@ -170,9 +173,9 @@ class Bench:
             if row is UNCACHED:
                 break  # nothing can be compared with it
             if made.refusal is not None and self._refused(row, picture, seed):
-                raise BenchError(f"--method {row.label}: {made.refusal}")
+                raise UserError(f"--method {row.label}: {made.refusal}")
         if repeated is not None and repeated > REPEATED:
-            raise BenchError(f"two uncached runs with one noise differ by {repeated:.2g} of the latent: not comparable")
+            raise UserError(f"two uncached runs with one noise differ by {repeated:.2g} of the latent: not comparable")
         return repeated, failed
 
     def _refused(self, row: Method, failed: Picture, seed: int) -> bool:
@@ -224,12 +227,12 @@ class Bench:
         if isinstance(reference, Failure) and run is not uncached:
             failure = replace(reference, reason=f"its uncached run failed: {reference.reason}")
         if failure is not None:
-            return replace(found, failed=failure.reason, again=failure.again)
+            return replace(found, failed=failure.reason, retry=failure.retry)
         assert isinstance(made, Generated) and isinstance(reference, Generated)
         score = partial(scores.floor, made) if run is uncached else partial(scores.score, made, reference)
         values = attempt(score, f"{picture.name}, seed {seed}, {run.method.key}, its score", self.out)
         if isinstance(values, Failure):
-            return replace(found, failed=values.reason, again=values.again)
+            return replace(found, failed=values.reason, retry=values.retry)
         show, mesh = self.shows(picture, seed), None
         if show and made.mesh is not None:
             mesh = record.save_mesh(self.out, f"{picture.digest[:16]}-seed{seed}-{run.method.key}", made.mesh)
@@ -238,7 +241,7 @@ class Bench:
             peak=run.peak, repeated=repeated if run is uncached else None,
         )  # fmt: skip
 
-    def found(self) -> Iterator[tuple[Picture, int, Mapping[str, Result]]]:
+    def results_by_object(self) -> Iterator[tuple[Picture, int, Mapping[str, Result]]]:
         """Results by method for every picture and seed; one without any is left out."""
         for picture in self.folder.pictures:
             for seed in self.seeds:

@@ -6,7 +6,8 @@ import torch
 
 from ..generators.generated import Generated, GenerationFailed
 from ..metrics import geometry
-from ..metrics.columns import voxels_and_pose
+from ..metrics.columns import surface, voxels_and_pose
+from ..metrics.relative import relative
 
 DRIFT = "latent drift"
 HIGHER = (
@@ -20,11 +21,6 @@ UNITS = (
 )
 
 
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    """``||a - b|| / ||b||``."""
-    return float((a.double() - b.double()).norm() / b.double().norm())
-
-
 def drifts(made: Generated, reference: Generated) -> dict[str, float]:
     """By stage; one whose voxels differ has none."""
     stages = [name for name, latent in made.latents.items() if latent.shape == reference.latents[name].shape]
@@ -32,7 +28,7 @@ def drifts(made: Generated, reference: Generated) -> dict[str, float]:
 
 
 def check(made: Generated) -> None:
-    """Whether there is something to compare: a median over objects stands no NaN.
+    """Whether the object can be compared: one NaN would spoil the median over all objects.
 
     Raises:
         GenerationFailed: a latent or a vertex that is not finite; a mesh without faces or extent.
@@ -49,7 +45,7 @@ def check(made: Generated) -> None:
 
 def floor(made: Generated) -> dict[str, float]:
     """The columns of a mesh against another sampling of itself: what no method can go below."""
-    return {} if made.mesh is None else _geometry(geometry.floor(made.mesh))
+    return {} if made.mesh is None else surface(geometry.floor(made.mesh))
 
 
 def score(made: Generated, reference: Generated) -> dict[str, float]:
@@ -66,13 +62,5 @@ def score(made: Generated, reference: Generated) -> dict[str, float]:
         found |= {f"drift, {stage}": drift for stage, drift in by_stage.items()}
     found |= voxels_and_pose(made, reference)
     if made.mesh is not None and reference.mesh is not None:
-        found |= _geometry(geometry.compare(made.mesh, reference.mesh))
+        found |= surface(geometry.compare(made.mesh, reference.mesh))
     return found
-
-
-def _geometry(each: geometry.Geometry) -> dict[str, float]:
-    shares = zip(geometry.THRESHOLDS, each.fscore, strict=True)
-    return {
-        "Chamfer": each.chamfer, **{f"F@{t}": share for t, share in shares},
-        "normals": each.normals, "volume IoU": each.volume_iou,
-    }  # fmt: skip

@@ -72,7 +72,7 @@ def gather(bench: Bench) -> Found:
     """Results with their partners; an object without an uncached run is left out."""
     pairs: dict[str, list[Pair]] = {row.key: [] for row in bench.methods}
     uncached, failed, shown = [], [], []
-    for picture, seed, there in bench.found():
+    for picture, seed, there in bench.results_by_object():
         name = picture.name if len(bench.seeds) == 1 else f"{picture.name}, seed {seed}"
         if bench.shows(picture, seed):
             shown.append(name)

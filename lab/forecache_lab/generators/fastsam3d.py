@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from PIL import Image
 
 from forecache_adapters import fastsam3d as adapter
 
-from ..own_cache import STEPS, Sample
 from .generated import Generated, InStages
 from .reference import TEST_SEED, fastsam3d, pictures, sam3d
 
+STEPS = 25
 # infer.sh's threshold computes every sixth step or so where tokens are carved; without carving a network as smooth as
 # this one would not be called after the warm-up
 CARVED = "slat, carving 0.1, threshold 1.5"
@@ -23,15 +23,16 @@ UNCARVED = "slat, no carving, threshold 0.3"
 
 
 class FastSam3D(InStages):
-    """See :class:`forecache_lab.own_cache.Accelerated` and :class:`.generated.Generator`.
+    """See :class:`.generated.Generator`; its stages are tables, of which two are the second stage.
 
     Uncached and our schedules: the plain generators. Settings with ``own``: those with the upstream's own cache; alone
-    its own rule, with ``basis`` ours on the steps that its schedule computes.
+    its own rule, with ``basis`` ours on the steps that its schedule computes; with ``every`` it computes every step.
     """
 
     adapter: Any = adapter
     title = "Fast-SAM3D's generators, small random networks (not the real weights)"
     conditions = "CPU, 1 thread, torch.float32, 25 steps, guidance 7 (ss) and 1 (slat) on t in [0, 0.5]"
+    grids: Mapping[str, Sequence[int]] = dict.fromkeys(("ss", UNCARVED, CARVED), (STEPS,))
     seeds: Mapping[str, int] = {"ss": 4, UNCARVED: 3, CARVED: 3}
     carves: Mapping[str, bool] = {"ss": False, UNCARVED: False, CARVED: True}
 
@@ -101,21 +102,24 @@ class FastSam3D(InStages):
         self.fast.models["ss_generator"].ss_params = dict(fastsam3d.STRUCTURE)
         self.fast.models["slat_generator"].slat_params = dict(fastsam3d.SLAT)
 
-    def target(self, table: str, own: bool) -> Any:
-        """See :meth:`forecache_lab.own_cache.Accelerated.target`."""
-        return (self.fast if own else self.plain).models["ss_generator" if table == "ss" else "slat_generator"]
-
-    def sample(self, table: str, seed: int, own: bool, steps: int = STEPS, every: bool = False) -> Sample:
-        """See :meth:`forecache_lab.own_cache.Accelerated.sample`."""
-        pipe, generator = self.fast if own else self.plain, self.target(table, own)
+    def sample(self, stage: str, seed: int, steps: int, settings: Mapping[str, Any] | None = None) -> Generated:
+        """See :meth:`.generated.Generator.sample`."""
+        chosen, made = dict(settings or {}), Generated()
+        own, every = chosen.pop("own", False), chosen.pop("every", False)
+        pipe = self.fast if own else self.plain
+        network = "ss" if stage == "ss" else "slat"
+        generator = pipe.models[f"{network}_generator"]
         generator.inference_steps, self._calls = steps, 0
         if own:
             generator.ss_params["ss_cache_stride"] = 1 if every else fastsam3d.STRUCTURE["ss_cache_stride"]
-            carved = table == CARVED
+            carved = stage == CARVED
             generator.slat_params["slat_thresh"] = 0.0 if every else 1.5 if carved else 0.3
             generator.slat_params["slat_carving_ratio"] = fastsam3d.SLAT["slat_carving_ratio"] if carved else 0.0
-        if table == "ss":
-            leaves = pipe.sample_sparse_structure(TEST_SEED + seed)
-        else:
-            leaves = {"latent": pipe.sample_slat(TEST_SEED + seed, self.coords)}
-        return Sample(leaves, self._calls)
+        with adapter.enabled(generator, **chosen) if chosen else nullcontext() as handle:
+            if stage == "ss":
+                made.latents = dict(pipe.sample_sparse_structure(TEST_SEED + seed))
+            else:
+                made.latents = {"latent": pipe.sample_slat(TEST_SEED + seed, self.coords)}
+        made.calls = {stage: self._calls}
+        made.traced(handle, alone=network)
+        return made

@@ -1,9 +1,9 @@
-"""From a picture to an object: what the folder bench (:mod:`forecache_lab.bench`) asks of a subject."""
+"""What the measurements ask of a generator: whole objects of pictures, or one stage alone; and what a run leaves."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,11 +22,12 @@ class GenerationFailed(RuntimeError):
 
 @dataclass
 class Generated:
-    """One object.
+    """What one run made: an object, or what one stage returned and its latent decodes to.
 
     Attributes:
         latents: what each stage's sampler returned, by stage, features only, float32 on the CPU; of a stage that
-            returns leaves, the shape's. calls: at the network, by stage.
+            returns leaves, the shape's. Where one stage ran alone, all of its leaves by name, that of the shape first.
+        calls: at the network, by stage.
         seconds: by stage; ``decode``; the device is synchronised before every reading.
         voxels: coordinates that a later stage ran on, by what made them; they can be given to another run.
         occupancy: what the first stage decodes to; ``None``: the generator has no voxels. mesh, pose: as occupancy.
@@ -41,6 +42,16 @@ class Generated:
     mesh: trimesh.Trimesh | None = None
     pose: pose.Pose | None = None
     trace: dict[str, record.Steps] = field(default_factory=dict)
+
+    @property
+    def latent(self) -> torch.Tensor:
+        """The first one."""
+        return next(iter(self.latents.values()))
+
+    @property
+    def all_calls(self) -> int:
+        """Calls of all stages."""
+        return sum(self.calls.values())
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -63,17 +74,41 @@ class Generated:
 
         return wrap
 
-    def traced(self, handle: Any) -> None:
-        """Take the traces of the handle of a generator with stages; ``None``: nothing was attached."""
+    def traced(self, handle: Any, alone: str | None = None) -> None:
+        """Take the traces of the handle of a generator with stages; ``None``: nothing was attached.
+
+        ``alone``: the only stage that ran; its branches need no prefix.
+        """
         for stage, found in ({} if handle is None else handle.traces).items():
-            self.trace |= {f"{stage}, {name}": record.steps(each) for name, each in found.branches.items()}
+            if alone in (None, stage):
+                prefix = "" if alone else f"{stage}, "
+                self.trace |= {f"{prefix}{name}": record.steps(each) for name, each in found.branches.items()}
 
 
 class Generator(Protocol):
-    """A subject that makes objects of pictures."""
+    """A subject: ``generate`` makes objects of pictures for the bench, ``sample`` runs one stage for the sessions.
+
+    A generator in stages also has ``intervals`` (of the rows), ``fork_last`` (whether its forks compute the last step),
+    ``name`` (in the files of plans) and ``sampler(stage)`` (for :func:`forecache_lab.metrics.combined.combined`); one
+    with a cache of its own has ``carves`` (by stage, whether computed steps leave tokens out).
+    """
 
     title: str
     conditions: str  #: one line for the table
+
+    @property
+    def grids(self) -> Mapping[str, Sequence[int]]:
+        """Numbers of steps to measure, by stage."""
+        ...
+
+    @property
+    def seeds(self) -> Mapping[str, int]:
+        """Test conditions by stage, unless the user asks for another number."""
+        ...
+
+    def sample(self, stage: str, seed: int, steps: int, settings: Mapping[str, Any] | None = None) -> Generated:
+        """Run one stage with the noise and condition of ``seed``; ``settings`` for the adapter, ``None``: uncached."""
+        ...
 
     @property
     def networks(self) -> Mapping[str, Any]:
@@ -124,10 +159,16 @@ class Generator(Protocol):
 class InStages:
     """What generators with a structure stage and later ones have in common: calls are counted at their networks, the
     adapter is attached to a pipeline, and the plain sampler makes as many calls as it has steps.
+
+    Attributes:
+        first: number of the first test condition.
     """
 
     adapter: Any
     pipe: Any
+    grids: Mapping[str, Sequence[int]]
+    first: int
+    intervals: Sequence[int] = (2, 3)
     paired = True
     _calls = 0
 
@@ -142,62 +183,23 @@ class InStages:
         """See :meth:`Generator.fewer`."""
         return None, calls
 
+    def sample(self, stage: str, seed: int, steps: int, settings: Mapping[str, Any] | None = None) -> Generated:
+        """See :meth:`Generator.sample`."""
+        with self.attached(None if settings is None else {"stages": self.alone(stage, settings)}) as handle:
+            made = self.run(stage, self.first + seed, steps)
+        made.traced(handle, alone=stage)
+        return made
+
+    def alone(self, stage: str, settings: Any) -> dict[str, Any]:
+        """The adapter's argument ``stages``: settings for one stage, no cache for the others."""
+        return {**dict.fromkeys(self.grids), stage: settings}
+
+    def run(self, stage: str, seed: int, steps: int) -> Generated:
+        """One stage with whatever is attached; ``seed``: the condition's own number."""
+        raise NotImplementedError
+
 
 def synchronise() -> None:
     """Wait for the device, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-@contextmanager
-def replaced(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
-    """``owner.name`` is ``wrap(owner.name)`` for a block, on the instance."""
-    before = vars(owner).get(name)
-    setattr(owner, name, wrap(getattr(owner, name)))
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        if before is not None:
-            setattr(owner, name, before)
-
-
-def watched(made: Generated, counter: Callable[[], int], stage_of: Callable[[Any], str]) -> Callable[[Any], Any]:
-    """Made for :func:`replaced`: ``sample`` of an Euler sampler, which leaves latent, calls and seconds in ``made``.
-
-    Args:
-        made: of the run.
-        counter: calls so far.
-        stage_of: the stage of a network.
-    """
-
-    def wrap(sample: Any) -> Any:
-        def run(network: Any, *args: Any, **kwargs: Any) -> Any:
-            stage, before = stage_of(network), counter()
-            with made.timed(stage):
-                out = sample(network, *args, **{**kwargs, "verbose": False})
-            made.calls[stage] = made.calls.get(stage, 0) + counter() - before
-            made.latents[stage] = getattr(out.samples, "feats", out.samples).float().cpu()  # sparse, or dense
-            return out
-
-        return run
-
-    return wrap
-
-
-def kept(made: dict[str, torch.Tensor], name: str, given: Generated | None) -> Callable[[Any], Any]:
-    """Made for :func:`replaced`: what makes voxels; they are kept as ``made[name]``, and those given are returned.
-
-    What it returns raises :class:`GenerationFailed` where there are none.
-    """
-
-    def wrap(make: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> torch.Tensor:
-            made[name] = make(*args, **kwargs)
-            if not len(made[name]):
-                raise GenerationFailed("no voxel is occupied")
-            return made[name] if given is None else given.voxels[name]
-
-        return run
-
-    return wrap

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,15 +16,13 @@ from PIL import Image
 from forecache_patches import read_marker
 
 from .. import record
-from . import Sample
-from .generated import Generated, GenerationFailed, synchronise
+from .generated import Generated, GenerationFailed
 from .reference import TEST_SEED, pictures, solids
 from .reference.stubs import is_stub
 
 
 class HunyuanShape:
-    """See :class:`forecache_lab.generators.Subject` and :class:`.generated.Generator`. A generator is a subclass that
-    fills in the class attributes.
+    """See :class:`.generated.Generator`. A generator is a subclass that fills in the class attributes.
 
     Attributes:
         name, network: of the generator, and of the small network, for the title.
@@ -35,7 +32,10 @@ class HunyuanShape:
         from_pretrained: further arguments of the upstream's method.
     """
 
-    steps, octree = 50, 64
+    grids: ClassVar[Mapping[str, Sequence[int]]] = {"denoise": (50,)}
+    seeds: ClassVar[Mapping[str, int]] = {"denoise": 8}
+    intervals: Sequence[int] = (3, 4, 5, 6)
+    octree = 64
     name: str
     network: str
     extra: str
@@ -91,13 +91,8 @@ class HunyuanShape:
             return str(self.image)
         return [solids.picture(solids.solid(TEST_SEED + seed)[1], pictures.PICTURE)[None]]
 
-    def sample(self, seed: int, settings: Mapping[str, Any] | None) -> Sample:
-        """See :meth:`forecache_lab.generators.Subject.sample`."""
-        return self._run(self._condition(seed), seed, settings, self.steps)
-
-    def plain(self, seed: int, calls: int) -> Sample:
-        """``calls + 1`` steps, because the last one has dt = 0 and is skipped exactly."""
-        settings, steps = self.fewer(calls)
+    def sample(self, stage: str, seed: int, steps: int, settings: Mapping[str, Any] | None = None) -> Generated:
+        """See :meth:`.generated.Generator.sample`."""
         return self._run(self._condition(seed), seed, settings, steps)
 
     @property
@@ -125,32 +120,24 @@ class HunyuanShape:
     ) -> Generated:
         """See :meth:`.generated.Generator.generate`."""
         image = picture if self.real else [pictures.from_image(picture)[None]]
-        sample = self._run(image, seed, settings, steps or self.steps)
-        return Generated(
-            {"denoise": sample.latent}, {"denoise": sample.calls, "decode": 0},
-            {"denoise": sample.denoise, "decode": sample.total - sample.denoise}, mesh=sample.mesh,
-            trace={} if settings is None else {"network": record.steps(sample.trace)},
-        )  # fmt: skip
+        return self._run(image, seed, settings, steps or self.grids["denoise"][0])
 
-    def _run(self, image: Any, seed: int, settings: Mapping[str, Any] | None, steps: int) -> Sample:
+    def _run(self, image: Any, seed: int, settings: Mapping[str, Any] | None, steps: int) -> Generated:
+        made = Generated()
         if settings is None:
             self.adapter.disable(self.pipe)
         self._calls = 0
         with warnings.catch_warnings(), self.attached(settings) as handle:
             warnings.simplefilter("ignore", FutureWarning)
-            synchronise()
-            start = time.perf_counter()
-            latent = self.pipe(
-                image=image, num_inference_steps=steps, guidance_scale=self.guidance,
-                generator=torch.Generator().manual_seed(seed), output_type="latent", enable_pbar=False,
-            )  # fmt: skip
-            synchronise()
-            denoise = time.perf_counter() - start
-            with torch.inference_mode():
-                (mesh,) = self.pipe._export(latent, octree_resolution=self.octree, enable_pbar=False)
-            synchronise()
-            total = time.perf_counter() - start
-        if mesh is None:
+            with made.timed("denoise"):
+                latent = self.pipe(
+                    image=image, num_inference_steps=steps, guidance_scale=self.guidance,
+                    generator=torch.Generator().manual_seed(seed), output_type="latent", enable_pbar=False,
+                )  # fmt: skip
+            with made.timed("decode"), torch.inference_mode():
+                (made.mesh,) = self.pipe._export(latent, octree_resolution=self.octree, enable_pbar=False)
+        if made.mesh is None:
             raise GenerationFailed(f"seed {seed}, {settings}: the upstream's surface extraction failed")
-        trace = {} if handle is None else {"trace": handle.trace}
-        return Sample(latent.float().cpu(), mesh, self._calls, denoise, total, **trace)
+        made.latents, made.calls = {"denoise": latent.float().cpu()}, {"denoise": self._calls, "decode": 0}
+        made.trace = {} if handle is None else {"network": record.steps(handle.trace)}
+        return made

@@ -9,7 +9,7 @@ from .reference import hunyuan21
 
 
 class Hunyuan21(HunyuanShape):
-    """See :class:`forecache_lab.generators.Subject`."""
+    """See :class:`.generated.Generator`."""
 
     name = "Hunyuan3D-2.1"
     network = "small trained reference network"

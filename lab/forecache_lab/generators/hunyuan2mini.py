@@ -11,7 +11,7 @@ from .reference import hunyuan2
 
 
 class Hunyuan2Mini(HunyuanShape):
-    """See :class:`forecache_lab.generators.Subject`."""
+    """See :class:`.generated.Generator`."""
 
     name = "Hunyuan3D-2 mini"
     network = "small random network"

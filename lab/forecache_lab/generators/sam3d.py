@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from PIL import Image
 
 from forecache_adapters import sam3d as adapter
 
-from ..stages import INTERVALS, Output
 from .generated import Generated, GenerationFailed, InStages
 from .reference import TEST_SEED, pictures, sam3d, sam3d_latents, sam3d_trained, trellis_latents
 
 
 class Sam3D(InStages):
-    """See :class:`forecache_lab.stages.Staged` and :class:`.generated.Generator`."""
+    """See :class:`.generated.Generator`."""
 
     adapter = adapter
     name = "sam3d"
@@ -27,7 +25,7 @@ class Sam3D(InStages):
     grids: Mapping[str, Sequence[int]] = {"ss": (25,), "slat": (25,)}
     seeds: Mapping[str, int] = {"ss": 8, "slat": 2}
     first = TEST_SEED + 64
-    intervals: Sequence[int] = (*INTERVALS, 6)
+    intervals: Sequence[int] = (*InStages.intervals, 6)
     fork_last = False
     groups: Mapping[str, Mapping[str, Sequence[str]]] = {"ss": adapter.GROUPS}
 
@@ -68,10 +66,8 @@ class Sam3D(InStages):
                 leaves = self.trained.sample_sparse_structure(seed, image)
             made.calls["ss"], self._calls = self._calls, 0
             with made.timed("decode"):
-                distances = sam3d_latents.to_distances(leaves["shape"])[0]
-                made.occupancy = trellis_latents.occupied(distances)
-                made.mesh = trellis_latents.to_mesh(distances - trellis_latents.MARGIN)
-                made.pose = sam3d_latents.to_pose(leaves)
+                self._decode(made, leaves)
+            assert made.occupancy is not None
             if not made.occupancy.any():
                 raise GenerationFailed("no voxel is occupied")
             made.voxels["coords"] = torch.argwhere(made.occupancy[None]).int()
@@ -84,7 +80,7 @@ class Sam3D(InStages):
         return made
 
     def sampler(self, stage: str) -> Any:
-        """See :meth:`forecache_lab.stages.Staged.sampler`."""
+        """The stage's generator, whose velocity a control may forecast."""
         return (self.trained if stage == "ss" else self.random).models[f"{stage}_generator"]
 
     def times(self, stage: str, steps: int) -> list[float]:
@@ -93,22 +89,24 @@ class Sam3D(InStages):
         times = made._prepare_t_and_d(steps)[0] if stage == "ss" else made._prepare_t(steps)
         return [float(t) for t in times]
 
-    def sample(self, stage: str, seed: int, steps: int) -> Output:
-        """See :meth:`forecache_lab.stages.Staged.sample`."""
-        return self.run(stage, self.first + seed, steps)
-
-    def run(self, stage: str, seed: int, steps: int) -> Output:
-        """As :meth:`sample`, for a condition by its own number."""
+    def run(self, stage: str, seed: int, steps: int) -> Generated:
+        """See :meth:`.generated.InStages.run`."""
         self.sampler(stage).inference_steps = steps
-        self._calls, start = 0, time.perf_counter()
-        if stage == "slat":
-            feats = self.random.sample_slat(seed, self.coords)
-            return Output(feats, self._calls, time.perf_counter() - start)
-        leaves = self.trained.sample_sparse_structure(seed)
-        seconds = time.perf_counter() - start
+        made, self._calls = Generated(), 0
+        with made.timed(stage):
+            if stage == "slat":
+                made.latents = {stage: self.random.sample_slat(seed, self.coords)}
+            else:
+                leaves = self.trained.sample_sparse_structure(seed)
+                made.latents = {"shape": leaves["shape"], **leaves}
+        made.calls = {stage: self._calls}
+        if stage == "ss":
+            self._decode(made, leaves)
+        return made
+
+    def _decode(self, made: Generated, leaves: Mapping[str, torch.Tensor]) -> None:
+        """Voxels, surface and pose of what the first stage returned."""
         distances = sam3d_latents.to_distances(leaves["shape"])[0]
-        occupied, mesh = (
-            trellis_latents.occupied(distances),
-            trellis_latents.to_mesh(distances - trellis_latents.MARGIN),
-        )
-        return Output(leaves["shape"], self._calls, seconds, occupied, mesh, leaves, sam3d_latents.to_pose(leaves))
+        made.occupancy = trellis_latents.occupied(distances)
+        made.mesh = trellis_latents.to_mesh(distances - trellis_latents.MARGIN)
+        made.pose = sam3d_latents.to_pose(leaves)

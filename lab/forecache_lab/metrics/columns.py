@@ -1,4 +1,4 @@
-"""Columns that several tables have: how far voxels and pose are from those of the uncached run."""
+"""Columns that several tables have: how far surface, voxels and pose are from those of the uncached run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ class Decoded(Protocol):
     def pose(self) -> pose.Pose | None:
         """See :class:`forecache_lab.metrics.pose.Pose`."""
         ...
+
+
+def surface(found: geometry.Geometry) -> dict[str, float]:
+    """Distances of two surfaces, a column each."""
+    shares = zip(geometry.THRESHOLDS, found.fscore, strict=True)
+    return {
+        "Chamfer": found.chamfer, **{f"F@{t}": share for t, share in shares},
+        "normals": found.normals, "volume IoU": found.volume_iou,
+    }  # fmt: skip
 
 
 def voxels_and_pose(made: Decoded, reference: Decoded) -> dict[str, float]:

@@ -4,7 +4,7 @@ Read with :mod:`.load`, counted with :mod:`.statistics`, drawn with :mod:`.plots
 :mod:`.page`.
 """
 
-from .load import ReportError, load
+from .load import load
 from .page import write
 
-__all__ = ["ReportError", "load", "write"]
+__all__ = ["load", "write"]

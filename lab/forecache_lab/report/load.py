@@ -6,11 +6,8 @@ import reprlib
 from pathlib import Path
 
 from .. import reading
+from ..errors import UserError
 from ..record import FILE, FORMAT, UNCACHED, Record, Table
-
-
-class ReportError(ValueError):
-    """A run folder that no report can be made of; the message says what to do."""
 
 
 def _check(table: Table) -> None:
@@ -29,20 +26,20 @@ def load(folder: Path) -> Record:
     """The record of a run folder.
 
     Raises:
-        ReportError: no folder, no record in it, a torn file, another format, or a field that is missing or wrong.
+        UserError: no folder, no record in it, a torn file, another format, or a field that is missing or wrong.
     """
     file = folder / FILE
     if not folder.is_dir():
-        raise ReportError(f"{folder} is no folder: give the folder that a session wrote (its --out)")
+        raise UserError(f"{folder} is no folder: give the folder that a session wrote (its --out)")
     if not file.is_file():
-        raise ReportError(f"{folder} is no run folder: it holds no {FILE}; every generator session of nox writes one")
+        raise UserError(f"{folder} is no run folder: it holds no {FILE}; every generator session of nox writes one")
     try:
         raw = reading.parse(reading.content(file))
     except ValueError as error:
-        raise ReportError(f"{file} is torn or no JSON ({error}): run the session again") from None
+        raise UserError(f"{file} is torn or no JSON ({error}): run the session again") from None
     found = raw.pop("format", None) if isinstance(raw, dict) else None
     if found != FORMAT:
-        raise ReportError(
+        raise UserError(
             f"{file}: format must be {FORMAT}, got {reprlib.repr(found)}: written by another version of forecache"
         )
     try:
@@ -52,5 +49,5 @@ def load(folder: Path) -> Record:
         for table in record.tables:
             _check(table)
     except ValueError as error:
-        raise ReportError(f"{file}: {error}") from None
+        raise UserError(f"{file}: {error}") from None
     return record

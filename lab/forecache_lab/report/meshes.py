@@ -37,7 +37,7 @@ class Shape:
     distance: npt.NDArray[np.float64] | None = None
 
 
-def read(file: Path) -> trimesh.Trimesh:
+def load(file: Path) -> trimesh.Trimesh:
     """The mesh of a file.
 
     Raises:

@@ -16,10 +16,11 @@ from plotly.offline import get_plotlyjs
 
 from forecache import files
 
+from ..errors import UserError
 from ..escape import plotly
 from ..record import UNCACHED, Record, Run, Table
 from . import meshes, plots, statistics
-from .load import ReportError, load
+from .load import load
 
 NAME = "report.html"
 LARGEST = 10_000_000  # bytes; TOTAL faces stay well below
@@ -111,7 +112,7 @@ class _Gallery:
 
     def _read(self, file: str) -> trimesh.Trimesh | None:
         if file not in self._full:
-            self._full[file] = self._tried(file, partial(meshes.read, self.folder / file))
+            self._full[file] = self._tried(file, partial(meshes.load, self.folder / file))
         return self._full[file]
 
     def _shape(
@@ -164,7 +165,7 @@ def render(folder: Path, progress: Callable[[str], None] = lambda what: None) ->
     """The page about the run folder.
 
     Raises:
-        ReportError: see :func:`.load.load`. Meshes that are missing or torn are named on the page instead.
+        UserError: see :func:`.load.load`. Meshes that are missing or torn are named on the page instead.
     """
     record = load(folder)
     gallery = _Gallery(folder, record, progress)
@@ -215,14 +216,14 @@ def write(folder: Path, out: Path | None = None, progress: Callable[[str], None]
     """Write :func:`render` to ``out``, or to ``report.html`` in the folder; returns the file.
 
     Raises:
-        ReportError: see :func:`render`; a page of more than ``LARGEST`` bytes; a file that cannot be written.
+        UserError: see :func:`render`; a page of more than ``LARGEST`` bytes; a file that cannot be written.
     """
     out = folder / NAME if out is None else out
     text = render(folder, progress).encode("utf-8", "backslashreplace")  # a name may hold half a character
     if len(text) > LARGEST:
-        raise ReportError(f"the page would have {len(text):,} bytes, more than {LARGEST:,}: report fewer runs at once")
+        raise UserError(f"the page would have {len(text):,} bytes, more than {LARGEST:,}: report fewer runs at once")
     try:
         files.replace(out, lambda partial: partial.write_bytes(text))
     except OSError as error:
-        raise ReportError(f"cannot write {out}: {error.strerror or error}") from None
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
     return out

@@ -9,6 +9,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
+from ...errors import UserError
+
 FOLDER = Path("benchmarks", "weights")
 
 
@@ -17,7 +19,7 @@ def find(name: str) -> Path:
     checkout that the working directory or this file belongs to.
 
     Raises:
-        FileNotFoundError: says where it was looked for.
+        UserError: says where it was looked for, and where it is.
     """
     given = os.environ.get("FORECACHE_WEIGHTS")
     roots = [*Path.cwd().resolve().joinpath("-").parents, *Path(__file__).resolve().parents]
@@ -26,7 +28,7 @@ def find(name: str) -> Path:
         if (folder / f"{name}.safetensors").is_file():
             return folder / f"{name}.safetensors"
     where = f"FORECACHE_WEIGHTS={given}" if given else f"{FOLDER} of {Path.cwd()} and the folders above it"
-    raise FileNotFoundError(
+    raise UserError(
         f"weights of the reference network {name!r}: no {name}.safetensors in {where}. They are part of a checkout of "
         "forecache and of no wheel: run from the checkout, or set FORECACHE_WEIGHTS to its benchmarks/weights"
     )

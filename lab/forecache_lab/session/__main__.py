@@ -1,0 +1,7 @@
+"""``python -m forecache_lab.session``."""
+
+import sys
+
+from .main import main
+
+sys.exit(main())
