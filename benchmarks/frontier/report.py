@@ -14,8 +14,8 @@ import numpy as np
 from forecache_lab.metrics import geometry
 from forecache_lab.metrics.resampling import bootstrap
 
+from ..flows.problems import Problem
 from .measure import Row
-from .problems import Problem
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

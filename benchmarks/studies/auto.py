@@ -18,11 +18,10 @@ from forecache import Forecaster, schedule
 from forecache.rules import DMD, Auto, Linear, Rule
 from forecache_lab.generators.reference import CALIBRATION_SEED
 
+from ..flows.problems import Problem
+from ..flows.sampling import Batch
+from ..flows.solvers import euler
 from ..frontier.__main__ import CLOSED, problems
-from ..frontier.measure import distance
-from ..frontier.problems import Problem
-from ..frontier.sampling import sample, solve
-from ..frontier.solvers import euler
 
 BUDGETS = {
     "gaussian": (9, 11, 15), "mixture": (9, 11, 15), "hunyuan50": (7, 9, 11, 15), "hunyuan25shift3": (6, 8, 10),
@@ -56,22 +55,22 @@ def _mixed(mix: float) -> Spread:
 
 def table(problem: Problem, seeds: Sequence[int], budgets: Sequence[int]) -> str:
     """Markdown of one setting."""
-    uncached = sample(problem, seeds).latents
+    batch = Batch(problem, seeds)
 
-    def cell(latents: torch.Tensor) -> str:
-        off = 1e3 * distance(latents, uncached)
+    def cell(end: torch.Tensor) -> str:
+        off = 1e3 * batch.distances(end, "drift")
         return f"{np.median(off):.1f} / {np.percentile(off, 95):.0f}"
 
     lines = [f"{problem.title}, {len(seeds)} calibration conditions", ""]
     lines += ["| | " + " | ".join(f"{calls} calls" for calls in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
-    cells = [cell(solve(problem, seeds, euler, problem.grid(calls)).latents) for calls in budgets]
+    cells = [cell(batch.solve(euler, problem.grid(calls)).end) for calls in budgets]
     lines.append("| Euler with as many steps | " + " | ".join(cells) + " |")
     for name, (rule, spread, corrector) in rows().items():
         cells = []
         for calls in budgets:
-            computed = spread(problem.effective, calls)
+            computed = spread(range(problem.steps), calls)
             cache = Forecaster(rule, times=problem.times, computed=computed, corrector=corrector)
-            cells.append(cell(sample(problem, seeds, cache).latents))
+            cells.append(cell(batch.sample(cache).end))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

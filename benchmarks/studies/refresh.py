@@ -23,9 +23,9 @@ from forecache import Calibration, Forecaster, Plan
 from forecache.trace import Step
 from forecache_lab.generators.reference import CALIBRATION_SEED, TEST_SEED
 
-from ..frontier import network
-from ..frontier.problems import Problem
-from ..frontier.sampling import runner, sample
+from ..flows import hunyuan21
+from ..flows.problems import Problem
+from ..flows.sampling import Batch, runner
 
 How = Literal["never", "move", "insert"]
 Limits = Mapping[int, float]
@@ -85,7 +85,7 @@ def scores(problem: Problem, seeds: range, make: Callable[..., Forecaster]) -> L
     found: dict[int, list[float]] = {}
     for seed in seeds:
         cache = make()
-        sample(problem, [seed], cache)
+        Batch(problem, [seed]).sample(cache)
         for step in cache.trace.steps:
             if step.forward_error:
                 found.setdefault(step.index, []).append(score(step))
@@ -100,11 +100,11 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=32)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    problem = network.problems(a.checkout)["hunyuan50"]
+    problem = hunyuan21.problems(a.checkout)["hunyuan50"]
     learned = range(CALIBRATION_SEED, CALIBRATION_SEED + a.calibration)
     test = range(TEST_SEED, TEST_SEED + a.test)
-    uncached = {seed: sample(problem, [seed]).latents for seed in tqdm(test, "uncached", mininterval=2)}
-    made = Calibration(runner(problem), times=problem.times, seeds=learned)
+    batches = [Batch(problem, [seed]) for seed in test]
+    made = Calibration(runner(Batch(problem, learned)), times=problem.times, seeds=learned)
     lines = ["| | never | the next step moves | one more, paid back |", "|---|---|---|---|"]
     for calls in a.calls:
         plan: Plan = made.plan(calls)
@@ -114,9 +114,9 @@ def main() -> None:
             cells = []
             for how in ("never", "move", "insert"):
                 drift, refreshed = [], 0
-                for seed, reference in uncached.items():
+                for batch in tqdm(batches, f"{name}, {calls} calls, {how}", mininterval=2):
                     cache = make(how=how, limits=limits)
-                    drift.append(float((sample(problem, [seed], cache).latents - reference).norm() / reference.norm()))
+                    drift.append(float(batch.distances(batch.sample(cache).end, "drift")[0]))
                     assert cache.trace.computed == calls, "the budget is kept"
                     refreshed += bool(cache.refreshed)
                 cells.append(f"{1e3 * np.median(drift):.1f} / {1e3 * np.percentile(drift, 95):.1f} ({refreshed} runs)")

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from forecache_patches.errors import CheckoutError
 
+from ..flows.problems import Problem
 from . import generators, halves, networks, report
 from .measure import CHOOSING, PARTS, Bench
-from .problems import Problem
 from .results import Results
 
 QUICK_SEEDS = 4

@@ -162,19 +162,6 @@ class Spectrum(Weighted):
         return spectrum_weights(np.array(self.steps), float(i), self.share)
 
 
-def ramp(effective: Collection[int], warmup: int, growth: float) -> tuple[int, ...]:
-    """Spectrum's schedule as published: as ``forecache.schedule.ramp``, but the last step is not forced."""
-    computed, gap, skipped = [], 2.0, 0
-    for k, i in enumerate(effective):
-        if k < warmup or (skipped + 1) % int(gap) == 0:
-            gap += growth * (k >= warmup)
-            computed.append(i)
-            skipped = 0
-        else:
-            skipped += 1
-    return tuple(computed)
-
-
 class EasyCache:
     """EasyCache (arXiv:2507.02860): a gate on the change of the output that the change of the state predicts.
 
