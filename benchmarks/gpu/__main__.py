@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from . import results, safety
-from .cases import CASES, Place
+from .cases import CASES
 from .clocks import Clock
 from .measure import RULES, measured
+from .problems import Place
 
 FAILED = "it failed"
 CHECKOUTS = {"hunyuan21": "Hunyuan3D-2.1", "trellis": "TRELLIS"}

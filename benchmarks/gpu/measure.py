@@ -12,8 +12,8 @@ import torch
 
 from forecache import Forecaster, Plan, Weights, schedule
 
-from .cases import Problem
 from .clocks import Clock, Spent, summary
+from .problems import Problem
 
 RULES = ("auto", "dmd", "exponential", "hermite", "plan")
 BUDGET = 0.3  # share of the steps that call the network

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import gpu_controls
-from benchmarks.gpu import cases, measure, results, safety
+from benchmarks.gpu import cases, measure, problems, results, safety
 from benchmarks.gpu.__main__ import CHECKOUTS, main
 from benchmarks.gpu.clocks import Clock
 from forecache import Forecaster
@@ -36,9 +36,9 @@ def device() -> torch.device:
     return torch.device("cuda", 0)
 
 
-def place(device: torch.device, size: str) -> cases.Place:
+def place(device: torch.device, size: str) -> problems.Place:
     folders = {name: os.environ.get(f"FORECACHE_{name.upper()}") for name in CHECKOUTS}
-    return cases.Place(device, size, {name: Path(folder) for name, folder in folders.items() if folder})
+    return problems.Place(device, size, {name: Path(folder) for name, folder in folders.items() if folder})
 
 
 @pytest.fixture(scope="module")
