@@ -34,6 +34,8 @@ from forecache import Forecaster, Plan, Weights
 from forecache.rules import DMD, Auto, Linear
 from forecache.snapshots import Snapshots
 
+from ..tables import markdown
+
 BLOCK = 3  # calls
 WINDOW = 6
 FIT, SUM, FORECAST, STATE = 50.0, 1.5, 5.0, 7.0  # targets, all ratios
@@ -210,31 +212,27 @@ def choosing(items: int, steps: int) -> tuple[float, float]:
 
 def choices(steps: int) -> str:
     """The row of :func:`choosing`, with its target."""
-    head = (
-        "| | " + " | ".join(f"{n} item{'s' if n > 1 else ''}" for n in ITEMS) + " |\n" + "|---" * (len(ITEMS) + 1) + "|"
-    )
     found = [choosing(n, steps) for n in ITEMS]
-    cells = " | ".join(f"{median:.3f} / {p95:.3f}" for median, p95 in found)
+    cells = [f"{median:.3f} / {p95:.3f}" for median, p95 in found]
+    row = ["auto's choice, ms a computed step and item, median / p95", *cells]
     met = "met" if max(median for median, _ in found) <= CHOICE else "missed"
-    return (
-        f"{head}\n| auto's choice, ms a computed step and item, median / p95 | {cells} |\n\nat most {CHOICE} ms: {met}"
-    )
+    return f"{markdown(['', *(f'items: {n}' for n in ITEMS)], [row])}\n\nat most {CHOICE} ms: {met}"
 
 
 def table(rows: Sequence[Row]) -> str:
     """The Markdown table."""
     head = ["values", "fit: theirs", "ours", "ratio", "forecast: theirs", "ours", "bare sum", "theirs / ours",
             "ours / bare sum", "state, snapshots", "large tensors a forecast"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for row in rows:
         fit, gain, over, state = row.ratios.values()
-        cells = (
+        cells = [
             row.size, f"{row.fit_theirs:.1f} ms", f"{row.fit_ours:.2f} ms", f"{fit:.0f}x",
             f"{row.forecast_theirs:.2f} ms", f"{row.forecast_ours:.2f} ms", f"{row.bare_sum:.2f} ms",
             f"{gain:.1f}x", f"{over:.2f}", f"{state:.1f}", str(row.large),
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        ]  # fmt: skip
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def show(rows: Sequence[Row]) -> None:

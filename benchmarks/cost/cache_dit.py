@@ -33,6 +33,8 @@ from cache_dit.caching.cache_contexts.calibrators import DMDCalibrator, FoCaCali
 
 from forecache_adapters.cache_dit import Config, Forecasts
 
+from ..tables import markdown
+
 RULES = ("exponential", "auto", "linear", "taylor", "hermite", "dmd")
 SIZES = ((1, 4096, 64), (1, 4096, 3072))
 MEDIUM, EVEN = tuple(steps_mask(total_steps=28, mask_policy="medium")), (1, 1, 1, 1, 1, 0, 1, 0, 1, 0, 1, 0)
@@ -141,7 +143,7 @@ def show(spent: Milliseconds, state: Mapping[str, float], snapshot: int, half: b
     if half:
         head[6:6] = ["/ bare float32"]
         head[9:9] = ["/ bare float32"]
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    rows = []
     for name, ms in spent["forecast"].items():
         cells = [name]
         for kind in ("record", "forecast", "again"):
@@ -155,7 +157,8 @@ def show(spent: Milliseconds, state: Mapping[str, float], snapshot: int, half: b
             if kind != "record":
                 cells += [f"{middle[kind][name] / fastest(kind, word):.2f}x" for word in words]
         cells += [f"{state[name] / snapshot:.1f}" if name in state else "", str(len(ms))]
-        print("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    print(markdown(head, rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

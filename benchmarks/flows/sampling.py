@@ -29,7 +29,7 @@ By = Literal["drift", "error"]
 def distance(latents: torch.Tensor, reference: torch.Tensor) -> Values:
     """``||x - x_ref|| / ||x_ref||`` per condition."""
     off, size = ((each).double().flatten(1).norm(dim=1) for each in (latents - reference, reference))
-    return np.asarray((off / size).numpy())
+    return np.asarray((off / size).cpu().numpy())
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ import torch
 
 import forecache
 
+from .. import tables
+
 FORMAT = 1
 OVERHEAD, SAVED = 0.03, 0.97  # targets at the production size of Hunyuan3D-2.1
 TARGET_CASE = "hunyuan3d-2.1"
@@ -219,25 +221,25 @@ def table(case: Mapping[str, Any], device: str) -> str:
     """Markdown: a row for each rule."""
     head = ["rule", "calls + skipped", "skipped step, ms", "record, ms", "of a call", "time saved", "peak MiB", "waits",
             "n"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for rule, each in case["rules"].items():
         memory, counted = each["memory"], each["waits"]
         share = each["overhead"]["device"] if each["overhead"]["device"] is not None else each["overhead"]["wall"]
-        cells = (
+        cells = [
             rule, f"{each['calls']} + {each['skipped']}", _ms(_best(each["skip"])), _ms(_best(each["record"])),
             f"{100 * share:.{SIGNIFICANT}g} %", f"{100 * each['saved']['median']:.1f} %",
             "-" if memory is None else _peak(memory),
             "-" if counted is None else f"{counted['record']} + {counted['skip']}",
             f"{_best(each['skip'])['n']:.0f}, {each['saved']['n']:.0f} runs",
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        ]  # fmt: skip
+        rows.append(cells)
     what = f"{case['network']}, {case['parameters'] / 1e6:,.4g} M random weights"
     if case["stand_in"]:
         what += f", stand-in ({case['stand_in']})"
     if case["left_out"]:
         what += f", only {case['left_out']}"
     told_call = f"network call {_ms(_best(case['call']))} ms on {device}, {case['steps']} steps"
-    return f"## {case['name']}: {case['value']}\n\n{what}; {told_call}.\n\n" + "\n".join(lines)
+    return f"## {case['name']}: {case['value']}\n\n{what}; {told_call}.\n\n" + tables.markdown(head, rows)
 
 
 def page(body: Mapping[str, Any]) -> str:

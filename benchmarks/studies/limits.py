@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from ..flows import hunyuan21
 from ..flows.problems import Problem
 from ..flows.sampling import Batch, runner
 from ..frontier.__main__ import FIRST
+from ..tables import markdown, thousandths
 
 
 class Kept(Forecaster):
@@ -57,15 +57,13 @@ def main() -> None:
     problem = hunyuan21.problems(a.checkout)["hunyuan50"]
     seeds = range(CALIBRATION_SEED, CALIBRATION_SEED + a.calibration)
     made = Calibration(runner(Batch(problem, seeds)), times=problem.times, seeds=seeds, refine=a.refine)
-    lines = ["| calls | plan | least, in the span of its calls |", "|---|---|---|"]
+    rows = []
     for calls in a.calls:
         plan = made.plan(calls)
         found = [left(problem, plan, seed) for seed in tqdm(range(FIRST, FIRST + a.test), str(calls), mininterval=2)]
-        cells = (
-            f"{1e3 * np.median(each):.1f} / {1e3 * np.percentile(each, 95):.1f}" for each in zip(*found, strict=True)
-        )
-        lines.append(f"| {calls} | " + " | ".join(cells) + " |")
-    print(f"\nn = {a.test}, {a.calibration} for calibration\n\n" + "\n".join(lines))
+        rows.append([str(calls), *map(thousandths, zip(*found, strict=True))])
+    table = markdown(["calls", "plan", "least, in the span of its calls"], rows)
+    print(f"\nn = {a.test}, {a.calibration} for calibration\n\n{table}")
 
 
 if __name__ == "__main__":

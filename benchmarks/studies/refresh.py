@@ -26,6 +26,7 @@ from forecache_lab.generators.reference import CALIBRATION_SEED, TEST_SEED
 from ..flows import hunyuan21
 from ..flows.problems import Problem
 from ..flows.sampling import Batch, runner
+from ..tables import markdown, thousandths
 
 How = Literal["never", "move", "insert"]
 Limits = Mapping[int, float]
@@ -105,7 +106,7 @@ def main() -> None:
     test = range(TEST_SEED, TEST_SEED + a.test)
     batches = [Batch(problem, [seed]) for seed in test]
     made = Calibration(runner(Batch(problem, learned)), times=problem.times, seeds=learned)
-    lines = ["| | never | the next step moves | one more, paid back |", "|---|---|---|---|"]
+    rows = []
     for calls in a.calls:
         plan: Plan = made.plan(calls)
         for name, settings in (("auto", {"calls": calls}), ("plan", {"plan": plan})):
@@ -119,9 +120,10 @@ def main() -> None:
                     drift.append(float(batch.distances(batch.sample(cache).end, "drift")[0]))
                     assert cache.trace.computed == calls, "the budget is kept"
                     refreshed += bool(cache.refreshed)
-                cells.append(f"{1e3 * np.median(drift):.1f} / {1e3 * np.percentile(drift, 95):.1f} ({refreshed} runs)")
-            lines.append(f"| {name}, {calls} calls | " + " | ".join(cells) + " |")
-    print(f"\nlatent drift x 1000, median / p95; n = {a.test}, runs with a refresh in brackets\n\n" + "\n".join(lines))
+                cells.append(f"{thousandths(drift)} ({refreshed} runs)")
+            rows.append([f"{name}, {calls} calls", *cells])
+    print(f"\nlatent drift x 1000, median / p95; n = {a.test}, runs with a refresh in brackets\n")
+    print(markdown(["", "never", "the next step moves", "one more, paid back"], rows))
 
 
 if __name__ == "__main__":
