@@ -121,10 +121,7 @@ def forecache_rows(problem: Problem, calls: int) -> list[Method]:
             row("auto", "auto")]  # fmt: skip
     edges = problem.edges(problem.own)
     if edges:
-        rows += [
-            row("auto, branches apart", "auto", "apart"),
-            row("auto, edge computed", "auto", "edges", edges=edges),
-        ]
+        rows += [row("auto, branches apart", "auto", "apart"), row("auto, edge computed", "auto", "edges", edges=edges)]
     return rows
 
 

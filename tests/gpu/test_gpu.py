@@ -21,10 +21,7 @@ from benchmarks.gpu.clocks import Clock
 from forecache import Forecaster
 from forecache.snapshots import Snapshots
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 REPEATS = 7
 SLACK = 64 << 20  # bytes of work buffers
