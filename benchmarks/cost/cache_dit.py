@@ -107,10 +107,10 @@ def measure(
                 call = made[name].approximate if name in made else bare[name]
                 timed("forecast", name, call)
                 timed("again", name, call)
-    return spent, {name: held(each) for name, each in made.items()}
+    return spent, {name: bytes_held(each) for name, each in made.items()}
 
 
-def held(calibrator: Any) -> float:
+def bytes_held(calibrator: Any) -> float:
     """Bytes of tensors that a calibrator keeps."""
     if isinstance(calibrator, Forecasts):
         return calibrator.nbytes

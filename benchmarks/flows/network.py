@@ -45,7 +45,7 @@ class Network:
 
     def slope(self, u: torch.Tensor, s: float, guided: bool | None = None) -> torch.Tensor:
         """``du/ds`` on the chart of the problem's grid."""
-        form, chart = self.problem.form, self.problem.own.chart
+        form, chart = self.problem.form, self.problem.own_grid.chart
         alpha, sigma = level(chart, s)
         x = u * alpha if chart == "vp" else u
         o = self.output(x, alpha, sigma, guided)

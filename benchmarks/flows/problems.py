@@ -80,14 +80,14 @@ class Problem:
     decode: Callable[[torch.Tensor], Any] | None = None
 
     @cached_property
-    def own(self) -> Grid:
+    def own_grid(self) -> Grid:
         """The grid of the uncached run."""
         return self.grid(self.steps)
 
     @property
     def times(self) -> tuple[float, ...]:
         """What the sampler counts its own N + 1 points by."""
-        return self.own.times
+        return self.own_grid.times
 
     def guided(self, alpha: float, sigma: float) -> bool:
         """Whether guidance is on at this level."""

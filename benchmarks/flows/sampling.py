@@ -77,8 +77,8 @@ class Batch:
                 outside. "edges": both branches inside, cond alone outside (needs ``Forecaster(edges=...)``).
         """
         problem, net = self.problem, Network(self.problem, self.seeds)
-        x, computed = problem.start(self.seeds, problem.own), -1
-        for i, (here, there) in enumerate(pairwise(problem.own.levels)):
+        x, computed = problem.start(self.seeds, problem.own_grid), -1
+        for i, (here, there) in enumerate(pairwise(problem.own_grid.levels)):
 
             def compute(
                 rows: torch.Tensor | None = None, i: int = i, here: forms.Pair = here, x: torch.Tensor = x
@@ -138,10 +138,10 @@ def _march(problem: Problem, seeds: Seeds) -> torch.Tensor:
     """AB2 with at least :data:`FINE` steps. The history starts anew where guidance switches: the flow is smooth on
     either side only.
     """
-    chart, s = problem.own.chart, problem.own.s
+    chart, s = problem.own_grid.chart, problem.own_grid.s
     ends = _switches(problem)
     nodes = sorted({*s, *(e for e in ends if min(s) < e < max(s))}, reverse=s[0] > s[-1])
-    x, net = problem.start(seeds, problem.own), Network(problem, seeds)
+    x, net = problem.start(seeds, problem.own_grid), Network(problem, seeds)
     u = x / level(chart, s[0])[0] if chart == "vp" else x
     parts = problem.parts or math.ceil(FINE / (2 if problem.dear else 1) / len(s))
     states = {s[0]: u}
@@ -159,8 +159,8 @@ def _switches(problem: Problem) -> list[float]:
     found = []
     for n in problem.interval or ():
         if 0 < n < 1:
-            s = 1 - n if problem.own.chart == "flow" else n / (1 - n)
-            near = min(problem.own.s, key=lambda each: abs(each - s))
+            s = 1 - n if problem.own_grid.chart == "flow" else n / (1 - n)
+            near = min(problem.own_grid.s, key=lambda each: abs(each - s))
             found.append(near if abs(near - s) <= EDGE else s)
     return found
 

@@ -119,7 +119,7 @@ def forecache_rows(problem: Problem, calls: int) -> list[Method]:
 
     rows = [row("linear, even", "linear"), row("linear order 2, even", Linear(2)), row("chebyshev, even", "chebyshev"),
             row("auto", "auto")]  # fmt: skip
-    edges = problem.edges(problem.own)
+    edges = problem.edges(problem.own_grid)
     if edges:
         rows += [row("auto, branches apart", "auto", "apart"), row("auto, edge computed", "auto", "edges", edges=edges)]
     return rows

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from forecache import Guided
 
-from .networks import Plain, Size, drawn
+from .networks import Plain, Size, random_network
 from .problems import Place, Problem, count, grid, noise
 
 GUIDANCE = 5.0
@@ -26,7 +26,7 @@ REFERENCE = "forecache_lab.generators.reference"  # loads the networks' own clas
 GIB = 1 << 30
 
 
-def missing(place: Place, upstream: str, *packages: str) -> str:
+def why_missing(place: Place, upstream: str, *packages: str) -> str:
     """Why the code of an upstream cannot be imported; "": it can."""
     if upstream not in place.checkouts:
         return f"no checkout of {upstream} was given"
@@ -56,15 +56,15 @@ def hunyuan21(place: Place) -> Problem:
     tokens, channels, words = config["input_size"], config["in_channels"], config["text_len"]
     context = noise((2, words, config["context_dim"]), device, dtype)()
     given: Any = context
-    absent = missing(place, "hunyuan21", "diffusers", "einops")
+    absent = why_missing(place, "hunyuan21", "diffusers", "einops")
     network: nn.Module
     if absent:
         width, depth, heads = config["hidden_size"], config["depth"], config["num_heads"]
         size = Size(tokens, channels, width, depth, heads, words, config["context_dim"])
-        network = drawn(lambda: Plain(size), device, dtype)
+        network = random_network(lambda: Plain(size), device, dtype)
     else:
         upstream = importlib.import_module(f"{REFERENCE}.hunyuan21").load(place.checkouts["hunyuan21"])
-        network = drawn(lambda: upstream.Network(**config, **OF_HUNYUAN21), device, dtype)
+        network = random_network(lambda: upstream.Network(**config, **OF_HUNYUAN21), device, dtype)
         given = {"main": context}
 
     def call(x: torch.Tensor, t: float) -> torch.Tensor:
@@ -148,13 +148,13 @@ def _trellis(
     """
     device, half = place.device, torch.float16
     contexts = noise((2, size.words, size.word_width), device, half)()
-    absent = missing(place, "trellis", "easydict")
+    absent = why_missing(place, "trellis", "easydict")
     network: nn.Module
     if absent:
-        network = drawn(lambda: Plain(size), device, half)
+        network = random_network(lambda: Plain(size), device, half)
     else:
         upstream = importlib.import_module(f"{REFERENCE}.trellis").load(place.checkouts["trellis"])
-        network = drawn(lambda: getattr(upstream.models, kind)(**SHARED, **given), device)
+        network = random_network(lambda: getattr(upstream.models, kind)(**SHARED, **given), device)
 
     def forward(x: torch.Tensor, when: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         if absent:
@@ -224,7 +224,7 @@ def flux(place: Place) -> Problem:
     absent = "" if importlib.util.find_spec("diffusers") is not None else "not installed: diffusers"
     if absent:
         size = Size(tokens, 64, width, double + single, heads, words, config["joint_attention_dim"], beside=True)
-        plain = drawn(lambda: Plain(size), device, dtype)
+        plain = random_network(lambda: Plain(size), device, dtype)
         network: nn.Module = plain
         velocity: Callable[[Any], torch.Tensor] = plain.head
 
@@ -233,7 +233,9 @@ def flux(place: Place) -> Problem:
     else:
         from diffusers import FluxTransformer2DModel
 
-        network = transformer = drawn(lambda: FluxTransformer2DModel(**config, guidance_embeds=True), device, dtype)
+        network = transformer = random_network(
+            lambda: FluxTransformer2DModel(**config, guidance_embeds=True), device, dtype
+        )
         last: nn.Module = transformer.proj_out
         transformer.norm_out, transformer.proj_out = Keep(), Keep()
         pooled = noise((1, config["pooled_projection_dim"]), device, dtype)()

@@ -33,7 +33,7 @@ class Kept(Forecaster):
         return used
 
 
-def left(problem: Problem, plan: Plan, seed: int) -> tuple[float, float]:
+def drift_and_least(problem: Problem, plan: Plan, seed: int) -> tuple[float, float]:
     """Drift of one run under a plan, and the distance of its uncached sample to the span of its calls."""
     batch = Batch(problem, [seed])
     uncached = batch.uncached.double().flatten()
@@ -60,7 +60,10 @@ def main() -> None:
     rows = []
     for calls in a.calls:
         plan = made.plan(calls)
-        found = [left(problem, plan, seed) for seed in tqdm(range(FIRST, FIRST + a.test), str(calls), mininterval=2)]
+        found = [
+            drift_and_least(problem, plan, seed)
+            for seed in tqdm(range(FIRST, FIRST + a.test), str(calls), mininterval=2)
+        ]
         rows.append([str(calls), *map(thousandths, zip(*found, strict=True))])
     table = markdown(["calls", "plan", "least, in the span of its calls"], rows)
     print(f"\nn = {a.test}, {a.calibration} for calibration\n\n{table}")

@@ -116,9 +116,18 @@ def _problem(point: Point, number: int) -> Problem:
 
 
 def _network(
-    flow: Mixture, form: Form, told: bool, x: torch.Tensor, alpha: float, sigma: float, seeds: Seeds, guided: bool
+    flow: Mixture,
+    form: Form,
+    conditional: bool,
+    x: torch.Tensor,
+    alpha: float,
+    sigma: float,
+    seeds: Seeds,
+    guided: bool,
 ) -> torch.Tensor:
-    data = flow.guided(x, alpha, sigma, seeds, STRENGTH if guided else 1.0) if told else flow.data(x, alpha, sigma)
+    data = (
+        flow.guided(x, alpha, sigma, seeds, STRENGTH if guided else 1.0) if conditional else flow.data(x, alpha, sigma)
+    )
     return output(form, data, x, alpha, sigma)
 
 

@@ -97,7 +97,7 @@ def published_rows(problem: Problem, calls: int) -> list[Method]:
 def our_rows(problem: Problem, calls: int) -> list[Method]:
     """Rules of this package on the sampler's own times with an exact budget, as an adapter asks for them."""
     rows = [Method(name, "ours", [_ours(name, problem, calls)]) for name in OURS]
-    if edges := problem.edges(problem.own):
+    if edges := problem.edges(problem.own_grid):
         rows.append(Method(EDGED, "ours", [_ours(STEER, problem, calls, edges)]))
     return rows
 
@@ -106,10 +106,10 @@ def _ours(basis: str, problem: Problem, calls: int, edges: Sequence[int] = ()) -
     def make() -> Forecaster:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of few calls
-            admitted = basis == STEER and corrector(problem, problem.own)
+            admitted = basis == STEER and corrector(problem, problem.own_grid)
             return Forecaster(basis, times=problem.times, calls=calls, edges=edges, corrector=admitted)
 
-    return cached(make, "edges computed" if edges else "", served=partial(served, basis=basis))
+    return cached(make, "edges computed" if edges else "", served=partial(share_served, basis=basis))
 
 
 def corrector(problem: Problem, grid: Grid) -> Corrector:
@@ -127,7 +127,7 @@ def corrector(problem: Problem, grid: Grid) -> Corrector:
     return Corrector(tuple(grid.s), rates=rates, strength=problem.strength)
 
 
-def served(cache: Forecaster, basis: str) -> float:
+def share_served(cache: Forecaster, basis: str) -> float:
     """Share of the forecast steps that the rule itself served: by its name, or, for one that chooses among others, by a
     choice that it did not have to fall back from.
     """

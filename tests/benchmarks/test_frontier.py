@@ -65,9 +65,9 @@ def test_solvers_from_noise_to_data(solver):
 
 def test_edges():
     problem = edged(25)
-    assert problem.edges(problem.own) == [19], "25 steps, shift 3: guided are 0..18 (TRELLIS)"
+    assert problem.edges(problem.own_grid) == [19], "25 steps, shift 3: guided are 0..18 (TRELLIS)"
     twelve = edged(12)
-    assert twelve.edges(twelve.own) == [10], "12 steps: 0..9, the last of them at noise 0.5 exactly"
+    assert twelve.edges(twelve.own_grid) == [10], "12 steps: 0..9, the last of them at noise 0.5 exactly"
     assert 1 - twelve.times[9] == pytest.approx(0.5)
 
 
@@ -118,7 +118,7 @@ def test_streams_over_a_guidance_edge(streams):
     """Forecasting both branches as reuse is the combined velocity's reuse, except where guidance switches."""
     problem = edged()
     batch = Batch(problem, SEEDS)
-    edges = problem.edges(problem.own) if streams == "edges" else ()
+    edges = problem.edges(problem.own_grid) if streams == "edges" else ()
     every = Forecaster(Reuse(), times=problem.times, computed=range(12), edges=edges)
     assert torch.allclose(batch.sample(every, streams).end, batch.uncached)
     cache = Forecaster(Linear(2), times=problem.times, calls=8, edges=edges)
@@ -301,7 +301,7 @@ def test_the_uncached_loop_is_the_pipelines(hunyuan):
 def test_guided_parts_of_the_shifted_grids(hunyuan):
     for key, guided in {"hunyuan25shift3": 19, "hunyuan12shift3": 10, "hunyuan12shift5": 11}.items():
         problem = hunyuan[key]
-        assert problem.edges(problem.own) == [guided]
+        assert problem.edges(problem.own_grid) == [guided]
         x = problem.noise([TEST_SEED])
         inside, outside = (problem.network(x, 0.4, 0.6, [TEST_SEED], on) for on in (True, False))
         assert torch.allclose(inside.cond, outside, atol=1e-5)
@@ -336,7 +336,7 @@ def test_the_span_of_the_calls_bounds_every_choice_of_weights():
     problem = closed.gaussian()
     plan = methods.calibration(Batch(problem, range(100, 104)), "uncached", "combined", methods.Making()).plan(6)
     for seed in range(3):
-        drift, least = limits.left(problem, plan, seed)
+        drift, least = limits.drift_and_least(problem, plan, seed)
         assert 0 < least < drift
         batch = Batch(problem, [seed])
         cache = Forecaster("auto", times=problem.times, computed=plan.computed)

@@ -326,7 +326,7 @@ def test_zero_parameters_are_drawn_anew() -> None:
         torch.nn.init.zeros_(layer.weight)
         return layer
 
-    assert networks.drawn(silent, CPU, torch.float16).weight.any()
+    assert networks.random_network(silent, CPU, torch.float16).weight.any()
     assert not silent().weight.any()  # type: ignore[operator, union-attr]
     assert torch.get_default_dtype() == torch.float32
 
@@ -391,7 +391,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_file_says_what_it_is(written: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    body = results.read(written)
+    body = results.load(written)
     assert written.name.endswith(f"-tiny-{body['made'][:10]}.json")
     assert "--case=hunyuan3d-2.1" in body["command"]
     assert [case["stand_in"] for case in body["cases"]] == [
@@ -403,10 +403,10 @@ def test_a_file_says_what_it_is(written: Path, capsys: pytest.CaptureFixture[str
     assert main(["--show", str(written)]) == 0
     assert capsys.readouterr().out.strip() == page.strip()
     for name in (written.name, written.name.replace(".json", "-2.json")):
-        path = results.place(body, tmp_path)
+        path = results.free_path(body, tmp_path)
         assert path.name == name
         results.write(body, path)
-        assert results.read(path) == body
+        assert results.load(path) == body
 
 
 def on_cuda(body: dict[str, Any], share: float, saved: float) -> dict[str, Any]:
@@ -431,8 +431,8 @@ def on_cuda(body: dict[str, Any], share: float, saved: float) -> dict[str, Any]:
     ("share", "saved", "said"), [(0.03, 0.97, "met by auto"), (0.031, 0.99, "missed"), (0.01, 0.96, "missed")]
 )
 def test_the_target_is_told_for_the_production_size_alone(written: Path, share: float, saved: float, said: str) -> None:
-    body = on_cuda(results.read(written), share, saved)
-    assert results.problems(body) == []
+    body = on_cuda(results.load(written), share, saved)
+    assert results.faults(body) == []
     page = results.page(body)
     assert page.count("Target") == 1 and said in page and results.TINY[1:] not in page
 
@@ -475,14 +475,14 @@ RULE = ("cases", 0, "rules", "auto")
 def test_a_file_that_does_not_hold_together_is_refused(
     written: Path, change: Callable[[dict[str, Any]], None], said: str, tmp_path: Path
 ) -> None:
-    body = results.read(written)
-    assert results.problems(body) == []
+    body = results.load(written)
+    assert results.faults(body) == []
     change(body)
-    assert any(said in each for each in results.problems(body))
+    assert any(said in each for each in results.faults(body))
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps(body), encoding="utf-8")
     with pytest.raises(ValueError, match=r"bad\.json"):
-        results.read(bad)
+        results.load(bad)
     with pytest.raises(ValueError, match="results: "):
         results.write(body, tmp_path / "never.json")
     assert not (tmp_path / "never.json").exists()
@@ -492,7 +492,7 @@ def test_the_files_that_are_kept_hold_together_and_claim_no_device_that_was_not_
     folder = ROOT / "benchmarks" / "results"
     assert (folder / "README.md").is_file()
     for path in folder.glob("*.json"):
-        body = results.read(path)
+        body = results.load(path)
         page = path.with_suffix(".md").read_text(encoding="utf-8")
         assert page == results.page(body)
         if body["environment"]["type"] == "cpu":
@@ -519,7 +519,7 @@ def test_a_case_without_room_or_that_fails_is_left_out_and_the_others_run(
 
     def interrupted(place: problems.Place) -> problems.Problem:
         (path,) = tmp_path.glob("*-2.json")  # of this run, after its first case
-        assert set(results.read(path)["left_out"]) == {"flux", "hunyuan3d-2.1"}
+        assert set(results.load(path)["left_out"]) == {"flux", "hunyuan3d-2.1"}
         return cases.hunyuan21(place)
 
     monkeypatch.setitem(cases.CASES, "hunyuan3d-2.1", interrupted)

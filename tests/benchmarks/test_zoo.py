@@ -158,8 +158,8 @@ def exact(flow: Mixture, x: torch.Tensor, here: tuple[float, float], there: tupl
 def test_the_fine_solution_is_the_solution(grid):
     flow = Mixture(1, 32, power=0.5, spread=1.0)
     batch = Batch(problem(flow, grid, halves.forms_of(GRIDS[grid](12))[0], 12), SEEDS)
-    levels = batch.problem.own.levels
-    wanted = exact(flow, batch.problem.start(SEEDS, batch.problem.own), levels[0], levels[-1])
+    levels = batch.problem.own_grid.levels
+    wanted = exact(flow, batch.problem.start(SEEDS, batch.problem.own_grid), levels[0], levels[-1])
     assert distance(batch.fine, wanted).max() < 1.5e-3
     assert distance(batch.uncached, wanted).min() > 10 * distance(batch.fine, wanted).max()
 
@@ -168,7 +168,7 @@ def test_the_fine_solution_knows_where_guidance_switches():
     flow = Mixture(6, 8, spread=0.4, classes=3)
     here = problem(flow, "even", "velocity", 10, (0.8, 1.0), 3.0)
     coarse, fine = (Batch(replace(here, steps=steps), SEEDS) for steps in (10, 400))
-    assert here.edges(here.own) == [3], "noise .8 is guided still"
+    assert here.edges(here.own_grid) == [3], "noise .8 is guided still"
     seen: list[tuple[float, bool]] = []
     watched = replace(here, network=lambda *given: seen.append((given[2], given[4])) or here.network(*given))
     assert torch.equal(Batch(watched, SEEDS).fine, Batch(here, SEEDS).fine)
@@ -260,7 +260,7 @@ def test_the_share_that_a_rule_served():
     for i in range(12):
         cache.step(i, lambda i=i: value * 0.9**i)
     rules = [step.rules["v"] for step in cache.trace.steps if step.kind == "forecast"]
-    assert 0 < methods.served(cache, "dmd") == sum(rule == "dmd" for rule in rules) / len(rules) < 1
+    assert 0 < methods.share_served(cache, "dmd") == sum(rule == "dmd" for rule in rules) / len(rules) < 1
 
 
 @pytest.mark.parametrize(("steps", "calls"), [(50, 9), (50, 19), (25, 7), (12, 5), (49, 15)])

@@ -86,7 +86,7 @@ def test_a_file_of_results_is_written_and_read(tmp_path: Path) -> None:
     options = ["--device", "cuda", "--size", "tiny", "--repeats", "1", "--rule", "auto", "--out", str(tmp_path)]
     assert main(options) == 0
     (path,) = tmp_path.glob("*.json")
-    about = results.read(path)["environment"]
+    about = results.load(path)["environment"]
     assert about["device"] == torch.cuda.get_device_name(0) and about["cuda"] == (
         torch.version.cuda or torch.version.hip
     )
