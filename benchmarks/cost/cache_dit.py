@@ -4,14 +4,15 @@
 
     python -m benchmarks.cost.cache_dit [--quick]
 
-All calibrators are led through the same generations in turn, step by step, on values that are new in each: what one
-call finds in the caches is what ten others left there, as in a run that computes a network in between. "forecast" is
-the whole call of a skipped step: fit, weights, guard, sum, trace; "again" the same call repeated at once. One thread,
-process time.
+All calibrators go through the same generations step by step, one after the other, on values that are new in each. So a
+call finds the processor's caches as ten other calls left them, as in a run that computes a network in between.
+"forecast" is the whole call of a skipped step: fit, weights, guard, sum, trace; "again" the same call repeated at
+once. One thread, process time.
 
-"bare": six snapshots and six numbers, the fastest of the forms below, of those with float32 sums where that is said; a
-bfloat16 sum in bfloat16 rounds its weights or every partial sum, and errs by 1.5 to 4 times the rounding of its result.
-Rules of fewer snapshots (TaylorSeer 1: two) are held to the same yardstick.
+"bare" is a weighted sum of six snapshots and nothing else, written in several forms: the fastest of all forms, or,
+under "bare float32", the fastest that sums in float32. A bfloat16 sum in bfloat16 rounds its weights or every partial
+sum, and errs by 1.5 to 4 times the rounding of its result. Rules that read fewer snapshots (TaylorSeer 1: two) are
+compared with the same six.
 
 Schedules: the step mask "medium" of cache-dit at 28 steps, whose anchors are uneven, so that its DMD serves a line; and
 every second step, where its DMD fits.

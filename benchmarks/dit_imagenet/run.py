@@ -92,15 +92,15 @@ class Bench:
             yield replace(Chunk.load(chunk_path(out, method.key, block)), latents=torch.empty(0))
 
     def _sample(self, method: Method, indices: Sequence[int]) -> Batch:
-        # the other noise of a picture is nobody else's noise
+        # seeds behind those of all pictures, so that no picture has this noise already
         seed = self.seed + self.images * method.other_noise
         return sample(self.model, indices, seed, method.steps or self.steps, self.guidance, method.settings)
 
     def _warm_up(self, method: Method, block: int) -> None:
-        """What only first calls cost belongs to no row. And the same noise must give the same picture.
+        """Run once before anything is timed, and check that the same noise gives the same picture.
 
         Raises:
-            RuntimeError: it does not, since the scheduler draws noise of its own.
+            RuntimeError: it does not: the scheduler draws noise of its own.
         """
         indices = range(block * self.chunk, block * self.chunk + self.batch)
         first = self._sample(method, indices)

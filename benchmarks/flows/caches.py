@@ -19,7 +19,7 @@ Compute = Callable[..., torch.Tensor]
 
 
 class Cache(ABC):
-    """The three calls on a given schedule, and ``step`` on top of them. Values are ``[B, ...]``."""
+    """A cache on a given schedule, called as a ``Forecaster`` is. Values are ``[B, ...]``."""
 
     def __init__(self, computed: Collection[int]) -> None:
         self.computed = frozenset(computed)

@@ -55,7 +55,7 @@ class Problem:
         interval: noise levels ``sigma / (alpha + sigma)`` between which guidance is on, ends included; ``None``: it
             never switches.
         group: for the table of the zoo.
-        dear: its network takes long: half the seeds and half the fine steps, a quarter of the seeds that choose.
+        slow: its network takes long: half the seeds and half the fine steps, a quarter of the seeds that choose.
         strength: g of ``u + g (c - u)``, where there is guidance.
         title: line for the table of the frontier.
         parts: steps of the fine solution within each of the sampler's; ``None``: as many as the zoo takes.
@@ -72,7 +72,7 @@ class Problem:
     network: Callable[[torch.Tensor, float, float, Seeds, bool], Value]
     interval: tuple[float, float] | None = None
     group: str = "closed form"
-    dear: bool = False
+    slow: bool = False
     strength: float = 1.0
     title: str = ""
     parts: int | None = None

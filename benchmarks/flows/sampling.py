@@ -143,7 +143,7 @@ def _march(problem: Problem, seeds: Seeds) -> torch.Tensor:
     nodes = sorted({*s, *(e for e in ends if min(s) < e < max(s))}, reverse=s[0] > s[-1])
     x, net = problem.start(seeds, problem.own_grid), Network(problem, seeds)
     u = x / level(chart, s[0])[0] if chart == "vp" else x
-    parts = problem.parts or math.ceil(FINE / (2 if problem.dear else 1) / len(s))
+    parts = problem.parts or math.ceil(FINE / (2 if problem.slow else 1) / len(s))
     states = {s[0]: u}
     for a, b in pairwise([nodes[0], *(e for e in nodes[1:-1] if e in ends), nodes[-1]]):
         inside = [e for e in nodes if min(a, b) <= e <= max(a, b)]

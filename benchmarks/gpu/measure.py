@@ -49,8 +49,8 @@ def sample(problem: Problem, cache: Forecaster | None = None) -> torch.Tensor:
 
 
 def timed_calls(problem: Problem, clock: Clock) -> tuple[float, list[float]]:
-    """Seconds of an uncached run by the wall, and of each of its network calls by the device, which waits for nothing
-    between them.
+    """Seconds of an uncached run by the wall's clock, and of each of its network calls by the device's. Nothing waits
+    for the device between the calls.
     """
     x = problem.noise()
 
@@ -83,7 +83,7 @@ def walk(problem: Problem, cache: Forecaster, around: Around) -> None:
 
 
 def timed_parts(problem: Problem, cache: Forecaster, clock: Clock) -> dict[str, list[Spent]]:
-    """Times of all parts of a run, the device's queue empty around each."""
+    """Times of every part of a run; the device's queue is empty before and after each."""
     found: dict[str, list[Spent]] = {"call": [], "record": [], "skip": []}
 
     def around(kind: str, part: Callable[[], Any]) -> Any:

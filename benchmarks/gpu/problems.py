@@ -13,7 +13,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how large. ``checkouts``: by name of the upstream, patched or not."""
+    """The device, the size ("full" or "tiny"), and checkouts of upstreams by name, patched or not."""
 
     device: torch.device
     size: str = "full"
@@ -25,11 +25,13 @@ class Problem:
     """A sampler around a network: ``x_{i+1} = x_i + (t_{i+1} - t_i) velocity(value_i)``.
 
     Attributes:
-        network: the class that runs. stand_in: why it is not the model's own; "": it is.
-        left_out: what of the production size is missing; "": nothing.
-        value: of a network call, what the cache is given: shape and dtype.
-        call: ``call(x, t) -> value``, the network call that a skipped step saves. velocity: of a value.
-        items: axis of independent items of a value.
+        network: name of the class that runs.
+        stand_in: why that is not the model's own class; "" where it is.
+        left_out: what is missing of the production size; "" where nothing is.
+        value: shape and dtype of what a network call gives the cache.
+        call: ``call(x, t) -> value``, the network call that a skipped step saves.
+        velocity: turns a value into the velocity of the state.
+        items: axis of a value along which its items are independent; ``None``: it is one item.
     """
 
     name: str
@@ -63,5 +65,5 @@ def grid(steps: int) -> tuple[float, ...]:
 
 def noise(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
     """The same at every call."""
-    drawn_here = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    return drawn_here.clone
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    return made.clone

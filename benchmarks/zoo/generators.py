@@ -40,7 +40,7 @@ def _renamed(problem: Problem) -> Problem:
     whole = problem.interval == (0.0, 1.0)
     key = f"hunyuan21-{grid}-{problem.steps}-velocity-{'guided' if whole else 'interval'}"
     budgets = budgets_of(min(BUDGETS, key=lambda n: abs(n - problem.steps)))
-    return replace(problem, key=key, budgets=budgets, group=GROUP, dear=True, parts=None)
+    return replace(problem, key=key, budgets=budgets, group=GROUP, slow=True, parts=None)
 
 
 class Trellis:
@@ -80,7 +80,7 @@ class Trellis:
             found.append(
                 Problem(
                     f"trellis-{name}-{steps}-velocity-interval", "velocity", GRIDS[name], steps, budgets_of(steps),
-                    self.noise, self.velocity, tuple(self.settings["cfg_interval"]), group=GROUP, dear=True,
+                    self.noise, self.velocity, tuple(self.settings["cfg_interval"]), group=GROUP, slow=True,
                     strength=1 + self.settings["cfg_strength"],
                 )
             )  # fmt: skip

@@ -75,8 +75,13 @@ def above_euler(cells: Sequence[Cell], ours: str = STEER) -> list[str]:
 
 @dataclass(frozen=True)
 class Accurate:
-    """Cells with at least a quarter of the steps computed, those where a solver's error is below ours, and those of
-    them where it is below that of all N steps too, which no imitation of them can better.
+    """Our error to the fine solution beside that of the best solver, over cells with K >= N / 4.
+
+    Attributes:
+        cells: how many cells there are.
+        missed: those where a solver with as many calls has the smaller error.
+        beyond: those of ``missed`` where that error is below the N-step run's too, which a cache imitates and so cannot
+            better.
     """
 
     cells: int

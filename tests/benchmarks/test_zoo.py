@@ -364,7 +364,7 @@ def test_a_network_that_takes_long_gets_fewer_seeds(tmp_path, monkeypatch):
         return Bench(problem, seeds, choosing)
 
     monkeypatch.setattr(command, "Bench", bench)
-    here = replace(problem(Mixture(2, 4), "even", "velocity"), dear=True)
+    here = replace(problem(Mixture(2, 4), "even", "velocity"), slow=True)
     found = Results(tmp_path / "zoo.jsonl")
     for _ in range(2):
         command.measure(here, 0, 5, (6,), found, "")
@@ -539,4 +539,4 @@ def test_hunyuans_problems_are_the_frontiers_under_the_zoos_names(patched):
         "hunyuan21-shift3-12-velocity-interval", "hunyuan21-shift5-12-velocity-interval",
     }  # fmt: skip
     assert ours["hunyuan21-even-49-velocity-guided"].budgets == (15, 11, 9)
-    assert all(each.dear and each.group == generators.GROUP and each.strength == 3 for each in ours.values())
+    assert all(each.slow and each.group == generators.GROUP and each.strength == 3 for each in ours.values())
