@@ -65,17 +65,17 @@ def log_density(flow: Mixture, x: torch.Tensor, alpha: float, sigma: float) -> t
 
 # --- closed-form networks ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("modes", [1, 5])
-@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 3.0), (0.6, 0.8), (0.3, 0.7)])
-def test_the_denoiser_is_the_gradient_of_the_log_density(modes, alpha, sigma):
+def test_the_denoiser_is_the_gradient_of_the_log_density(modes):
     """``alpha E[y | x] = x + sigma^2 grad log p(x)`` (Tweedie), by central differences."""
     flow, h = Mixture(modes, 7, power=0.5, spread=0.4), 1e-5
     x = torch.stack([normal(seed, 7) for seed in SEEDS])
-    slopes = [
-        (log_density(flow, x + h * e, alpha, sigma) - log_density(flow, x - h * e, alpha, sigma)) / (2 * h)
-        for e in torch.eye(7, dtype=torch.float64)
-    ]
-    wanted = (x + sigma**2 * torch.stack(slopes, 1)) / alpha
-    assert torch.allclose(flow.data(x, alpha, sigma), wanted, atol=1e-7)
+    for alpha, sigma in ((1.0, 3.0), (0.6, 0.8), (0.3, 0.7)):
+        slopes = [
+            (log_density(flow, x + h * e, alpha, sigma) - log_density(flow, x - h * e, alpha, sigma)) / (2 * h)
+            for e in torch.eye(7, dtype=torch.float64)
+        ]
+        wanted = (x + sigma**2 * torch.stack(slopes, 1)) / alpha
+        assert torch.allclose(flow.data(x, alpha, sigma), wanted, atol=1e-7)
 
 
 def test_guidance_pulls_away_from_the_other_classes():
@@ -94,12 +94,12 @@ def test_data_have_mean_square_one():
 
 # --- forms ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 14.0), (0.6, 0.8), (0.25, 0.75)])
-def test_an_output_stands_for_the_data_and_noise_that_it_was_made_of(form, alpha, sigma):
+def test_an_output_stands_for_the_data_and_noise_that_it_was_made_of(form):
     data, noise = normal(0, 2, 6)[:, None]
-    x = alpha * data + sigma * noise
-    found = forms.split(form, forms.output(form, data, x, alpha, sigma), x, alpha, sigma)
-    assert torch.allclose(found[0], data) and torch.allclose(found[1], noise)
+    for alpha, sigma in ((1.0, 14.0), (0.6, 0.8), (0.25, 0.75)):
+        x = alpha * data + sigma * noise
+        found = forms.split(form, forms.output(form, data, x, alpha, sigma), x, alpha, sigma)
+        assert torch.allclose(found[0], data) and torch.allclose(found[1], noise)
 
 
 def test_steps_as_they_are_known():
@@ -120,13 +120,13 @@ def test_every_form_makes_the_same_run(grid):
 
 # --- grids ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", sorted(GRIDS))
-@pytest.mark.parametrize("steps", [5, 12, 25, 50])
-def test_grids_have_their_steps_and_one_direction(name, steps):
-    grid = GRIDS[name](steps)
-    assert len(grid.s) == len(grid.times) == steps + 1
-    assert len(schedule.effective_steps(grid.times)) == steps
-    noise = [s / (a + s) for a, s in grid.levels]
-    assert all(b < a for a, b in itertools.pairwise(noise)), "less noise at every step"
+def test_grids_have_their_steps_and_one_direction(name):
+    for steps in (5, 12, 25, 50):
+        grid = GRIDS[name](steps)
+        assert len(grid.s) == len(grid.times) == steps + 1
+        assert len(schedule.effective_steps(grid.times)) == steps
+        noise = [s / (a + s) for a, s in grid.levels]
+        assert all(b < a for a, b in itertools.pairwise(noise)), "less noise at every step"
 
 
 def test_published_ends():
@@ -263,13 +263,13 @@ def test_the_share_that_a_rule_served():
     assert 0 < methods.share_served(cache, "dmd") == sum(rule == "dmd" for rule in rules) / len(rules) < 1
 
 
-@pytest.mark.parametrize(("steps", "calls"), [(50, 9), (50, 19), (25, 7), (12, 5), (49, 15)])
-def test_schedules_have_exactly_the_calls(steps, calls):
-    fixed, spread = methods.schedules(steps, calls)
-    for found in (fixed, spread, methods.ramps(steps, calls)):
-        assert found
-        for each in found:
-            assert len(set(each)) == calls and min(each) == 0 and max(each) < steps
+def test_schedules_have_exactly_the_calls():
+    for steps, calls in ((50, 9), (50, 19), (25, 7), (12, 5), (49, 15)):
+        fixed, spread = methods.schedules(steps, calls)
+        for found in (fixed, spread, methods.ramps(steps, calls)):
+            assert found
+            for each in found:
+                assert len(set(each)) == calls and min(each) == 0 and max(each) < steps
 
 
 # --- halves -----------------------------------------------------------------------------------------------------------
@@ -434,26 +434,11 @@ def made_up(side: int = 8, hidden: int = 6, width: int = 5) -> list[torch.Tensor
     """Arrays in the order and the shapes of a published score network."""
     patches = (side // networks.PATCH) ** 2
     block = [
-        (width, patches),
-        (width,),
-        (patches, width),
-        (patches,),
-        (width, hidden),
-        (width,),
-        (hidden, width),
-        (hidden,),
-    ]
-    block += [(hidden, patches)] * 4
-    block[8:] = [(hidden, patches), (hidden, patches), (patches, hidden), (patches, hidden)]
-    shapes = [
-        (hidden, 2, 4, 4),
-        (hidden, 1, 1),
-        (1, hidden, 4, 4),
-        (1, 1, 1),
-        *block * 4,
-        (hidden, patches),
-        (hidden, patches),
-    ]
+        (width, patches), (width,), (patches, width), (patches,), (width, hidden), (width,), (hidden, width), (hidden,),
+        (hidden, patches), (hidden, patches), (patches, hidden), (patches, hidden),
+    ]  # fmt: skip
+    ends = [(hidden, 2, 4, 4), (hidden, 1, 1), (1, hidden, 4, 4), (1, 1, 1)]
+    shapes = [*ends, *block * 4, (hidden, patches), (hidden, patches)]
     return [0.3 * normal(k, *shape).float() for k, shape in enumerate(shapes)] + [torch.tensor(10.0)]
 
 
