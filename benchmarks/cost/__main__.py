@@ -31,12 +31,15 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forecache import Forecaster, Plan, Weights
-from forecache.rules import DMD, Linear
+from forecache.rules import DMD, Auto, Linear
 from forecache.snapshots import Snapshots
+
+from ..tables import markdown
 
 BLOCK = 3  # calls
 WINDOW = 6
 FIT, SUM, FORECAST, STATE = 50.0, 1.5, 5.0, 7.0  # targets, all ratios
+ITEMS, CHOICE = (1, 16, 256), 0.2  # batch sizes of auto's choice, and its target in ms
 
 
 @dataclass(frozen=True)
@@ -191,20 +194,45 @@ def serving(values: int, repeats: int) -> tuple[float, float, float]:
     return 1e3 * statistics.median(times[0]), 1e3 * statistics.median(times[1]), 1e3 * loading
 
 
+def choosing(items: int, steps: int) -> tuple[float, float]:
+    """Median and 95th percentile, in ms an item, of the choice of ``auto`` at a computed step: random Gram matrices of
+    a window that moves on over uneven steps, a new one for every item and step.
+    """
+    draw, rule, spent = np.random.default_rng(0), Auto(), []
+    times = np.cumsum(draw.integers(1, 5, steps + rule.window)).astype(np.float64)
+    for k in range(steps):
+        values = draw.normal(size=(items, rule.window, 2 * rule.window))
+        grams = values @ values.swapaxes(1, 2)
+        start = time.perf_counter()
+        for gram in grams:
+            rule.chosen(times[k : k + rule.window], gram)
+        spent.append(1e3 * (time.perf_counter() - start) / items)
+    return statistics.median(spent), float(np.percentile(spent, 95))
+
+
+def choices(steps: int) -> str:
+    """The row of :func:`choosing`, with its target."""
+    found = [choosing(n, steps) for n in ITEMS]
+    cells = [f"{median:.3f} / {p95:.3f}" for median, p95 in found]
+    row = ["auto's choice, ms a computed step and item, median / p95", *cells]
+    met = "met" if max(median for median, _ in found) <= CHOICE else "missed"
+    return f"{markdown(['', *(f'items: {n}' for n in ITEMS)], [row])}\n\nat most {CHOICE} ms: {met}"
+
+
 def table(rows: Sequence[Row]) -> str:
     """The Markdown table."""
     head = ["values", "fit: theirs", "ours", "ratio", "forecast: theirs", "ours", "bare sum", "theirs / ours",
             "ours / bare sum", "state, snapshots", "large tensors a forecast"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for row in rows:
         fit, gain, over, state = row.ratios.values()
-        cells = (
+        cells = [
             row.size, f"{row.fit_theirs:.1f} ms", f"{row.fit_ours:.2f} ms", f"{fit:.0f}x",
             f"{row.forecast_theirs:.2f} ms", f"{row.forecast_ours:.2f} ms", f"{row.bare_sum:.2f} ms",
             f"{gain:.1f}x", f"{over:.2f}", f"{state:.1f}", str(row.large),
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        ]  # fmt: skip
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -243,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         planned, ruled, loading = serving(values, repeats)
         extra = planned / ruled - 1
         print(f"{values:,} float32: {planned:.3f} ms, {ruled:.3f} ms ({100 * extra:+.1f} %); {loading:.1f} ms once")
+    print(f"\n{choices(20 if options.quick else 200)}")
     if options.json:
         body = {"window": WINDOW, "threads": 1, "rows": [{**asdict(row), "ratios": row.ratios} for row in rows]}
         options.json.write_text(json.dumps(body, indent=1), encoding="utf-8")

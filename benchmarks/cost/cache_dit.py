@@ -4,14 +4,15 @@
 
     python -m benchmarks.cost.cache_dit [--quick]
 
-All calibrators are led through the same generations in turn, step by step, on values that are new in each: what one
-call finds in the caches is what ten others left there, as in a run that computes a network in between. "forecast" is
-the whole call of a skipped step: fit, weights, guard, sum, trace; "again" the same call repeated at once. One thread,
-process time.
+All calibrators go through the same generations step by step, one after the other, on values that are new in each. So a
+call finds the processor's caches as ten other calls left them, as in a run that computes a network in between.
+"forecast" is the whole call of a skipped step: fit, weights, guard, sum, trace; "again" the same call repeated at
+once. One thread, process time.
 
-"bare": six snapshots and six numbers, the fastest of the forms below, of those with float32 sums where that is said; a
-bfloat16 sum in bfloat16 rounds its weights or every partial sum, and errs by 1.5 to 4 times the rounding of its result.
-Rules of fewer snapshots (TaylorSeer 1: two) are held to the same yardstick.
+"bare" is a weighted sum of six snapshots and nothing else, written in several forms: the fastest of all forms, or,
+under "bare float32", the fastest that sums in float32. A bfloat16 sum in bfloat16 rounds its weights or every partial
+sum, and errs by 1.5 to 4 times the rounding of its result. Rules that read fewer snapshots (TaylorSeer 1: two) are
+compared with the same six.
 
 Schedules: the step mask "medium" of cache-dit at 28 steps, whose anchors are uneven, so that its DMD serves a line; and
 every second step, where its DMD fits.
@@ -32,6 +33,8 @@ from cache_dit import steps_mask
 from cache_dit.caching.cache_contexts.calibrators import DMDCalibrator, FoCaCalibrator, TaylorSeerCalibrator
 
 from forecache_adapters.cache_dit import Config, Forecasts
+
+from ..tables import markdown
 
 RULES = ("exponential", "auto", "linear", "taylor", "hermite", "dmd")
 SIZES = ((1, 4096, 64), (1, 4096, 3072))
@@ -105,10 +108,10 @@ def measure(
                 call = made[name].approximate if name in made else bare[name]
                 timed("forecast", name, call)
                 timed("again", name, call)
-    return spent, {name: held(each) for name, each in made.items()}
+    return spent, {name: bytes_held(each) for name, each in made.items()}
 
 
-def held(calibrator: Any) -> float:
+def bytes_held(calibrator: Any) -> float:
     """Bytes of tensors that a calibrator keeps."""
     if isinstance(calibrator, Forecasts):
         return calibrator.nbytes
@@ -141,7 +144,7 @@ def show(spent: Milliseconds, state: Mapping[str, float], snapshot: int, half: b
     if half:
         head[6:6] = ["/ bare float32"]
         head[9:9] = ["/ bare float32"]
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    rows = []
     for name, ms in spent["forecast"].items():
         cells = [name]
         for kind in ("record", "forecast", "again"):
@@ -155,7 +158,8 @@ def show(spent: Milliseconds, state: Mapping[str, float], snapshot: int, half: b
             if kind != "record":
                 cells += [f"{middle[kind][name] / fastest(kind, word):.2f}x" for word in words]
         cells += [f"{state[name] / snapshot:.1f}" if name in state else "", str(len(ms))]
-        print("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    print(markdown(head, rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

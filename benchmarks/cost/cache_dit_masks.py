@@ -25,6 +25,8 @@ from cache_dit.caching.cache_contexts.calibrators import DMDCalibrator, FoCaCali
 from forecache.rules import Auto, Exponential, Linear
 from forecache_adapters.cache_dit import Config, Forecasts
 
+from ..tables import markdown
+
 POLICIES = ("slow", "medium", "fast", "ultra")
 DRAWS = 8
 MADE: dict[str, Callable[[], Any]] = {
@@ -88,9 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for policy in POLICIES:
         mask = steps_mask(total_steps=options.steps, mask_policy=policy)
         print(f"\n{policy}, {len(mask)} steps, {mask.count(0)} skipped: {''.join(map(str, mask))}\n")
-        print("| | line, max / mean | decay | period 18 | share |\n|---|---|---|---|---|")
-        for name, make in MADE.items():
-            print("| " + " | ".join([name, *row(make, mask)]) + " |")
+        head = ("", "line, max / mean", "decay", "period 18", "share")
+        print(markdown(head, ([name, *row(make, mask)] for name, make in MADE.items())))
 
 
 if __name__ == "__main__":

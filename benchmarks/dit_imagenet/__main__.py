@@ -32,7 +32,7 @@ Device = Annotated[str, typer.Option(help="'auto' (a GPU if there is one), 'cpu'
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16.")]
 
 
-def chosen(device: str) -> str:
+def resolve_device(device: str) -> str:
     """The device behind ``auto``."""
     if device != "auto":
         return device
@@ -63,7 +63,7 @@ def run(
 ) -> None:
     """Make the rows that are missing, and write results.json, .md, .png, .svg over all that were asked for."""
     warnings.simplefilter("ignore", FutureWarning)
-    where = chosen(device)
+    where = resolve_device(device)
     if calls is None and interval is None and plan_files is None:
         calls = [steps // 2, steps * 3 // 10, steps // 5]
     try:
@@ -98,7 +98,7 @@ def plan(
     """Calibrate plans for `run --plan`. Interrupted, the same command goes on where it was."""
     warnings.simplefilter("ignore", FutureWarning)
     try:
-        loaded = sampling.load(model, chosen(device), dtype)
+        loaded = sampling.load(model, resolve_device(device), dtype)
         made = plans.make(loaded, steps, guidance, calls, seeds_of(seeds), out / "recordings")
     except (ValueError, RuntimeError) as error:
         typer.echo(f"error: {error}", err=True)

@@ -46,7 +46,7 @@ class Chunk:
         )
 
     def save(self, path: Path) -> None:
-        """The file is whole or not there. Of the symmetric ``outer`` one triangle is kept."""
+        """Write the file, complete or not at all. Of the symmetric ``outer`` one triangle is kept."""
         m, p = self.moments, self.predictions
         body: dict[str, Any] = {
             "count": m.count, "total": m.total, "outer": m.outer[np.triu_indices(len(m.total))],

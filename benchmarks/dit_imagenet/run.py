@@ -14,6 +14,7 @@ import torch
 
 from forecache_lab.run_folder import open_folder
 
+from ..flows.sampling import distance
 from .chunks import Chunk, chunk_path
 from .features import Features
 from .methods import UNCACHED, Method
@@ -91,20 +92,20 @@ class Bench:
             yield replace(Chunk.load(chunk_path(out, method.key, block)), latents=torch.empty(0))
 
     def _sample(self, method: Method, indices: Sequence[int]) -> Batch:
-        # the other noise of a picture is nobody else's noise
+        # seeds behind those of all pictures, so that no picture has this noise already
         seed = self.seed + self.images * method.other_noise
         return sample(self.model, indices, seed, method.steps or self.steps, self.guidance, method.settings)
 
     def _warm_up(self, method: Method, block: int) -> None:
-        """What only first calls cost belongs to no row. And the same noise must give the same picture.
+        """Run once before anything is timed, and check that the same noise gives the same picture.
 
         Raises:
-            RuntimeError: it does not, since the scheduler draws noise of its own.
+            RuntimeError: it does not: the scheduler draws noise of its own.
         """
         indices = range(block * self.chunk, block * self.chunk + self.batch)
         first = self._sample(method, indices)
         if method.key == UNCACHED:
-            off = float(relative(self._sample(method, indices).latents, first.latents).max())
+            off = float(distance(self._sample(method, indices).latents, first.latents).max())
             if off > REPEATED:
                 name = type(self.model.pipe.scheduler).__name__
                 raise RuntimeError(f"model: two runs from one noise differ by {off:.2g}; {name} draws noise of its own")
@@ -122,20 +123,13 @@ class Bench:
             made.append(
                 Chunk(
                     Moments.of(values), Predictions.of(log_probabilities),
-                    relative(batch.latents.cpu(), reference).numpy(), mse.numpy(),
+                    distance(batch.latents.cpu(), reference), mse.numpy(),
                     np.array([[batch.calls, batch.cond, batch.uncond]], dtype=np.float64),
                     np.array([[batch.seconds, batch.denoise]]) / self.batch,
                     reference if near is None else torch.empty(0),
                 )
             )  # fmt: skip
         return reduce(add, made)
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``||a - b|| / ||b||`` of each item."""
-    off, size = (torch.linalg.vector_norm(each.double().flatten(1), dim=1) for each in (a - b, b))
-    ratio: torch.Tensor = off / size
-    return ratio
 
 
 def device_name(device: str) -> str:

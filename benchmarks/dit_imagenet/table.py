@@ -13,6 +13,7 @@ import numpy as np
 
 from forecache import files
 
+from .. import tables
 from .chunks import Chunk
 from .methods import CONTROL, FEWER, FLOOR, UNCACHED, Method
 from .statistics import Array, Gaussian, frechet
@@ -113,15 +114,15 @@ def markdown(title: str, made: Sequence[Mapping[str, Any]]) -> str:
     with_fid = made[0]["fid"] is not None
     head = ["method", "calls", "cond + uncond", "FID drift", *(["FID"] if with_fid else []), "IS", "latent drift"]
     head += ["PSNR, dB", "s/image", "of it denoising", "speed-up"]
-    lines = [title, "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for row in made:
         decibels = " / ".join("inf" if v is None else f"{v:.1f}" for v in row["psnr"])
         cells = [row["method"], f"{row['calls']:g}", f"{row['cond']:g} + {row['uncond']:g}", f"{row['fid_drift']:.3g}"]
         cells += [f"{row['fid']:.3g}"] if with_fid else []
         cells += [f"{row['inception_score']:.4g}", "{:.3g} / {:.3g}".format(*row["latent_drift"]), decibels]
         cells += ["{:.3g} / {:.3g}".format(*row[name]) for name in ("seconds", "denoise_seconds")]
-        lines.append("| " + " | ".join([*cells, f"{row['speedup']:.2f}"]) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{row['speedup']:.2f}"])
+    return f"{title}\n\n{tables.markdown(head, lines)}"
 
 
 def plot(path: Path, settings: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> None:

@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from forecache_lab.generators.reference import CALIBRATION_SEED, TEST_SEED
 
-from . import flows, network, report
+from ..flows import closed, hunyuan21
+from ..flows.problems import Problem
+from . import report
 from .measure import Bench, Row
 from .methods import Making
-from .problems import Problem
 
 FIRST = TEST_SEED + 64  # the test conditions before it were looked at while the methods were made
-CLOSED = ("gaussian", "mixture")
+CLOSED = {"gaussian": closed.gaussian, "mixture": closed.mixture}
 NETWORK = ("hunyuan50", "hunyuan25shift3", "hunyuan12shift3", "hunyuan12shift5")
 
 
@@ -38,12 +39,8 @@ def problems(names: list[str], checkout: Path | None) -> list[Problem]:
     if any(name in NETWORK for name in names):
         if checkout is None:
             raise ValueError("settings on the network need a checkout of Hunyuan3D-2.1: pass CHECKOUT")
-        made |= network.problems(checkout)
-    if "gaussian" in names:
-        made["gaussian"] = flows.gaussian()
-    if "mixture" in names:
-        made["mixture"] = flows.mixture()
-    return [made[name] for name in names]
+        made |= hunyuan21.problems(checkout)
+    return [made[name] if name in made else CLOSED[name]() for name in names]
 
 
 def write(out: Path, problem: Problem, rows: list[Row], conditions: dict[str, Any]) -> None:
@@ -98,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(bench.uncached())
             for calls in budgets[:1] if a.quick else budgets:
                 rows += bench.rows(calls)
-                conditions = {"test": bench.test, "calibration": bench.calibration}
+                conditions = {"test": bench.test.seeds, "calibration": bench.calibration.seeds}
                 write(a.out, problem, rows, conditions | {"seconds": time.perf_counter() - start})
         table = report.markdown(problem, rows, a.calibration)
         print(f"\n{table}\n\n{problem.key}: {time.perf_counter() - start:.0f} s, written to {a.out}", flush=True)

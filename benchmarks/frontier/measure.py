@@ -7,17 +7,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from forecache_lab.metrics import geometry
 
+from ..flows.methods import Candidate, Method
+from ..flows.problems import Problem, Seeds
+from ..flows.sampling import Batch, By, Run
 from . import methods
-from .methods import Candidate, Method
-from .problems import Problem, Seeds
-from .sampling import Result, sample, solution
 
-Values = npt.NDArray[np.float64]
+TARGETS: tuple[By, By] = ("drift", "error")
 DECODED = frozenset({  # rows whose meshes are compared, which takes longer than sampling them
     "uncached Euler", "Euler-K", "AB2-K", "UniPC-K", "best fixed-interval rule", "HiCache++ DMD (hicache-pp)", "auto",
     "plan", "plan, target reference",
@@ -45,12 +44,6 @@ class Row:
     geometry: dict[str, list[dict[str, Any] | None]] = field(default_factory=dict)
 
 
-def distance(latents: torch.Tensor, reference: torch.Tensor) -> Values:
-    """``||x - x_ref|| / ||x_ref||`` per condition."""
-    off, size = ((each).double().flatten(1).norm(dim=1) for each in (latents - reference, reference))
-    return np.asarray((off / size).numpy())
-
-
 class Bench:
     """One problem with its calibration and test conditions; a candidate runs once on either."""
 
@@ -65,31 +58,22 @@ class Bench:
     ) -> None:
         if set(calibration) & set(test):
             raise ValueError("calibration and test conditions must be disjoint")
-        self.problem, self.calibration, self.test, self.say = problem, list(calibration), list(test), progress
-        self.making = making
+        self.problem, self.say, self.making = problem, progress, making or methods.Making()
+        self.calibration, self.test = Batch(problem, calibration), Batch(problem, test)
+        self.screen = self.calibration.part(calibration[:SCREEN])
         self.meshes = meshes if problem.decode is not None else 0
-        self._scores: dict[tuple[Candidate, int], dict[str, float]] = {}
-        self._results: dict[Candidate, Result] = {}
-        self._near: dict[tuple[int, ...], torch.Tensor] = {}
+        self._scores: dict[tuple[Candidate, bool], dict[str, float]] = {}
+        self._runs: dict[Candidate, Run] = {}
         self._shapes: dict[str, list[Any]] = {}
 
-    def targets(self, seeds: Seeds) -> dict[str, torch.Tensor]:
-        """Final latents of the N-step run ("drift") and of the fine solution ("error")."""
-        key = tuple(seeds)
-        if key not in self._near:
-            self.say("references")
-            self._near[key] = sample(self.problem, seeds).latents
-        return {"drift": self._near[key], "error": solution(self.problem, seeds)[-1]}
-
-    def score(self, candidate: Candidate, by: str, conditions: int | None = None) -> float:
-        """Median over the (first) calibration conditions; a candidate that diverges is worst."""
-        seeds = self.calibration[:conditions]
-        key = candidate, len(seeds)
+    def score(self, candidate: Candidate, by: By, screening: bool = False) -> float:
+        """Median over the calibration conditions, or over the first few; a candidate that diverges is worst."""
+        key = candidate, screening
         if key not in self._scores:
-            latents = candidate.run(seeds).latents
+            batch = self.screen if screening else self.calibration
+            end = candidate.run(batch).end
             self._scores[key] = {
-                name: float(np.nan_to_num(np.median(distance(latents, each[: len(seeds)])), nan=np.inf))
-                for name, each in self.targets(self.calibration).items()
+                each: float(np.nan_to_num(np.median(batch.distances(end, each)), nan=np.inf)) for each in TARGETS
             }
         return self._scores[key][by]
 
@@ -98,18 +82,18 @@ class Bench:
         left = list(method.candidates)
         if len(left) == 1:
             return left[0]
-        if len(left) > KEPT and len(self.calibration) > SCREEN:
-            left = sorted(left, key=lambda each: self.score(each, method.by, SCREEN))[:KEPT]
+        if len(left) > KEPT and len(self.calibration.seeds) > SCREEN:
+            left = sorted(left, key=lambda each: self.score(each, method.by, screening=True))[:KEPT]
         return min(left, key=lambda each: self.score(each, method.by))
 
     def rows(self, calls: int) -> list[Row]:
         """Every method at one budget."""
         todo = [*methods.solver_rows(self.problem, calls), *methods.cache_rows(self.problem, calls)]
         self.say(f"{calls} calls: EasyCache thresholds")
-        todo += methods.easycache_rows(self.problem, calls, self.calibration)
+        todo += methods.easycache_rows(self.calibration, calls)
         todo += methods.forecache_rows(self.problem, calls)
         self.say(f"{calls} calls: plans")
-        todo += methods.plan_rows(self.problem, calls, self.calibration, self.making)
+        todo += methods.plan_rows(self.calibration, calls, self.making)
         rows, fixed = [], []
         for method in todo:
             self.say(f"{calls} calls: {method.name}")
@@ -125,41 +109,33 @@ class Bench:
 
     def uncached(self) -> Row:
         """The N-step run itself."""
-        steps = len(self.problem.effective)
-        return self._row("uncached Euler", "solver", "", steps, sample(self.problem, self.test))
+        return self._row("uncached Euler", "solver", "", self.problem.steps, self.test.sample())
 
-    def _run(self, candidate: Candidate) -> Result:
-        if candidate not in self._results:
-            self._results[candidate] = candidate.run(self.test)
-        return self._results[candidate]
+    def _run(self, candidate: Candidate) -> Run:
+        if candidate not in self._runs:
+            self._runs[candidate] = candidate.run(self.test)
+        return self._runs[candidate]
 
-    def _row(self, name: str, kind: str, setting: str, budget: int, result: Result) -> Row:
-        targets = self.targets(self.test)
-        values = {key: distance(result.latents, each).tolist() for key, each in targets.items()}
-        counts = {key: getattr(result, key).tolist() for key in ("calls", "cond", "uncond")}
-        return Row(
-            name,
-            kind,
-            setting,
-            budget,
-            **counts,
-            **values,
-            geometry=self._geometry(result.latents) if name in DECODED else {},
-        )
+    def _row(self, name: str, kind: str, setting: str, budget: int, run: Run) -> Row:
+        values = {by: self.test.distances(run.end, by).tolist() for by in TARGETS}
+        counts = {key: getattr(run, key).tolist() for key in ("calls", "cond", "uncond")}
+        geometry = self._geometry(run.end) if name in DECODED else {}
+        return Row(name, kind, setting, budget, **counts, **values, geometry=geometry)
 
     def _geometry(self, latents: torch.Tensor) -> dict[str, list[dict[str, Any] | None]]:
         if not self.meshes:
             return {}
-        found = {}
-        made = [self._mesh(latent) for latent in latents[: self.meshes]]
-        for key, each in self.targets(self.test).items():
-            if key not in self._shapes:
+        if not self._shapes:
+            for key, each in (("drift", self.test.uncached), ("error", self.test.fine)):
                 self._shapes[key] = [self._mesh(latent) for latent in each[: self.meshes]]
-            found[key] = [
+        made = [self._mesh(latent) for latent in latents[: self.meshes]]
+        return {
+            key: [
                 asdict(geometry.compare(a, b)) if a is not None and b is not None else None
-                for a, b in zip(made, self._shapes[key], strict=True)
+                for a, b in zip(made, shapes, strict=True)
             ]
-        return found
+            for key, shapes in self._shapes.items()
+        }
 
     def _mesh(self, latent: torch.Tensor) -> Any:
         assert self.problem.decode is not None

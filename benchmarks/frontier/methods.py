@@ -8,49 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-
-from forecache import Calibration, Forecaster, Plan, schedule
+from forecache import Calibration, Forecaster, Plan
 from forecache.rules import Hermite, Linear, Reuse, Rule, Taylor
 
-from . import solvers
-from .caches import EasyCache, HiCachePP, Spectrum, ramp
-from .problems import Problem, Seeds
-from .sampling import Result, Streams, reference_runner, runner, sample, solve
+from ..flows import solvers
+from ..flows.caches import EasyCache, HiCachePP, Spectrum
+from ..flows.grids import Grid
+from ..flows.methods import Candidate, Method, cached, solver
+from ..flows.problems import Problem
+from ..flows.sampling import Batch, Streams, reference_runner, runner
+from ..flows.schedules import Schedules, fixed_schedules, ramp_schedules
 
-Kind = Literal["solver", "published cache", "forecache", "control"]
 SIGMAS = (0.3, 0.5, 0.7)
 GATED = 4  # conditions that set EasyCache's threshold: each samples alone, since each has its own gate
 WARMUPS = (10, 3)  # EasyCache: the published one, and one for budgets that it does not fit into
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One setting: how to run it, and what to call it."""
-
-    label: str
-    run: Callable[[Seeds], Result]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row.
-
-    Attributes:
-        name, kind: for the table and the plot.
-        candidates: settings of which the calibration conditions choose one.
-        by: what they are chosen by: "drift" to the N-step run, "error" to the fine solution (solvers aim at that).
-    """
-
-    name: str
-    kind: Kind
-    candidates: Sequence[Candidate]
-    by: Literal["drift", "error"] = "drift"
-
-
-def cached(problem: Problem, make: Callable[[], Any], label: str = "", streams: Streams = "combined") -> Candidate:
-    """A candidate that samples with a fresh cache from ``make`` in every run."""
-    return Candidate(label, lambda seeds: sample(problem, seeds, make(), streams))
 
 
 # --- solvers --------------------------------------------------------------------------------------------------------
@@ -58,69 +29,24 @@ def solver_rows(problem: Problem, calls: int) -> list[Method]:
     """``calls`` steps on a grid with the problem's shift. Histories that start anew at a guidance edge are candidates
     beside those that do not.
     """
-    grid = problem.grid(calls)
-    edges = problem.edges(grid)
-
-    def candidates(solver: Callable[..., Any], options: Mapping[str, Mapping[str, Any]]) -> list[Candidate]:
-        found = []
-        for how, each in options.items():
-            for where, restart in {"": (), "restart at the edge": tuple(edges)}.items():
-                if restart or not where:
-                    run = partial(solve, problem, solver=solver, times=grid, restart=restart, **each)
-                    found.append(Candidate(", ".join(filter(None, (how, where))), run))
-        return found
-
-    dpm: dict[str, dict[str, Any]] = {"2M midpoint": {}, "2M heun": {"solver_type": "heun"}, "3M": {"order": 3}}
-    pc = {"order 2": {"order": 2}, "order 3": {"order": 3}}
-    euler = Candidate("", lambda seeds: solve(problem, seeds, solvers.euler, grid))
-    return [
-        Method("Euler-K", "solver", [euler]),
-        Method("AB2-K", "solver", candidates(solvers.ab2, {"": {}}), "error"),
-        Method("DPM-Solver++ multistep-K", "solver", candidates(solvers.dpm_solver, dpm), "error"),
-        Method("UniPC-K", "solver", candidates(solvers.unipc, pc), "error"),
-    ]
+    dpm, pc = solvers.flow_dpm, solvers.flow_unipc
+    ways: dict[str, dict[str, Callable[..., Any]]] = {
+        "AB2-K": {"": solvers.ab2},
+        "DPM-Solver++ multistep-K": {
+            "2M midpoint": dpm, "2M heun": partial(dpm, solver_type="heun"), "3M": partial(dpm, order=3)
+        },
+        "UniPC-K": {"order 2": pc, "order 3": partial(pc, order=3)},
+    }  # fmt: skip
+    found = [solver(name, problem, calls, each, "restart at the edge") for name, each in ways.items()]
+    return [euler_on("Euler-K", problem.grid(calls)), *found]
 
 
-def euler_on(problem: Problem, name: str, computed: Sequence[int]) -> Method:
-    """Euler with long steps over the times of the computed steps."""
-    grid = (*(problem.times[i] for i in computed), problem.times[-1])
-    return Method(name, "solver", [Candidate("", lambda seeds: solve(problem, seeds, solvers.euler, grid))])
+def euler_on(name: str, grid: Grid) -> Method:
+    """Euler with long steps."""
+    return Method(name, "solver", [Candidate("", lambda batch: batch.solve(solvers.euler, grid))])
 
 
 # --- published caches -----------------------------------------------------------------------------------------------
-Schedules = dict[tuple[int, ...], str]
-
-
-def closest(found: Schedules, calls: int) -> Schedules:
-    """Those of exactly ``calls`` computed steps; where there are none, of the next larger number."""
-    length = min((len(each) for each in found if len(each) >= calls), default=0)
-    return {each: label for each, label in found.items() if len(each) == length}
-
-
-def fixed_schedules(effective: Sequence[int], calls: int) -> Schedules:
-    """Every schedule of HiCache's form (warm-up, then a fixed interval, and the last step) with ``calls`` calls."""
-    found: Schedules = {}
-    for interval in range(1, len(effective) + 1):
-        for warmup in range(1, len(effective) + 1):
-            found.setdefault(
-                schedule.fixed_interval(effective, interval, warmup), f"warm-up {warmup}, interval {interval}"
-            )
-    return closest(found, calls)
-
-
-def ramp_schedules(effective: Sequence[int], calls: int) -> Schedules:
-    """Growth ramps of Spectrum's form with ``calls`` calls, with the published or a shorter warm-up, as published and
-    with the last step.
-    """
-    found: Schedules = {}
-    for warmup in (5, 4, 3, 2):
-        for growth in (0.75, 3.0, 0.0, *np.geomspace(0.02, 12, 60).tolist()):  # the published ones first
-            label = f"warm-up {warmup}, growth {growth:.3g}"
-            found.setdefault(ramp(effective, warmup, growth), label)
-            found.setdefault(schedule.ramp(effective, warmup, 2.0, growth), f"{label}, last step")
-    return closest(found, calls)
-
-
 def published(problem: Problem, rule: Rule, computed: Sequence[int]) -> Forecaster:
     """A rule as published: on the combined velocity, without the guard."""
     return Forecaster(rule, times=problem.times, computed=computed, guard=math.inf)
@@ -128,11 +54,11 @@ def published(problem: Problem, rule: Rule, computed: Sequence[int]) -> Forecast
 
 def cache_rows(problem: Problem, calls: int) -> list[Method]:
     """One method per published rule and order; every schedule of its form with ``calls`` calls is a candidate."""
-    fixed = fixed_schedules(problem.effective, calls)
+    fixed = fixed_schedules(range(problem.steps), calls)
 
     def family(name: str, rules: Mapping[str, Callable[[Sequence[int]], Any]], schedules: Schedules = fixed) -> Method:
         candidates = [
-            cached(problem, partial(make, computed), ", ".join(filter(None, (how, where))))
+            cached(partial(make, computed), ", ".join(filter(None, (how, where))))
             for computed, where in schedules.items()
             for how, make in rules.items()
         ]
@@ -143,7 +69,7 @@ def cache_rows(problem: Problem, calls: int) -> list[Method]:
 
     others = {f"order {o}, sigma {s:g}": rule(Hermite(o, s)) for o in (1, 2) for s in SIGMAS if (o, s) != (2, 0.5)}
     dmd = {f"order {o}": partial(HiCachePP, order=o) for o in (1, 2)}
-    ramps = ramp_schedules(problem.effective, calls)
+    ramps = ramp_schedules(range(problem.steps), calls)
     return [
         family("reuse, fixed interval", {"": rule(Reuse())}),
         *(family(f"TaylorSeer order {o}", {"": rule(Taylor(o))}) for o in (1, 2, 3)),
@@ -158,9 +84,9 @@ def cache_rows(problem: Problem, calls: int) -> list[Method]:
 FIXED_INTERVAL = ("reuse, fixed interval", "TaylorSeer", "HiCache")  # names that take part in the best of them
 
 
-def easycache_rows(problem: Problem, calls: int, seeds: Seeds) -> list[Method]:
-    """EasyCache with the smallest threshold whose mean calls over the first calibration ``seeds`` keep the budget."""
-    last = problem.effective[-1]
+def easycache_rows(batch: Batch, calls: int) -> list[Method]:
+    """EasyCache with the smallest threshold whose mean calls over the first calibration conditions keep the budget."""
+    gated, last = batch.part(batch.seeds[:GATED]), batch.problem.steps - 1
     rows = []
     for name, payload in (("EasyCache", "published"), ("EasyCache's gate, reuse", "reuse")):
         candidates = []
@@ -174,10 +100,10 @@ def easycache_rows(problem: Problem, calls: int, seeds: Seeds) -> list[Method]:
             low, high = math.log(1e-3), math.log(1e1)
             for _ in range(10):
                 middle = (low + high) / 2
-                mean = sample(problem, seeds[:GATED], make(math.exp(middle))).calls.mean()
+                mean = gated.sample(make(math.exp(middle))).calls.mean()
                 low, high = (low, middle) if mean <= calls else (middle, high)
             tau = math.exp(high)
-            candidates.append(cached(problem, partial(make, tau), f"warm-up {warmup}, tau {tau:.3g}"))
+            candidates.append(cached(partial(make, tau), f"warm-up {warmup}, tau {tau:.3g}"))
         if candidates:
             rows.append(Method(name, "published cache", candidates))
     return rows
@@ -189,16 +115,13 @@ def forecache_rows(problem: Problem, calls: int) -> list[Method]:
 
     def row(name: str, basis: Any, streams: Streams = "combined", **settings: Any) -> Method:
         make = partial(Forecaster, basis, times=problem.times, calls=calls, **settings)
-        return Method(name, "forecache", [cached(problem, make, streams=streams)])
+        return Method(name, "forecache", [cached(make, streams=streams)])
 
     rows = [row("linear, even", "linear"), row("linear order 2, even", Linear(2)), row("chebyshev, even", "chebyshev"),
             row("auto", "auto")]  # fmt: skip
-    edges = problem.edges(problem.times)
+    edges = problem.edges(problem.own_grid)
     if edges:
-        rows += [
-            row("auto, branches apart", "auto", "apart"),
-            row("auto, edge computed", "auto", "edges", edges=edges),
-        ]
+        rows += [row("auto, branches apart", "auto", "apart"), row("auto, edge computed", "auto", "edges", edges=edges)]
     return rows
 
 
@@ -212,52 +135,51 @@ class Making:
 
 
 def calibration(
-    problem: Problem, seeds: Seeds, target: Literal["uncached", "reference"], streams: Streams, making: Making
+    batch: Batch, target: Literal["uncached", "reference"], streams: Streams, making: Making
 ) -> Calibration:
     """Recordings that plans of every budget and of both targets share: they land on the uncached run or on the fine
     solution.
     """
-    near, fine = ("uncached", streams, tuple(seeds)), ("reference", streams, tuple(seeds))
-    if near not in problem.calibrations:
-        problem.calibrations[near] = Calibration(
-            runner(problem, streams),
+    problem, made = batch.problem, batch.memory.calibrations
+    near, fine = ((each, streams, tuple(batch.seeds)) for each in ("uncached", "reference"))
+    if near not in made:
+        made[near] = Calibration(
+            runner(batch, streams),
             times=problem.times,
-            seeds=seeds,
-            guidance_scale=None if streams == "combined" else problem.scale,
+            seeds=batch.seeds,
+            guidance_scale=None if streams == "combined" else problem.strength,
             memory=making.memory,
             ridge=making.ridge,
-            made_for={"problem": problem.key, "guidance_scale": problem.scale, "streams": streams},
+            made_for={"problem": problem.key, "guidance_scale": problem.strength, "streams": streams},
         )
-        reference = reference_runner(problem), problem.times
-        problem.calibrations[fine] = problem.calibrations[near].toward(reference)
-    made = problem.calibrations[near if target == "uncached" else fine]
-    made.refine = making.refine if target == "uncached" else 0
-    return made
+        made[fine] = made[near].toward((reference_runner(batch), problem.times))
+    found = made[near if target == "uncached" else fine]
+    found.refine = making.refine if target == "uncached" else 0
+    return found
 
 
-def plan_rows(problem: Problem, calls: int, seeds: Seeds, making: Making | None = None) -> list[Method]:
+def plan_rows(batch: Batch, calls: int, making: Making) -> list[Method]:
     """Plans, their schedule with other weights, and Euler with long steps on it.
 
     Where there is guidance a plan has its branches apart: the difference is a column of its own.
     """
+    problem = batch.problem
     streams: Streams = "combined" if problem.interval is None else "optional"
     apart = "" if problem.interval is None else "branches apart"
 
-    how_made = making or Making()
-
     def candidate(target: Literal["uncached", "reference"]) -> tuple[Candidate, Plan]:
-        by = calibration(problem, seeds, target, streams, how_made)
+        by = calibration(batch, target, streams, making)
         made = by.plan(calls)
         make = partial(Forecaster, times=problem.times, plan=made, made_for=made.made_for)
         how = ", ".join(filter(None, (apart, f"refined, {by.refine} round(s)" if by.refine else "")))
-        return cached(problem, make, how, streams), made
+        return cached(make, how, streams), made
 
     (near, plan), (fine, _) = candidate("uncached"), candidate("reference")
-    computed = plan.computed
-    on_its_steps = cached(problem, lambda: Forecaster(Linear(2), times=problem.times, computed=computed))
+    long = (*(problem.times[i] for i in plan.computed), problem.times[-1])
+    on_its_steps = partial(Forecaster, Linear(2), times=problem.times, computed=plan.computed)
     return [
-        euler_on(problem, "Euler on the plan's steps", computed),
-        Method("plan's steps, linear order 2", "forecache", [on_its_steps]),
+        euler_on("Euler on the plan's steps", Grid("flow", long, long)),
+        Method("plan's steps, linear order 2", "forecache", [cached(on_its_steps)]),
         Method("plan", "forecache", [near]),
         Method("plan, target reference", "forecache", [fine], "error"),
     ]

@@ -14,8 +14,9 @@ import numpy as np
 from forecache_lab.metrics import geometry
 from forecache_lab.metrics.resampling import bootstrap
 
+from .. import tables
+from ..flows.problems import Problem
 from .measure import Row
-from .problems import Problem
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -87,8 +88,8 @@ def markdown(problem: Problem, rows: Sequence[Row], calibration: int) -> str:
         + (f" Geometry: medians over {len(first.geometry['drift'])} conditions." if shaped else ""),
     ]  # fmt: skip
     for budget in dict.fromkeys(row.budget for row in rows):
-        lines += ["", f"### {budget} calls", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        lines += ["| " + " | ".join(cells(row, shaped)) + " |" for row in rows if row.budget == budget]
+        here = [cells(row, shaped) for row in rows if row.budget == budget]
+        lines += ["", f"### {budget} calls", "", tables.markdown(head, here)]
     return "\n".join(lines)
 
 

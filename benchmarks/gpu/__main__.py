@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from . import results, safety
-from .cases import CASES, Place
+from .cases import CASES
 from .clocks import Clock
 from .measure import RULES, measured
+from .problems import Place
 
 FAILED = "it failed"
 CHECKOUTS = {"hunyuan21": "Hunyuan3D-2.1", "trellis": "TRELLIS"}
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def chosen(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
     """The device of a name, made the current one.
 
     Raises:
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace, command: str) -> Iterator[dict[str, Any]]:
     """
     if options.repeats < 1:
         raise ValueError(f"repeats must be >= 1, got {options.repeats}")
-    device = chosen(options.device)
+    device = device_named(options.device)
     size = options.size or ("full" if device.type == "cuda" else "tiny")
     checkouts = {name: Path(folder) for name in CHECKOUTS if (folder := getattr(options, name))}
     place, clock, rules = Place(device, size, checkouts), Clock(device), tuple(options.rule or RULES)
@@ -106,15 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", FutureWarning)
     try:
         if options.show:
-            print("\n".join(results.page(results.read(path)) for path in options.show))
+            print("\n".join(results.page(results.load(path)) for path in options.show))
             return 0
         body, path = None, None
         for body in run(options, shlex.join(["python", "-m", "benchmarks.gpu", *given])):
-            if wrong := results.problems(body):
+            if wrong := results.faults(body):
                 print(json.dumps(body))  # minutes of measurement, even so
                 raise ValueError(f"results: {'; '.join(wrong)}")
             if options.out:  # after each case: a run that is broken off leaves what it has
-                path = path or results.place(body, options.out)
+                path = path or results.free_path(body, options.out)
                 results.write(body, path)
         assert body is not None
         print(results.page(results.rounded(body)))

@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,70 +18,15 @@ from torch.nn import functional
 
 from forecache import Guided
 
-from .networks import Plain, Size, drawn
+from .networks import Plain, Size, random_network
+from .problems import Place, Problem, count, grid, noise
 
 GUIDANCE = 5.0
 REFERENCE = "forecache_lab.generators.reference"  # loads the networks' own classes from a checkout
 GIB = 1 << 30
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where and how large. ``checkouts``: by name of the upstream, patched or not."""
-
-    device: torch.device
-    size: str = "full"
-    checkouts: Mapping[str, Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A sampler around a network: ``x_{i+1} = x_i + (t_{i+1} - t_i) velocity(value_i)``.
-
-    Attributes:
-        network: the class that runs. stand_in: why it is not the model's own; "": it is.
-        left_out: what of the production size is missing; "": nothing.
-        value: of a network call, what the cache is given: shape and dtype.
-        call: ``call(x, t) -> value``, the network call that a skipped step saves. velocity: of a value.
-        items: axis of independent items of a value.
-    """
-
-    name: str
-    network: str
-    stand_in: str
-    left_out: str
-    parameters: int
-    value: str
-    times: tuple[float, ...]
-    noise: Callable[[], torch.Tensor]
-    call: Callable[[torch.Tensor, float], Any]
-    velocity: Callable[[Any], torch.Tensor]
-    items: int | None = 0
-
-    @property
-    def steps(self) -> int:
-        return len(self.times) - 1
-
-    def advance(self, x: torch.Tensor, value: Any, i: int) -> torch.Tensor:
-        """One Euler step."""
-        return x + (self.times[i + 1] - self.times[i]) * self.velocity(value).to(x.dtype)
-
-
-def count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def grid(steps: int) -> tuple[float, ...]:
-    return tuple(i / steps for i in range(steps + 1))
-
-
-def noise(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-    """The same at every call."""
-    drawn_here = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    return drawn_here.clone
-
-
-def missing(place: Place, upstream: str, *packages: str) -> str:
+def why_missing(place: Place, upstream: str, *packages: str) -> str:
     """Why the code of an upstream cannot be imported; "": it can."""
     if upstream not in place.checkouts:
         return f"no checkout of {upstream} was given"
@@ -95,49 +38,40 @@ def missing(place: Place, upstream: str, *packages: str) -> str:
 HUNYUAN21: dict[str, dict[str, Any]] = {
     "full": {
         "input_size": 4096, "in_channels": 64, "hidden_size": 2048, "context_dim": 1024, "depth": 21, "num_heads": 16,
-        "qk_norm": True, "qk_norm_type": "rms", "qkv_bias": False, "text_len": 1370, "use_attention_pooling": False,
-        "num_moe_layers": 6, "num_experts": 8, "moe_top_k": 2,
+        "text_len": 1370, "num_moe_layers": 6, "num_experts": 8, "moe_top_k": 2,
     },
     "tiny": {
         "input_size": 16, "in_channels": 8, "hidden_size": 32, "context_dim": 16, "depth": 3, "num_heads": 2,
-        "qk_norm": True, "qk_norm_type": "rms", "qkv_bias": False, "text_len": 5, "use_attention_pooling": False,
-        "num_moe_layers": 1, "num_experts": 2, "moe_top_k": 1,
+        "text_len": 5, "num_moe_layers": 1, "num_experts": 2, "moe_top_k": 1,
     },
 }  # fmt: skip
+OF_HUNYUAN21 = {"qk_norm": True, "qk_norm_type": "rms", "qkv_bias": False, "use_attention_pooling": False}
 
 
 def hunyuan21(place: Place) -> Problem:
     """The shape model: 4096 latents of 64 channels, both branches of the guidance in one call of twice the batch, the
     combined velocity forecast, float16, 50 steps.
     """
-    config, device = HUNYUAN21[place.size], place.device
-    dtype = torch.float16
+    config, device, dtype = HUNYUAN21[place.size], place.device, torch.float16
     tokens, channels, words = config["input_size"], config["in_channels"], config["text_len"]
-    absent = missing(place, "hunyuan21", "diffusers", "einops")
+    context = noise((2, words, config["context_dim"]), device, dtype)()
+    given: Any = context
+    absent = why_missing(place, "hunyuan21", "diffusers", "einops")
+    network: nn.Module
     if absent:
-        size = Size(
-            tokens, channels, config["hidden_size"], config["depth"], config["num_heads"], words, config["context_dim"]
-        )
-        plain = drawn(lambda: Plain(size), device, dtype)
-        network: nn.Module = plain
-
-        def forward(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = plain(x, t, context)
-            return out
+        width, depth, heads = config["hidden_size"], config["depth"], config["num_heads"]
+        size = Size(tokens, channels, width, depth, heads, words, config["context_dim"])
+        network = random_network(lambda: Plain(size), device, dtype)
     else:
         upstream = importlib.import_module(f"{REFERENCE}.hunyuan21").load(place.checkouts["hunyuan21"])
-        network = dit = drawn(lambda: upstream.Network(**config), device, dtype)
-
-        def forward(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = dit(x, t.to(x.dtype), {"main": context})
-            return out
-
-    context = noise((2, words, config["context_dim"]), device, dtype)()
+        network = random_network(lambda: upstream.Network(**config, **OF_HUNYUAN21), device, dtype)
+        given = {"main": context}
 
     def call(x: torch.Tensor, t: float) -> torch.Tensor:
-        both = forward(torch.cat([x, x]), torch.full((2,), t, device=device), context)
-        cond, uncond = both.chunk(2)
-        return uncond + GUIDANCE * (cond - uncond)
+        when = torch.full((2,), t, device=device)
+        cond, uncond = network(torch.cat([x, x]), when if absent else when.to(dtype), given).chunk(2)
+        velocity: torch.Tensor = uncond + GUIDANCE * (cond - uncond)
+        return velocity
 
     return Problem(
         "hunyuan3d-2.1", type(network).__name__, absent, "", count(network), f"[1, {tokens}, {channels}] {dtype}",
@@ -146,68 +80,27 @@ def hunyuan21(place: Place) -> Problem:
 
 
 # --- TRELLIS ----------------------------------------------------------------------------------------------------------
-STRUCTURE: dict[str, dict[str, Any]] = {
-    "full": {"resolution": 16, "model_channels": 1024, "cond_channels": 1024, "num_blocks": 24, "num_heads": 16},
-    "tiny": {"resolution": 4, "model_channels": 32, "cond_channels": 16, "num_blocks": 2, "num_heads": 2},
-}
+FULL = {"model_channels": 1024, "cond_channels": 1024, "num_blocks": 24, "num_heads": 16}
+TINY = {"model_channels": 32, "cond_channels": 16, "num_blocks": 2, "num_heads": 2}
+STRUCTURE: dict[str, dict[str, Any]] = {"full": {"resolution": 16, **FULL}, "tiny": {"resolution": 4, **TINY}}
 SLAT: dict[str, dict[str, Any]] = {
-    "full": {"resolution": 64, "io_block_channels": [128], "model_channels": 1024, "cond_channels": 1024,
-             "num_blocks": 24, "num_heads": 16},
-    "tiny": {"resolution": 8, "io_block_channels": [16], "model_channels": 32, "cond_channels": 16, "num_blocks": 2,
-             "num_heads": 2},
-}  # fmt: skip
-SHARED: dict[str, Any] = {"in_channels": 8, "out_channels": 8, "pe_mode": "ape", "qk_rms_norm": True}
+    "full": {"resolution": 64, "io_block_channels": [128], **FULL},
+    "tiny": {"resolution": 8, "io_block_channels": [16], **TINY},
+}
+SHARED: dict[str, Any] = {"in_channels": 8, "out_channels": 8, "pe_mode": "ape", "qk_rms_norm": True, "use_fp16": True}
 WORDS = {"full": 1374, "tiny": 5}  # image tokens of the condition
 RADIUS = 0.9  # of a sphere in a cube of half-side 1 whose surface is in about 20,000 voxels of 64^3
 
 
-def branches(
-    forward: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], contexts: torch.Tensor
-) -> Any:
-    """A network call that is two, as TRELLIS makes it, and the guided velocity."""
-
-    def call(x: torch.Tensor, t: float) -> Guided:
-        when = torch.full((1,), 1000 * t, device=x.device)
-        return Guided(*(forward(x, when, context[None]) for context in contexts))
-
-    def velocity(value: Guided) -> torch.Tensor:
-        both: torch.Tensor = value.uncond + GUIDANCE * (value.cond - value.uncond)
-        return both
-
-    return call, velocity
-
-
 def trellis_structure(place: Place) -> Problem:
     """TRELLIS's first stage: a latent of 16^3 voxels and 8 channels, each branch a stream, float16 within, 25 steps."""
-    config, device = STRUCTURE[place.size], place.device
-    side, words = config["resolution"], WORDS[place.size]
-    half = torch.float16
-    absent = missing(place, "trellis", "easydict")
-    if absent:
-        size = Size(
-            side**3, 8, config["model_channels"], config["num_blocks"], config["num_heads"], words,
-            config["cond_channels"],
-        )  # fmt: skip
-        plain = drawn(lambda: Plain(size), device, half)
-        network: nn.Module = plain
-
-        def forward(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = plain(x.flatten(2).mT, t / 1000, context)
-            return out.mT.reshape(x.shape)
-    else:
-        upstream = importlib.import_module(f"{REFERENCE}.trellis").load(place.checkouts["trellis"])
-        given = {**SHARED, **config, "patch_size": 1, "use_fp16": True}
-        network = flow = drawn(lambda: upstream.models.SparseStructureFlowModel(**given), device)
-
-        def forward(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = flow(x, t, context.float())
-            return out
-
-    call, velocity = branches(forward, noise((2, words, config["cond_channels"]), device, half)())
-    return Problem(
-        "trellis-structure", type(network).__name__, absent, "", count(network),
-        f"2 x [1, 8, {side}, {side}, {side}] {torch.float32}", grid(25 if place.size == "full" else 20),
-        noise((1, 8, side, side, side), device, torch.float32), call, velocity,
+    config = STRUCTURE[place.size]
+    side = config["resolution"]
+    return _trellis(
+        place, "trellis-structure", (1, 8, side, side, side), _size(config, side**3, place),
+        lambda plain, x, t, context: plain(x.flatten(2).mT, t, context).mT.reshape(x.shape),
+        "SparseStructureFlowModel", {**config, "patch_size": 1},
+        lambda upstream, flow, x, t, context: flow(x, t, context),
     )  # fmt: skip
 
 
@@ -226,39 +119,59 @@ def trellis_slat(place: Place) -> Problem:
     The rows are one item. Where the upstream's class runs, the lab's convolution and ragged attention stand in for the
     CUDA packages; where a plain transformer does, four rows are one of its tokens, as the upstream pools them.
     """
-    config, device = SLAT[place.size], place.device
-    words = WORDS[place.size]
-    half = torch.float16
+    config = SLAT[place.size]
     coords = shell(config["resolution"])
-    coords = coords[: len(coords) // 4 * 4].to(device)
-    rows = len(coords)
-    absent = missing(place, "trellis", "easydict")
-    if absent:
-        size = Size(
-            rows, 8, config["model_channels"], config["num_blocks"], config["num_heads"], words,
-            config["cond_channels"], fold=4,
-        )  # fmt: skip
-        plain = drawn(lambda: Plain(size), device, half)
-        network: nn.Module = plain
+    coords = coords[: len(coords) // 4 * 4].to(place.device)
+    return _trellis(
+        place, "trellis-slat", (len(coords), 8), _size(config, len(coords), place, fold=4),
+        lambda plain, x, t, context: plain(x[None], t, context)[0],
+        "SLatFlowModel", {**config, "patch_size": 2, "num_io_res_blocks": 2},
+        lambda upstream, flow, x, t, context: flow(upstream.SparseTensor(feats=x, coords=coords), t, context).feats,
+        "the lab's sparse convolution and ragged attention in place of spconv and flash_attn", items=None,
+    )  # fmt: skip
 
-        def forward(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = plain(x[None], t / 1000, context)[0]
-            return out
+
+def _size(config: Mapping[str, Any], tokens: int, place: Place, fold: int = 1) -> Size:
+    width, depth, heads = config["model_channels"], config["num_blocks"], config["num_heads"]
+    return Size(tokens, 8, width, depth, heads, WORDS[place.size], config["cond_channels"], fold)
+
+
+def _trellis(
+    place: Place, name: str, shape: tuple[int, ...], size: Size, plain: Callable[..., torch.Tensor], kind: str,
+    given: Mapping[str, Any], own: Callable[..., torch.Tensor], stand_in: str = "", items: int | None = 0,
+) -> Problem:  # fmt: skip
+    """A stage whose network call is two, one for each branch, in float32 around a network of float16.
+
+    ``plain(network, x, t, context)`` is the velocity of a plain transformer of ``size``, ``own(upstream, network, x,
+    1000 t, context)`` that of the upstream's class ``kind``, made with ``given``, of which ``stand_in`` says what is
+    not the upstream's own.
+    """
+    device, half = place.device, torch.float16
+    contexts = noise((2, size.words, size.word_width), device, half)()
+    absent = why_missing(place, "trellis", "easydict")
+    network: nn.Module
+    if absent:
+        network = random_network(lambda: Plain(size), device, half)
     else:
         upstream = importlib.import_module(f"{REFERENCE}.trellis").load(place.checkouts["trellis"])
-        given = {**SHARED, **config, "patch_size": 2, "num_io_res_blocks": 2, "use_fp16": True}
-        network = flow = drawn(lambda: upstream.models.SLatFlowModel(**given), device)
+        network = random_network(lambda: getattr(upstream.models, kind)(**SHARED, **given), device)
 
-        def forward(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = flow(upstream.SparseTensor(feats=x, coords=coords), t, context.float()).feats
-            return out
+    def forward(x: torch.Tensor, when: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        if absent:
+            return plain(network, x, when / 1000, context)
+        return own(upstream, network, x, when, context.float())
 
-    call, velocity = branches(forward, noise((2, words, config["cond_channels"]), device, half)())
+    def call(x: torch.Tensor, t: float) -> Guided:
+        when = torch.full((1,), 1000 * t, device=x.device)
+        return Guided(*(forward(x, when, context[None]) for context in contexts))
+
+    def velocity(value: Guided) -> torch.Tensor:
+        both: torch.Tensor = value.uncond + GUIDANCE * (value.cond - value.uncond)
+        return both
+
     return Problem(
-        "trellis-slat", type(network).__name__,
-        absent or "the lab's sparse convolution and ragged attention in place of spconv and flash_attn", "",
-        count(network), f"2 x [{rows}, 8] {torch.float32}", grid(25 if place.size == "full" else 20),
-        noise((rows, 8), device, torch.float32), call, velocity, items=None,
+        name, type(network).__name__, absent or stand_in, "", count(network), f"2 x {list(shape)} {torch.float32}",
+        grid(25 if place.size == "full" else 20), noise(shape, device, torch.float32), call, velocity, items=items,
     )  # fmt: skip
 
 
@@ -298,7 +211,8 @@ def flux(place: Place) -> Problem:
     """
     config, device = dict(FLUX[place.size]), place.device
     side, words = FLUX_TOKENS[place.size]
-    tokens, width, dtype = side * side, config["attention_head_dim"] * config["num_attention_heads"], torch.bfloat16
+    heads, dtype = config["num_attention_heads"], torch.bfloat16
+    tokens, width = side * side, config["attention_head_dim"] * heads
     double, single = blocks_that_fit(config, device)
     left_out = ""
     if (double, single) != (config["num_layers"], config["num_single_layers"]):
@@ -309,11 +223,8 @@ def flux(place: Place) -> Problem:
     context = noise((1, words, config["joint_attention_dim"]), device, dtype)()
     absent = "" if importlib.util.find_spec("diffusers") is not None else "not installed: diffusers"
     if absent:
-        size = Size(
-            tokens, 64, width, double + single, config["num_attention_heads"], words, config["joint_attention_dim"],
-            beside=True,
-        )  # fmt: skip
-        plain = drawn(lambda: Plain(size), device, dtype)
+        size = Size(tokens, 64, width, double + single, heads, words, config["joint_attention_dim"], beside=True)
+        plain = random_network(lambda: Plain(size), device, dtype)
         network: nn.Module = plain
         velocity: Callable[[Any], torch.Tensor] = plain.head
 
@@ -322,7 +233,9 @@ def flux(place: Place) -> Problem:
     else:
         from diffusers import FluxTransformer2DModel
 
-        network = transformer = drawn(lambda: FluxTransformer2DModel(**config, guidance_embeds=True), device, dtype)
+        network = transformer = random_network(
+            lambda: FluxTransformer2DModel(**config, guidance_embeds=True), device, dtype
+        )
         last: nn.Module = transformer.proj_out
         transformer.norm_out, transformer.proj_out = Keep(), Keep()
         pooled = noise((1, config["pooled_projection_dim"]), device, dtype)()

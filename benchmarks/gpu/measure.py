@@ -12,8 +12,8 @@ import torch
 
 from forecache import Forecaster, Plan, Weights, schedule
 
-from .cases import Problem
 from .clocks import Clock, Spent, summary
+from .problems import Problem
 
 RULES = ("auto", "dmd", "exponential", "hermite", "plan")
 BUDGET = 0.3  # share of the steps that call the network
@@ -48,13 +48,13 @@ def sample(problem: Problem, cache: Forecaster | None = None) -> torch.Tensor:
     return x
 
 
-def calls(problem: Problem, clock: Clock) -> tuple[float, list[float]]:
-    """Seconds of an uncached run by the wall, and of each of its network calls by the device, which waits for nothing
-    between them.
+def timed_calls(problem: Problem, clock: Clock) -> tuple[float, list[float]]:
+    """Seconds of an uncached run by the wall's clock, and of each of its network calls by the device's. Nothing waits
+    for the device between the calls.
     """
     x = problem.noise()
 
-    def whole() -> list[tuple[Any, Any]]:
+    def uncached_run() -> list[tuple[Any, Any]]:
         marks, state = [], x
         for i in range(problem.steps):
             begin = clock.mark()
@@ -63,7 +63,7 @@ def calls(problem: Problem, clock: Clock) -> tuple[float, list[float]]:
             state = problem.advance(state, value, i)
         return marks
 
-    marks, spent = clock.timed(whole)
+    marks, spent = clock.timed(uncached_run)
     return spent.wall, [clock.between(*pair) for pair in marks]
 
 
@@ -82,8 +82,8 @@ def walk(problem: Problem, cache: Forecaster, around: Around) -> None:
         x = problem.advance(x, value, i)
 
 
-def parts(problem: Problem, cache: Forecaster, clock: Clock) -> dict[str, list[Spent]]:
-    """Times of all parts of a run, the device's queue empty around each."""
+def timed_parts(problem: Problem, cache: Forecaster, clock: Clock) -> dict[str, list[Spent]]:
+    """Times of every part of a run; the device's queue is empty before and after each."""
     found: dict[str, list[Spent]] = {"call": [], "record": [], "skip": []}
 
     def around(kind: str, part: Callable[[], Any]) -> Any:
@@ -145,7 +145,7 @@ def pairs(problem: Problem, rules: Sequence[str], clock: Clock, repeats: int) ->
     found: dict[str, list[Pair]] = {rule: [] for rule in rules}
     shuffled = random.Random(0)
     for k in range(repeats + 1):
-        alone, each_call = calls(problem, clock)
+        alone, each_call = timed_calls(problem, clock)
         for rule in shuffled.sample(list(rules), len(rules)):
             cache = forecaster(problem, rule)
             spent = clock.timed(lambda cache=cache: sample(problem, cache))[1]  # type: ignore[misc]
@@ -155,7 +155,7 @@ def pairs(problem: Problem, rules: Sequence[str], clock: Clock, repeats: int) ->
     return found
 
 
-def both(spent: Sequence[Spent]) -> dict[str, dict[str, float] | None]:
+def by_clock(spent: Sequence[Spent]) -> dict[str, dict[str, float] | None]:
     """Summaries by both clocks."""
     device = [each.device for each in spent if each.device is not None]
     return {"wall": summary([each.wall for each in spent]), "device": summary(device) if device else None}
@@ -171,7 +171,7 @@ def measured(problem: Problem, rules: Sequence[str], clock: Clock, repeats: int)
     found: dict[str, Any] = {}
     every_call: list[Spent] = []
     for rule in rules:
-        runs = [parts(problem, forecaster(problem, rule), clock) for _ in range(repeats)]
+        runs = [timed_parts(problem, forecaster(problem, rule), clock) for _ in range(repeats)]
         every_call += [spent for run in runs for spent in run["call"]]
         cache = forecaster(problem, rule)
         peak = clock.peak(lambda cache=cache: sample(problem, cache))  # type: ignore[misc]
@@ -182,8 +182,8 @@ def measured(problem: Problem, rules: Sequence[str], clock: Clock, repeats: int)
             "calls": trace.computed,
             "skipped": trace.forecast,
             "fallbacks": trace.fallbacks,
-            "skip": both([spent for run in runs for spent in run["skip"]]),
-            "record": both([spent for run in runs for spent in run["record"]]),
+            "skip": by_clock([spent for run in runs for spent in run["skip"]]),
+            "record": by_clock([spent for run in runs for spent in run["record"]]),
             "saved": {**summary(saved), "least": min(saved)},
             "seconds": {
                 "uncached": summary([pair.uncached for pair in whole[rule]]),
@@ -193,7 +193,7 @@ def measured(problem: Problem, rules: Sequence[str], clock: Clock, repeats: int)
             "waits": None if blind or not clock.cuda else waits(problem, forecaster(problem, rule), clock),
             "returns_early": returns_early(problem, forecaster(problem, rule), clock) if clock.cuda else None,
         }
-    call = both(every_call)
+    call = by_clock(every_call)
     for each in found.values():
         each["overhead"] = {
             name: None if (skip := each["skip"][name]) is None else skip["median"] / call[name]["median"]  # type: ignore[index]

@@ -100,7 +100,9 @@ class Plain(nn.Module):
         return self.head(self.hidden(x, t, context)).to(x.dtype)
 
 
-def drawn(make: Callable[[], Net], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0) -> Net:
+def random_network(
+    make: Callable[[], Net], device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Net:
     """``make()`` with random weights, made on ``device`` in ``dtype``: no copy of twice the size, none in the host.
 
     Parameters that are all zero are drawn anew: with a zero output layer a velocity is 0, and a forecast of it free.

@@ -20,6 +20,8 @@ import torch
 
 import forecache
 
+from .. import tables
+
 FORMAT = 1
 OVERHEAD, SAVED = 0.03, 0.97  # targets at the production size of Hunyuan3D-2.1
 TARGET_CASE = "hunyuan3d-2.1"
@@ -28,7 +30,7 @@ TINY = "tiny networks: shows the format and that the suite runs, nothing about a
 MIB = 1 << 20
 
 
-def told(*command: str) -> str | None:
+def first_line(*command: str) -> str | None:
     """The first line that a program prints; ``None``: it is not there or fails."""
     if shutil.which(command[0]) is None:
         return None
@@ -58,7 +60,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "numpy": np.__version__,
         "forecache": forecache.__version__,
         "diffusers": installed("diffusers"),
-        "commit": told("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),
+        "commit": first_line("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),
     }
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)
@@ -66,14 +68,14 @@ def environment(device: torch.device) -> dict[str, Any]:
             "device": about.name,
             "memory": about.total_memory,
             "capability": f"{about.major}.{about.minor}",
-            "driver": told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             "cuda": torch.version.cuda or torch.version.hip,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call, unused-ignore]
         }
     return found
 
 
-def place(body: Mapping[str, Any], folder: Path) -> Path:
+def free_path(body: Mapping[str, Any], folder: Path) -> Path:
     """``DEVICE[-tiny]-DATE.json`` in ``folder``, which is made; a second run of a day gets a number."""
     about, size = body["environment"], body["settings"]["size"]
     slug = re.sub(r"[^a-z0-9]+", "-", str(about["device"]).lower()).strip("-")
@@ -90,19 +92,19 @@ def write(body: Mapping[str, Any], path: Path) -> None:
     """The file, and its table beside it.
 
     Raises:
-        ValueError: a body that :func:`problems` finds fault with.
+        ValueError: a body that :func:`faults` finds fault with.
     """
-    if wrong := problems(body):
+    if wrong := faults(body):
         raise ValueError(f"results: {'; '.join(wrong)}")
     path.write_text(json.dumps(rounded(body), indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(page(rounded(body)), encoding="utf-8")
 
 
-def read(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """A file of results.
 
     Raises:
-        ValueError: no such file, or one that :func:`problems` finds fault with.
+        ValueError: no such file, or one that :func:`faults` finds fault with.
     """
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
@@ -110,7 +112,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(body, dict):
         raise ValueError(f"{path}: must hold an object")
-    if wrong := problems(body):
+    if wrong := faults(body):
         raise ValueError(f"{path}: {'; '.join(wrong)}")
     return body
 
@@ -125,15 +127,15 @@ def rounded(value: Any) -> Any:
 
 
 # --- whether it holds together ----------------------------------------------------------------------------------------
-def problems(body: Mapping[str, Any]) -> list[str]:
+def faults(body: Mapping[str, Any]) -> list[str]:
     """What is wrong with a file's content; nothing: it can be read and is consistent."""
     try:
-        return list(_problems(body))
+        return list(_faults(body))
     except (KeyError, TypeError, AttributeError) as error:
         return [f"malformed: {type(error).__name__} {error}"]
 
 
-def _problems(body: Mapping[str, Any]) -> Iterator[str]:
+def _faults(body: Mapping[str, Any]) -> Iterator[str]:
     if body["format"] != FORMAT:
         yield f"format must be {FORMAT}, got {body['format']!r}"
         return
@@ -219,25 +221,25 @@ def table(case: Mapping[str, Any], device: str) -> str:
     """Markdown: a row for each rule."""
     head = ["rule", "calls + skipped", "skipped step, ms", "record, ms", "of a call", "time saved", "peak MiB", "waits",
             "n"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for rule, each in case["rules"].items():
         memory, counted = each["memory"], each["waits"]
         share = each["overhead"]["device"] if each["overhead"]["device"] is not None else each["overhead"]["wall"]
-        cells = (
+        cells = [
             rule, f"{each['calls']} + {each['skipped']}", _ms(_best(each["skip"])), _ms(_best(each["record"])),
             f"{100 * share:.{SIGNIFICANT}g} %", f"{100 * each['saved']['median']:.1f} %",
             "-" if memory is None else _peak(memory),
             "-" if counted is None else f"{counted['record']} + {counted['skip']}",
             f"{_best(each['skip'])['n']:.0f}, {each['saved']['n']:.0f} runs",
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        ]  # fmt: skip
+        rows.append(cells)
     what = f"{case['network']}, {case['parameters'] / 1e6:,.4g} M random weights"
     if case["stand_in"]:
         what += f", stand-in ({case['stand_in']})"
     if case["left_out"]:
         what += f", only {case['left_out']}"
-    told_call = f"network call {_ms(_best(case['call']))} ms on {device}, {case['steps']} steps"
-    return f"## {case['name']}: {case['value']}\n\n{what}; {told_call}.\n\n" + "\n".join(lines)
+    timing = f"network call {_ms(_best(case['call']))} ms on {device}, {case['steps']} steps"
+    return f"## {case['name']}: {case['value']}\n\n{what}; {timing}.\n\n" + tables.markdown(head, rows)
 
 
 def page(body: Mapping[str, Any]) -> str:

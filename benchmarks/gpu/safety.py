@@ -13,7 +13,7 @@ import torch
 from forecache import Forecaster
 from forecache.snapshots import DTYPES, Snapshots
 
-from .networks import Plain, Size, drawn
+from .networks import Plain, Size, random_network
 
 Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 SMALL = Size(tokens=256, channels=16, width=256, depth=4, heads=4, words=32, word_width=64)
@@ -23,7 +23,7 @@ STEPS, CALLS = 24, 9
 
 def function(device: torch.device, dtype: torch.dtype, size: Size = SMALL) -> tuple[Function, torch.Tensor]:
     """A network ``f(x, t)`` and noise for it."""
-    network = drawn(lambda: Plain(size), device, dtype)
+    network = random_network(lambda: Plain(size), device, dtype)
     made = torch.Generator().manual_seed(2)
     context = torch.randn(1, size.words, size.word_width, generator=made).to(device, dtype)
     x = torch.randn(1, size.tokens, size.channels, generator=made).to(device, dtype)

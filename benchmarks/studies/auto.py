@@ -11,18 +11,17 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from forecache import Forecaster, schedule
 from forecache.rules import DMD, Auto, Linear, Rule
 from forecache_lab.generators.reference import CALIBRATION_SEED
 
+from ..flows.problems import Problem
+from ..flows.sampling import Batch, Run
+from ..flows.solvers import euler
 from ..frontier.__main__ import CLOSED, problems
-from ..frontier.measure import distance
-from ..frontier.problems import Problem
-from ..frontier.sampling import sample, solve
-from ..frontier.solvers import euler
+from ..tables import markdown, thousandths
 
 BUDGETS = {
     "gaussian": (9, 11, 15), "mixture": (9, 11, 15), "hunyuan50": (7, 9, 11, 15), "hunyuan25shift3": (6, 8, 10),
@@ -56,24 +55,21 @@ def _mixed(mix: float) -> Spread:
 
 def table(problem: Problem, seeds: Sequence[int], budgets: Sequence[int]) -> str:
     """Markdown of one setting."""
-    uncached = sample(problem, seeds).latents
+    batch = Batch(problem, seeds)
 
-    def cell(latents: torch.Tensor) -> str:
-        off = 1e3 * distance(latents, uncached)
-        return f"{np.median(off):.1f} / {np.percentile(off, 95):.0f}"
+    def cell(run: Run) -> str:
+        return thousandths(batch.distances(run.end, "drift").tolist(), ".0f")
 
-    lines = [f"{problem.title}, {len(seeds)} calibration conditions", ""]
-    lines += ["| | " + " | ".join(f"{calls} calls" for calls in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
-    cells = [cell(solve(problem, seeds, euler, problem.grid(calls)).latents) for calls in budgets]
-    lines.append("| Euler with as many steps | " + " | ".join(cells) + " |")
+    lines = [["Euler with as many steps", *(cell(batch.solve(euler, problem.grid(calls))) for calls in budgets)]]
     for name, (rule, spread, corrector) in rows().items():
         cells = []
         for calls in budgets:
-            computed = spread(problem.effective, calls)
+            computed = spread(range(problem.steps), calls)
             cache = Forecaster(rule, times=problem.times, computed=computed, corrector=corrector)
-            cells.append(cell(sample(problem, seeds, cache).latents))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells.append(cell(batch.sample(cache)))
+        lines.append([name, *cells])
+    head = ["", *(f"{calls} calls" for calls in budgets)]
+    return f"{problem.title}, {len(seeds)} calibration conditions\n\n{markdown(head, lines)}"
 
 
 def main() -> None:

@@ -11,17 +11,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from forecache import Calibration, Forecaster, Plan
 from forecache_lab.generators.reference import CALIBRATION_SEED
 
-from ..frontier import network
+from ..flows import hunyuan21
+from ..flows.problems import Problem
+from ..flows.sampling import Batch, runner
 from ..frontier.__main__ import FIRST
-from ..frontier.problems import Problem
-from ..frontier.sampling import runner, sample
+from ..tables import markdown, thousandths
 
 
 class Kept(Forecaster):
@@ -33,12 +33,13 @@ class Kept(Forecaster):
         return used
 
 
-def left(problem: Problem, plan: Plan, seed: int) -> tuple[float, float]:
+def drift_and_least(problem: Problem, plan: Plan, seed: int) -> tuple[float, float]:
     """Drift of one run under a plan, and the distance of its uncached sample to the span of its calls."""
-    uncached = sample(problem, [seed]).latents.double().flatten()
+    batch = Batch(problem, [seed])
+    uncached = batch.uncached.double().flatten()
     cache = Kept(times=problem.times, plan=plan, made_for=plan.made_for)
-    cached = sample(problem, [seed], cache).latents.double().flatten()
-    columns = torch.stack([problem.start([seed]), *cache.seen]).double().flatten(1).T
+    cached = batch.sample(cache).end.double().flatten()
+    columns = torch.stack([problem.noise([seed]), *cache.seen]).double().flatten(1).T
     nearest = columns @ torch.linalg.lstsq(columns, uncached).solution
     size = float(uncached.norm())
     return float((cached - uncached).norm()) / size, float((nearest - uncached).norm()) / size
@@ -53,18 +54,19 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=32)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    problem = network.problems(a.checkout)["hunyuan50"]
+    problem = hunyuan21.problems(a.checkout)["hunyuan50"]
     seeds = range(CALIBRATION_SEED, CALIBRATION_SEED + a.calibration)
-    made = Calibration(runner(problem), times=problem.times, seeds=seeds, refine=a.refine)
-    lines = ["| calls | plan | least, in the span of its calls |", "|---|---|---|"]
+    made = Calibration(runner(Batch(problem, seeds)), times=problem.times, seeds=seeds, refine=a.refine)
+    rows = []
     for calls in a.calls:
         plan = made.plan(calls)
-        found = [left(problem, plan, seed) for seed in tqdm(range(FIRST, FIRST + a.test), str(calls), mininterval=2)]
-        cells = (
-            f"{1e3 * np.median(each):.1f} / {1e3 * np.percentile(each, 95):.1f}" for each in zip(*found, strict=True)
-        )
-        lines.append(f"| {calls} | " + " | ".join(cells) + " |")
-    print(f"\nn = {a.test}, {a.calibration} for calibration\n\n" + "\n".join(lines))
+        found = [
+            drift_and_least(problem, plan, seed)
+            for seed in tqdm(range(FIRST, FIRST + a.test), str(calls), mininterval=2)
+        ]
+        rows.append([str(calls), *map(thousandths, zip(*found, strict=True))])
+    table = markdown(["calls", "plan", "least, in the span of its calls"], rows)
+    print(f"\nn = {a.test}, {a.calibration} for calibration\n\n{table}")
 
 
 if __name__ == "__main__":

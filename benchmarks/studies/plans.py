@@ -23,6 +23,8 @@ from forecache_adapters import hunyuan21 as adapter
 from forecache_lab.generators.reference import CALIBRATION_SEED, TEST_SEED, hunyuan21, solids
 from forecache_lab.generators.reference.pictures import PICTURE
 
+from ..tables import markdown, thousandths
+
 GUIDANCE = hunyuan21.GUIDANCE
 GRID = (*np.linspace(0, 1, 50).tolist(), 1.0)
 
@@ -54,10 +56,9 @@ def ladder(pipe: Any, budgets: list[int], calibration: int, test: int, refine: i
         values = []
         for seed, reference in enumerate(references):
             cache = Forecaster(basis, times=GRID, **settings)
-            values.append(1e3 * float((run(seed, cache) - reference).norm() / reference.norm()))
-        return f"{np.median(values):.1f} / {np.percentile(values, 95):.1f}"
+            values.append(float((run(seed, cache) - reference).norm() / reference.norm()))
+        return thousandths(values)
 
-    lines = ["| calls of 50 | plan | its schedule, Lagrange 2 | auto | even, linear | even, reuse |", "|---" * 6 + "|"]
     with tqdm(unit="run", mininterval=2) as bar:
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -69,16 +70,12 @@ def ladder(pipe: Any, budgets: list[int], calibration: int, test: int, refine: i
             guidance_scale=GUIDANCE, refine=refine, progress=progress,
         )  # fmt: skip
         plans = {calls: made.plan(calls) for calls in budgets}
+    rows = []
     for calls, plan in plans.items():
-        cells = (
-            drift(plan=plan, made_for=key),
-            drift(Linear(2), computed=plan.computed),
-            drift("auto", calls=calls),
-            drift("linear", calls=calls),
-            drift("reuse", calls=calls),
-        )
-        lines.append(f"| {calls} | " + " | ".join(cells) + " |")
-    return plans, "\n".join(lines)
+        own = drift(plan=plan, made_for=key), drift(Linear(2), computed=plan.computed)
+        rows.append([str(calls), *own, *(drift(basis, calls=calls) for basis in ("auto", "linear", "reuse"))])
+    head = ("calls of 50", "plan", "its schedule, Lagrange 2", "auto", "even, linear", "even, reuse")
+    return plans, markdown(head, rows)
 
 
 def main() -> None:

@@ -23,9 +23,10 @@ from forecache import Calibration, Forecaster, Plan
 from forecache.trace import Step
 from forecache_lab.generators.reference import CALIBRATION_SEED, TEST_SEED
 
-from ..frontier import network
-from ..frontier.problems import Problem
-from ..frontier.sampling import runner, sample
+from ..flows import hunyuan21
+from ..flows.problems import Problem
+from ..flows.sampling import Batch, runner
+from ..tables import markdown, thousandths
 
 How = Literal["never", "move", "insert"]
 Limits = Mapping[int, float]
@@ -85,7 +86,7 @@ def scores(problem: Problem, seeds: range, make: Callable[..., Forecaster]) -> L
     found: dict[int, list[float]] = {}
     for seed in seeds:
         cache = make()
-        sample(problem, [seed], cache)
+        Batch(problem, [seed]).sample(cache)
         for step in cache.trace.steps:
             if step.forward_error:
                 found.setdefault(step.index, []).append(score(step))
@@ -100,12 +101,12 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=32)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    problem = network.problems(a.checkout)["hunyuan50"]
+    problem = hunyuan21.problems(a.checkout)["hunyuan50"]
     learned = range(CALIBRATION_SEED, CALIBRATION_SEED + a.calibration)
     test = range(TEST_SEED, TEST_SEED + a.test)
-    uncached = {seed: sample(problem, [seed]).latents for seed in tqdm(test, "uncached", mininterval=2)}
-    made = Calibration(runner(problem), times=problem.times, seeds=learned)
-    lines = ["| | never | the next step moves | one more, paid back |", "|---|---|---|---|"]
+    batches = [Batch(problem, [seed]) for seed in test]
+    made = Calibration(runner(Batch(problem, learned)), times=problem.times, seeds=learned)
+    rows = []
     for calls in a.calls:
         plan: Plan = made.plan(calls)
         for name, settings in (("auto", {"calls": calls}), ("plan", {"plan": plan})):
@@ -114,14 +115,15 @@ def main() -> None:
             cells = []
             for how in ("never", "move", "insert"):
                 drift, refreshed = [], 0
-                for seed, reference in uncached.items():
+                for batch in tqdm(batches, f"{name}, {calls} calls, {how}", mininterval=2):
                     cache = make(how=how, limits=limits)
-                    drift.append(float((sample(problem, [seed], cache).latents - reference).norm() / reference.norm()))
+                    drift.append(float(batch.distances(batch.sample(cache).end, "drift")[0]))
                     assert cache.trace.computed == calls, "the budget is kept"
                     refreshed += bool(cache.refreshed)
-                cells.append(f"{1e3 * np.median(drift):.1f} / {1e3 * np.percentile(drift, 95):.1f} ({refreshed} runs)")
-            lines.append(f"| {name}, {calls} calls | " + " | ".join(cells) + " |")
-    print(f"\nlatent drift x 1000, median / p95; n = {a.test}, runs with a refresh in brackets\n\n" + "\n".join(lines))
+                cells.append(f"{thousandths(drift)} ({refreshed} runs)")
+            rows.append([f"{name}, {calls} calls", *cells])
+    print(f"\nlatent drift x 1000, median / p95; n = {a.test}, runs with a refresh in brackets\n")
+    print(markdown(["", "never", "the next step moves", "one more, paid back"], rows))
 
 
 if __name__ == "__main__":

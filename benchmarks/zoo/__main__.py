@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from forecache_patches.errors import CheckoutError
 
+from ..flows.problems import Problem
 from . import generators, halves, networks, report
 from .measure import CHOOSING, PARTS, Bench
-from .problems import Problem
 from .results import Results
 
 QUICK_SEEDS = 4
@@ -73,13 +73,13 @@ def problems(a: argparse.Namespace) -> tuple[dict[str, tuple[Problem, int]], dic
 
 def measure(problem: Problem, first: int, seeds: int, budgets: Sequence[int], results: Results, redo: str) -> None:
     """What is missing of one problem."""
-    seeds = math.ceil(seeds / 2) if problem.dear else seeds
+    seeds = math.ceil(seeds / 2) if problem.slow else seeds
     todo = [
         (calls, part) for calls in budgets for part in PARTS if part in {redo, *results.missing(problem, calls, seeds)}
     ]
     if not todo:
         return
-    other, choosing = first + halves.CHOOSING, min(CHOOSING // (4 if problem.dear else 1), seeds)
+    other, choosing = first + halves.CHOOSING, min(CHOOSING // (4 if problem.slow else 1), seeds)
     bench = Bench(problem, range(first, first + seeds), range(other, other + choosing))
     for calls, part in todo:
         start = time.perf_counter()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.frontier import network
-from benchmarks.frontier.__main__ import FIRST
-from benchmarks.frontier.problems import Problem as Flow
-from benchmarks.frontier.problems import combine
 from forecache import Guided
 from forecache_lab.generators.reference import CALIBRATION_SEED, pictures, solids, trellis
 
-from .grids import GRIDS
+from ..flows import hunyuan21 as network
+from ..flows.grids import GRIDS
+from ..flows.problems import Problem, Seeds, noise
+from ..frontier.__main__ import FIRST
 from .halves import BUDGETS, Half
-from .problems import Problem, Seeds
 
 FIRST_OF: dict[Half, int] = {"develop": CALIBRATION_SEED, "report": FIRST}
 GROUP = "reference network"
@@ -34,26 +32,15 @@ def hunyuan21(checkout: Path) -> list[Problem]:
     Raises:
         FileNotFoundError: no such checkout.
     """
-    return [_hunyuan21(flow) for flow in network.problems(checkout).values()]
+    return [_renamed(problem) for problem in network.problems(checkout).values()]
 
 
-def _hunyuan21(flow: Flow) -> Problem:
-    steps = len(flow.effective)
-    name = "even" if flow.shift == 1 else f"shift{flow.shift:g}"
-    low, high = flow.interval or (0.0, 1.0)
-    whole = (low, high) == (0.0, 1.0)
-    key = f"hunyuan21-{name}-{steps}-velocity-{'guided' if whole else 'interval'}"
-    budgets = budgets_of(min(BUDGETS, key=lambda n: abs(n - steps)))
-    interval = None if whole else (1 - high, 1 - low)
-    network_of = partial(_velocity, flow)
-    return Problem(
-        key, "velocity", GRIDS[name], steps, budgets, flow.start, network_of, interval, group=GROUP, dear=True,
-        strength=flow.scale,
-    )  # fmt: skip
-
-
-def _velocity(flow: Flow, x: torch.Tensor, alpha: float, sigma: float, seeds: Seeds, guided: bool) -> torch.Tensor:
-    return combine(flow.branches(x, alpha, seeds, guided), flow.scale)
+def _renamed(problem: Problem) -> Problem:
+    grid = next(name for name, each in GRIDS.items() if each is problem.grid)
+    whole = problem.interval == (0.0, 1.0)
+    key = f"hunyuan21-{grid}-{problem.steps}-velocity-{'guided' if whole else 'interval'}"
+    budgets = budgets_of(min(BUDGETS, key=lambda n: abs(n - problem.steps)))
+    return replace(problem, key=key, budgets=budgets, group=GROUP, slow=True, parts=None)
 
 
 class Trellis:
@@ -66,8 +53,7 @@ class Trellis:
 
     def noise(self, seeds: Seeds) -> torch.Tensor:
         """``[B, 8, 8, 8, 8]``."""
-        shape = (self.model.in_channels, *[self.model.resolution] * 3)
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        return noise(seeds, self.model.in_channels, *[self.model.resolution] * 3)
 
     def tokens(self, seeds: Seeds) -> torch.Tensor:
         """Of pictures of the seeds' solids."""
@@ -77,15 +63,15 @@ class Trellis:
                 self._tokens[seed] = self.pipe.get_cond([picture])["cond"][0]
         return torch.stack([self._tokens[seed] for seed in seeds])
 
-    def velocity(self, x: torch.Tensor, alpha: float, sigma: float, seeds: Seeds, guided: bool) -> torch.Tensor:
+    def velocity(self, x: torch.Tensor, alpha: float, sigma: float, seeds: Seeds, guided: bool) -> Any:
         """Toward the data; the network's own is toward the noise, and its time is 1000 times the noise level."""
         cond, time = self.tokens(seeds), torch.full((len(x),), 1000 * sigma)
         with torch.no_grad():
             if not guided:
-                return combine(-self.model(x, time, cond), 1.0)
+                return -self.model(x, time, cond)
             tokens = torch.cat((cond, torch.zeros_like(cond)))
             both = -self.model(torch.cat((x, x)), torch.cat((time, time)), tokens)
-        return combine(Guided(*both.chunk(2)), 1 + self.settings["cfg_strength"])
+        return Guided(*both.chunk(2))
 
     def problems(self) -> list[Problem]:
         """25 steps, the weights' own setting, and 12, the application's."""
@@ -94,7 +80,7 @@ class Trellis:
             found.append(
                 Problem(
                     f"trellis-{name}-{steps}-velocity-interval", "velocity", GRIDS[name], steps, budgets_of(steps),
-                    self.noise, self.velocity, tuple(self.settings["cfg_interval"]), group=GROUP, dear=True,
+                    self.noise, self.velocity, tuple(self.settings["cfg_interval"]), group=GROUP, slow=True,
                     strength=1 + self.settings["cfg_strength"],
                 )
             )  # fmt: skip

@@ -16,10 +16,10 @@ from typing import Literal
 
 import torch
 
-from .forms import Form, output
-from .grids import GRIDS, Grid
-from .mixtures import Mixture, Seeds, normal
-from .problems import Problem
+from ..flows.forms import Form, output
+from ..flows.grids import GRIDS, Grid
+from ..flows.problems import Problem, Seeds, noise
+from .mixtures import Mixture
 
 Half = Literal["develop", "report"]
 BUDGETS = {50: (19, 15, 11, 9), 25: (11, 9, 7), 12: (8, 6, 5)}
@@ -109,20 +109,25 @@ def _problem(point: Point, number: int) -> Problem:
     key = f"m{modes}d{dimensions}s{flow.spread:g}p{flow.power:g}-{name}-{steps}-{form}-{guidance}"
     interval = {"interval": NOISY if chart == "flow" else MIDDLE}.get(guidance)
     return Problem(
-        key, form, grid, steps, BUDGETS[steps], partial(_noise, dimensions),
+        key, form, grid, steps, BUDGETS[steps], lambda seeds: noise(seeds, dimensions, dtype=torch.float64),
         partial(_network, flow, form, guidance != "unguided"), interval,
         strength=1.0 if guidance == "unguided" else STRENGTH,
     )  # fmt: skip
 
 
-def _noise(dimensions: int, seeds: Seeds) -> torch.Tensor:
-    return torch.stack([normal(seed, dimensions) for seed in seeds])
-
-
 def _network(
-    flow: Mixture, form: Form, told: bool, x: torch.Tensor, alpha: float, sigma: float, seeds: Seeds, guided: bool
+    flow: Mixture,
+    form: Form,
+    conditional: bool,
+    x: torch.Tensor,
+    alpha: float,
+    sigma: float,
+    seeds: Seeds,
+    guided: bool,
 ) -> torch.Tensor:
-    data = flow.guided(x, alpha, sigma, seeds, STRENGTH if guided else 1.0) if told else flow.data(x, alpha, sigma)
+    data = (
+        flow.guided(x, alpha, sigma, seeds, STRENGTH if guided else 1.0) if conditional else flow.data(x, alpha, sigma)
+    )
     return output(form, data, x, alpha, sigma)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.frontier.measure import Values, distance
-
-from .methods import Method, Run, our_rows, published_rows, solver_rows
-from .problems import Batch, Problem
+from ..flows.methods import Candidate, Method
+from ..flows.problems import Problem
+from ..flows.sampling import Batch, By, Values
+from .methods import our_rows, published_rows, solver_rows
 
 WORST = 1e6  # stands for a run that does not end in a number
 CHOOSING = 8  # seeds that choose a row's setting
@@ -40,13 +39,12 @@ class Bench:
     def __init__(self, problem: Problem, seeds: Sequence[int], choosing: Sequence[int]) -> None:
         if set(seeds) & set(choosing):
             raise ValueError("seeds that choose a setting must be others than those it is measured on")
-        self.problem, self.seeds = problem, list(seeds)
-        self.test = Batch(problem, seeds)
-        self.many, self.few = (Batch(problem, choosing[:n]) for n in (len(choosing), max(len(choosing) // 2, 1)))
+        self.problem, self.test, self.many = problem, Batch(problem, seeds), Batch(problem, choosing)
+        self.few = self.many.part(choosing[: max(len(choosing) // 2, 1)])
 
     def uncached(self) -> list[float]:
         """Error of the uncached run."""
-        return list(_distance(self.test.uncached[1], self.test.fine))
+        return list(_distances(self.test, self.test.uncached, "error"))
 
     def rows(self, calls: int, part: str) -> list[Row]:
         """The rows of one part.
@@ -58,24 +56,20 @@ class Bench:
 
     def _row(self, method: Method, calls: int) -> Row:
         chosen = self._choose(method)
-        self.test.uncached, self.test.fine  # noqa: B018 (their calls are nobody's)
-        before = self.test.calls
-        run: Run = chosen.run(self.test)
-        if (made := self.test.calls - before) != calls:
-            raise RuntimeError(f"{self.problem.key}: {method.name} made {made} calls of {calls}")
-        values = {
-            "drift": _distance(run.end, self.test.uncached[1]).tolist(),
-            "error": _distance(run.end, self.test.fine).tolist(),
-        }
+        run = chosen.run(self.test)
+        if set(run.calls) != {calls}:
+            raise RuntimeError(f"{self.problem.key}: {method.name} made {run.calls.max()} calls of {calls}")
+        values = {by: _distances(self.test, run.end, by).tolist() for by in ("drift", "error")}
         return Row(method.name, method.kind, chosen.label, run.served, **values)
 
-    def _choose(self, method: Method) -> Any:
+    def _choose(self, method: Method) -> Candidate:
         if len(method.candidates) == 1:
             return method.candidates[0]
         batch = self.few if method.few else self.many
-        near = batch.uncached[1] if method.by == "drift" else batch.fine
-        return min(method.candidates, key=lambda each: float(np.median(_distance(each.run(batch).end, near))))
+        return min(
+            method.candidates, key=lambda each: float(np.median(_distances(batch, each.run(batch).end, method.by)))
+        )
 
 
-def _distance(end: torch.Tensor, reference: torch.Tensor) -> Values:
-    return np.nan_to_num(distance(end, reference), nan=WORST, posinf=WORST).clip(max=WORST)
+def _distances(batch: Batch, end: torch.Tensor, by: By) -> Values:
+    return np.nan_to_num(batch.distances(end, by), nan=WORST, posinf=WORST).clip(max=WORST)

@@ -5,59 +5,28 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Any
 
 import torch
 
-from benchmarks.frontier.caches import HiCachePP, Spectrum, Weighted
-from benchmarks.frontier.methods import fixed_schedules, ramp_schedules
 from forecache import Corrector, Forecaster, schedule
 from forecache.rules import Hermite, Reuse, Rule, Taylor
 
-from . import forms, solvers
-from .grids import Grid
-from .problems import Batch, Problem
+from ..flows import forms, solvers
+from ..flows.caches import HiCachePP, Spectrum, Weighted
+from ..flows.grids import Grid
+from ..flows.methods import Candidate, Method, cached, solver
+from ..flows.problems import Problem
+from ..flows.schedules import Schedules, fixed_schedules, ramp_schedules
 
-Kind = Literal["solver", "published", "ours"]
 WARMUPS = (1, 2, 3, 4, 6)  # of schedules that are even after them
 LONGEST = 6  # warm-up of schedules with a fixed interval
 OURS = ("auto", "linear", "dmd")
 STEER = OURS[0]  # the row that the steering numbers are about
 EDGED = f"{STEER}, edges"  # the same, told where guidance switches
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where a row ended, and the share of its skipped steps that the rule it is named after served."""
-
-    end: torch.Tensor
-    served: float | None = None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One setting: what to call it, and how to run it on a batch."""
-
-    label: str
-    run: Callable[[Batch], Run]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of a cell.
-
-    Attributes:
-        by: what candidates are chosen by; a solver aims at the flow, a cache at the uncached run.
-        few: they are tried on half of the seeds that choose: each item has a state of its own, which takes long.
-    """
-
-    name: str
-    kind: Kind
-    candidates: Sequence[Candidate]
-    by: Literal["drift", "error"] = "drift"
-    few: bool = False
 
 
 # --- solvers --------------------------------------------------------------------------------------------------------
@@ -72,28 +41,14 @@ SOLVERS: dict[str, dict[str, Callable[..., torch.Tensor]]] = {
 
 def solver_rows(problem: Problem, calls: int) -> list[Method]:
     """Every solver, with and without a new history where guidance switches."""
-    grid = problem.grid(calls)
-    edges = problem.edges(grid)
-
-    def candidates(name: str) -> list[Candidate]:
-        found = []
-        for how, solver in SOLVERS[name].items():
-            for where, restart in {"": (), "restart": tuple(edges)}.items():
-                if restart or not where:
-                    run = partial(_solved, solver, grid, restart)
-                    found.append(Candidate(", ".join(filter(None, (how, where))), run))
-        return found[:1] if name == "Euler-K" else found
-
-    return [Method(name, "solver", candidates(name), "error") for name in SOLVERS]
-
-
-def _solved(solver: Callable[..., torch.Tensor], grid: Any, restart: Sequence[int], batch: Batch) -> Run:
-    return Run(solver(batch, grid, restart))
+    rows = [solver(name, problem, calls, ways) for name, ways in SOLVERS.items()]
+    rows[0] = replace(rows[0], candidates=rows[0].candidates[:1])  # Euler has no history
+    return rows
 
 
 # --- published rules ------------------------------------------------------------------------------------------------
 @lru_cache
-def schedules(steps: int, calls: int) -> tuple[dict[tuple[int, ...], str], dict[tuple[int, ...], str]]:
+def schedules(steps: int, calls: int) -> tuple[Schedules, Schedules]:
     """Schedules of exactly ``calls`` calls: warm-up and a fixed interval, and those and warm-up and an even spread."""
     effective = range(steps)
     fixed = {
@@ -110,7 +65,7 @@ def schedules(steps: int, calls: int) -> tuple[dict[tuple[int, ...], str], dict[
 
 
 @lru_cache
-def ramps(steps: int, calls: int) -> dict[tuple[int, ...], str]:
+def ramps(steps: int, calls: int) -> Schedules:
     """Spectrum's schedules of exactly ``calls`` calls, the mildest growth for each warm-up and end."""
     found: dict[tuple[str, bool], tuple[tuple[int, ...], str]] = {}
     for each, label in ramp_schedules(range(steps), calls).items():
@@ -123,8 +78,9 @@ def published_rows(problem: Problem, calls: int) -> list[Method]:
     """Published rules as published: on the step index, unguarded, on their schedules."""
     fixed, spread = schedules(problem.steps, calls)
 
-    def row(name: str, make: Callable[..., Any], where: dict[tuple[int, ...], str], few: bool = False) -> Method:
-        candidates = [Candidate(label, partial(_cached, partial(make, each))) for each, label in where.items()]
+    def row(name: str, make: Callable[..., Any], where: Schedules, few: bool = False) -> Method:
+        served = attrgetter("served")
+        candidates = [cached(partial(make, each), label, served=served) for each, label in where.items()]
         return Method(name, "published", candidates, few=few)
 
     rules: dict[str, Rule] = {"reuse": Reuse()}
@@ -137,28 +93,23 @@ def published_rows(problem: Problem, calls: int) -> list[Method]:
     return rows + [row(f"Spectrum, w = {share:g}", partial(Spectrum, share=share), found) for share in (1.0, 0.5)]
 
 
-def _cached(make: Callable[[], Any], batch: Batch) -> Run:
-    cache = make()
-    return Run(batch.sample(cache), cache.served)
-
-
 # --- ours -----------------------------------------------------------------------------------------------------------
 def our_rows(problem: Problem, calls: int) -> list[Method]:
     """Rules of this package on the sampler's own times with an exact budget, as an adapter asks for them."""
-    grid = problem.grid(problem.steps)
-    rows = [Method(name, "ours", [Candidate("", partial(_ours, name, grid.times, calls, ()))]) for name in OURS]
-    if edges := problem.edges(grid):
-        told = Candidate("edges computed", partial(_ours, STEER, grid.times, calls, tuple(edges)))
-        rows.append(Method(EDGED, "ours", [told]))
+    rows = [Method(name, "ours", [_ours(name, problem, calls)]) for name in OURS]
+    if edges := problem.edges(problem.own_grid):
+        rows.append(Method(EDGED, "ours", [_ours(STEER, problem, calls, edges)]))
     return rows
 
 
-def _ours(basis: str, times: Sequence[float], calls: int, edges: Sequence[int], batch: Batch) -> Run:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it says of few calls
-        admitted = basis == STEER and corrector(batch.problem, batch.grid)
-        cache = Forecaster(basis, times=times, calls=calls, edges=edges, corrector=admitted)
-    return Run(batch.sample(cache), served(cache, basis))
+def _ours(basis: str, problem: Problem, calls: int, edges: Sequence[int] = ()) -> Candidate:
+    def make() -> Forecaster:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says of few calls
+            admitted = basis == STEER and corrector(problem, problem.own_grid)
+            return Forecaster(basis, times=problem.times, calls=calls, edges=edges, corrector=admitted)
+
+    return cached(make, "edges computed" if edges else "", served=partial(share_served, basis=basis))
 
 
 def corrector(problem: Problem, grid: Grid) -> Corrector:
@@ -176,7 +127,7 @@ def corrector(problem: Problem, grid: Grid) -> Corrector:
     return Corrector(tuple(grid.s), rates=rates, strength=problem.strength)
 
 
-def served(cache: Forecaster, basis: str) -> float:
+def share_served(cache: Forecaster, basis: str) -> float:
     """Share of the forecast steps that the rule itself served: by its name, or, for one that chooses among others, by a
     choice that it did not have to fall back from.
     """

@@ -8,19 +8,14 @@ latents of shapes and pictures do, and the data have mean square 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-Seeds = Sequence[int]
+from ..flows.problems import Seeds, normal
+
 MODES_OF = 77_000  # seeds of the modes, apart from those of the noise
-
-
-def normal(seed: int, *shape: int) -> torch.Tensor:
-    """Standard normal numbers of one seed."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @dataclass(frozen=True)

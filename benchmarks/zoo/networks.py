@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from forecache_patches import wheel
 from forecache_patches.lock import Wheel
 
-from .grids import GRIDS
+from ..flows.grids import GRIDS
+from ..flows.problems import Problem, Seeds, noise
 from .halves import BUDGETS, Half
-from .problems import Problem, Seeds
 
 # No licence is stated: fetched at run time, read where it lies, never kept in this repository.
 GALAXYGRAD = Wheel(
@@ -93,8 +93,7 @@ class ScoreNet:
 
     def noise(self, seeds: Seeds) -> torch.Tensor:
         """Of the seeds."""
-        shape = 1, self.side, self.side
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        return noise(seeds, 1, self.side, self.side)
 
 
 def _norm(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

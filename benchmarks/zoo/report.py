@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
+from .. import tables
 from .measure import Row
 from .methods import EDGED, OURS, STEER
 from .results import Cell
@@ -26,21 +27,19 @@ HEAD = (
 
 def steering(cells: Sequence[Cell]) -> str:
     """The numbers to steer by, for the default, and for information for the others: no peer is the best everywhere."""
-    lines = [
-        f"| over {len(cells)} cells | geometric mean | worst cell | share lost | p95: geometric mean | worst cell | "
-        "share lost | above Euler-K |",
-        "|---" * 8 + "|",
-    ]
     edged = [cell for cell in cells if EDGED in cell.rows]
     named: list[tuple[str, str, Sequence[Cell]]] = [(ours, ours, cells) for ours in OURS]
     if edged:
         where = "where guidance switches"
         named += [(f"{STEER}, {where}", STEER, edged), (f"{EDGED} computed, {where}", EDGED, edged)]
     peers = [name for name, row in cells[0].rows.items() if row.kind != "ours" and all(name in c.rows for c in cells)]
+    rows = []
     for title, ours, some in [*named, *((name, name, cells) for name in peers)]:
         both = [compared(some, statistic, ours) for statistic in (median, p95)]
         above = len(above_euler(some, ours))
-        lines.append(f"| {title} | {' | '.join(_compared(each) for each in both)} | {above} of {len(some)} |")
+        rows.append([title, *(word for each in both for word in _compared(each)), f"{above} of {len(some)}"])
+    head = [f"over {len(cells)} cells", "geometric mean", "worst cell", "share lost"]
+    lines = [tables.markdown([*head, f"p95: {head[1]}", *head[2:], "above Euler-K"], rows)]
     lines += ["", "Error to the fine solution not above the best solver's with as many calls, where K >= N/4:", ""]
     for steps, found in accurate(cells).items():
         reached = [name for name in found.missed if name not in found.beyond]
@@ -53,16 +52,12 @@ def steering(cells: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
-def _compared(each: Compared) -> str:
-    return f"{each.mean:.3f} | {each.worst:.2f} ({each.where}) | {each.loses:.0%}"
+def _compared(each: Compared, where: bool = True) -> list[str]:
+    return [f"{each.mean:.3f}", f"{each.worst:.2f}" + (f" ({each.where})" if where else ""), f"{each.loses:.0%}"]
 
 
 def by_part(cells: Sequence[Cell]) -> str:
     """The ratios over the cells that share a part of their key."""
-    lines = [
-        "| | cells | geometric mean | worst | share lost | p95: geometric mean | worst | share lost |",
-        "|---" * 8 + "|",
-    ]
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.group, []).append(cell)
@@ -73,13 +68,12 @@ def by_part(cells: Sequence[Cell]) -> str:
         share = cell.calls / cell.steps
         name = "K / N below .25" if share < 0.25 else "K / N .25 to .4" if share <= 0.4 else "K / N above .4"
         groups.setdefault(name, []).append(cell)
+    rows = []
     for name, some in groups.items():
-        a, b = (compared(some, statistic) for statistic in (median, p95))
-        lines.append(
-            f"| {name} | {len(some)} | {a.mean:.3f} | {a.worst:.2f} | {a.loses:.0%} | {b.mean:.3f} | {b.worst:.2f} | "
-            f"{b.loses:.0%} |"
-        )
-    return "\n".join(lines)
+        both = [_compared(compared(some, statistic), where=False) for statistic in (median, p95)]
+        rows.append([name, str(len(some)), *both[0], *both[1]])
+    head = ["geometric mean", "worst", "share lost"]
+    return tables.markdown(["", "cells", *head, f"p95: {head[0]}", *head[1:]], rows)
 
 
 def _order(word: str) -> tuple[int, str]:
@@ -88,18 +82,18 @@ def _order(word: str) -> tuple[int, str]:
 
 def table(cells: Sequence[Cell]) -> str:
     """A line for each cell, the worst ratio first."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+    lines = []
     for cell in sorted(cells, key=ratio, reverse=True):
         peer, solver, ours = best(cell, "published"), best(cell, "solver", "error"), cell.rows[STEER]
         low, high = interval(cell)
-        words = (
+        words = [
             cell.name, _drift(cell.rows["Euler-K"]), f"{peer.name}, {peer.setting}", _drift(peer), _share(peer),
             _drift(ours), _share(ours), f"{ratio(cell):.2f}", f"{low:.2f}-{high:.2f}", f"{ratio(cell, p95):.2f}",
             _thousandths(median(cell.uncached)), solver.name, _thousandths(median(solver.error)),
             _thousandths(median(ours.error)),
-        )  # fmt: skip
-        lines.append("| " + " | ".join(words) + " |")
-    return "\n".join(lines)
+        ]  # fmt: skip
+        lines.append(words)
+    return tables.markdown(HEAD, lines)
 
 
 def _thousandths(value: float) -> str:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..flows.problems import Problem
 from .measure import PARTS, Row
-from .problems import Problem
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from forecache_lab.metrics import resampling
+
 from .measure import Row
 from .methods import STEER
 from .results import Cell
@@ -42,11 +44,10 @@ def ratio(cell: Cell, statistic: Statistic = median, ours: str = STEER) -> float
 
 def interval(cell: Cell, ours: str = STEER, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of the ratio of medians, over seeds that both rows share."""
-    pairs = np.array([cell.rows[ours].drift, best(cell, "published").drift])
-    pick = np.random.default_rng(seed).integers(pairs.shape[1], size=(RESAMPLES, pairs.shape[1]))
-    a, b = np.maximum(np.median(pairs[:, pick], axis=2), FLOOR)
-    low, high = np.percentile(a / b, [2.5, 97.5])
-    return float(low), float(high)
+    pairs = cell.rows[ours].drift, best(cell, "published").drift
+    return resampling.bootstrap(
+        pairs, RESAMPLES, seed, lambda draws: np.divide(*np.maximum(resampling.median(draws), FLOOR))
+    )
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,13 @@ def above_euler(cells: Sequence[Cell], ours: str = STEER) -> list[str]:
 
 @dataclass(frozen=True)
 class Accurate:
-    """Cells with at least a quarter of the steps computed, those where a solver's error is below ours, and those of
-    them where it is below that of all N steps too, which no imitation of them can better.
+    """Our error to the fine solution beside that of the best solver, over cells with K >= N / 4.
+
+    Attributes:
+        cells: how many cells there are.
+        missed: those where a solver with as many calls has the smaller error.
+        beyond: those of ``missed`` where that error is below the N-step run's too, which a cache imitates and so cannot
+            better.
     """
 
     cells: int

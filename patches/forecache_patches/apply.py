@@ -33,8 +33,8 @@ class Outcome:
 class Status:
     """``text`` is ``unpatched``, ``patched, k of n``, ``patched in part`` or ``modified``.
 
-    ``problem`` explains the last two: an apply or revert was broken off, which either of them finishes; or files are in
-    no state that the tool knows.
+    ``problem`` explains the last two. Patched in part: an apply or revert was broken off; another apply or revert
+    finishes it. Modified: a file has content that the tool does not know.
     """
 
     level: int | None

@@ -11,9 +11,8 @@ from .errors import CheckoutError
 from .lock import MODES, Blob, Upstream
 from .make import build_patch
 from .merge import Carrier
-from .patchfile import Patch, format_patch
-from .series import SERIES_FILE, Series
-from .writing import write_new
+from .patchfile import Patch
+from .series import Series, write_series
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def bump(series: Series, commit: str, root: Path, output: Path) -> Bump:
         raise CheckoutError(f"commit = {commit!r}: must be a full commit id, 40 lower-case hex digits")
     if not gitrepo.is_repository(root):
         raise CheckoutError(f"{root} is not a git checkout; a pin is moved with one (--source git)")
-    if gitrepo.run(["cat-file", "-e", f"{commit}^{{commit}}"], root)[0]:
+    if not gitrepo.has_commit(root, commit):
         gitrepo.fetch_commit(root, commit)
     old = series.upstream
     blobs = {path: _blob(root, commit, path) for path in old.blobs}
@@ -54,10 +53,7 @@ def bump(series: Series, commit: str, root: Path, output: Path) -> Bump:
         raise CheckoutError(f"{folder} exists; old pins are not overwritten")
     moved = tuple(path for path in old.blobs if blobs[path].id != old.blobs[path].id)
     patches = [replace(patch, commit=commit) for patch in series.patches] if not moved else _reanchor(series, new, root)
-    texts = {patch.name: format_patch(patch) for patch in patches}
-    for name, text in texts.items():
-        write_new(folder / name, text)
-    write_new(folder / SERIES_FILE, "".join(f"{name}\n" for name in texts).encode())
+    write_series(folder, [], patches)
     return Bump(folder, new.upstream, moved)
 
 

@@ -28,9 +28,9 @@ from .check import repeated
 from .errors import DraftError
 from .insertion import split_lines
 from .lock import Table, is_inside, parse_toml
+from .patchfile import hunk_head
 
 _RANGE = re.compile(r"([1-9]\d{0,8})(?:-([1-9]\d{0,8}))?", re.ASCII)  # Python converts no endless row of digits
-_HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+\d+(?:,(\d{1,9}))? @@[^\n]*\n")
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,8 @@ def _hunks(path: str, old: bytes, new: bytes) -> list[tuple[int, int, bytes]]:
     found = []
     lines = split_lines(gitrepo.diff(path, old, new, context=0))
     for at, line in enumerate(lines):
-        if match := _HUNK.fullmatch(line):
-            start, gone, come = (int(group) if group is not None else 1 for group in match.groups())
+        if head := hunk_head(line):
+            start, gone, _, come, _ = head
             body = lines[at + 1 + gone : at + 1 + gone + come]
             found.append((start - 1 if gone else start, gone, b"".join(line[1:] for line in body)))
     return found

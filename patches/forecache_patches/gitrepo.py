@@ -78,16 +78,16 @@ def _failure(arguments: Sequence[str], root: Path, reason: str) -> PatchError:
     return PatchError(f"git {arguments[0]} failed in {root}: {reason}")
 
 
-def _is(root: Path, *arguments: str) -> bool:
-    """The answer of a git command that says no with exit status 1; what fails is no answer.
+def _answer(root: Path, *arguments: str) -> bytes | None:
+    """What a git command prints that says no with exit status 1; None: it said no.
 
     Raises:
-        PatchError: it failed.
+        PatchError: it failed with another status, which is no answer.
     """
-    status, _, reason = run(arguments, root)
+    status, stdout, reason = run(arguments, root)
     if status not in (0, 1):
         raise _failure(arguments, root, reason)
-    return status == 0
+    return None if status else stdout
 
 
 def is_repository(root: Path) -> bool:
@@ -101,11 +101,12 @@ def head(root: Path) -> str:
     Raises:
         PatchError: git cannot read the repository; the message has its reason.
     """
-    arguments = ("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
-    status, stdout, reason = run(arguments, root)
-    if status not in (0, 1):
-        raise _failure(arguments, root, reason)
-    return stdout.decode().strip()
+    return (_answer(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}") or b"").decode().strip()
+
+
+def has_commit(root: Path, commit: str) -> bool:
+    """Whether it is in the object store."""
+    return run(["cat-file", "-e", f"{commit}^{{commit}}"], root)[0] == 0
 
 
 def entry(root: Path, commit: str, path: str) -> tuple[str, str]:
@@ -124,7 +125,7 @@ def blob_content(root: Path, blob: str) -> bytes | None:
     Raises:
         PatchError: git cannot read the repository; the message has its reason.
     """
-    if not is_repository(root) or not _is(root, "cat-file", "-e", blob):
+    if not is_repository(root) or _answer(root, "cat-file", "-e", blob) is None:
         return None
     return call(root, "cat-file", "blob", blob)
 
@@ -135,7 +136,9 @@ def is_dirty(root: Path, path: str) -> bool:
     Raises:
         PatchError: git cannot read the repository; the message has its reason.
     """
-    return not head(root) or not entry(root, "HEAD", path)[1] or not _is(root, "diff", "--quiet", "HEAD", "--", path)
+    if not head(root) or not entry(root, "HEAD", path)[1]:
+        return True
+    return _answer(root, "diff", "--quiet", "HEAD", "--", path) is None
 
 
 def fetch_commit(root: Path, commit: str, remote: str = "origin") -> None:
@@ -151,7 +154,7 @@ def fetch_commit(root: Path, commit: str, remote: str = "origin") -> None:
         status, _, reason = run(["fetch", "--quiet", "--no-tags", remote], root)
     if status:
         raise CheckoutError(f"cannot fetch from {_url(root, remote)}: {reason}")
-    if run(["cat-file", "-e", f"{commit}^{{commit}}"], root)[0]:
+    if not has_commit(root, commit):
         raise CheckoutError(f"{_url(root, remote)} has no commit {commit}")
 
 
@@ -207,17 +210,9 @@ def diff(path: str, old: bytes, new: bytes, *, context: int, executable: bool = 
             file.write_bytes(content)
             file.chmod(0o755 if executable else 0o644)
         exact = ["-c", "core.autocrlf=false", "-c", "core.safecrlf=false"]
-        options = [
-            "--no-index",
-            "--no-prefix",
-            "--no-color",
-            "--no-ext-diff",
-            "--no-textconv",
-            "--full-index",
-            "--text",
-        ]
-        files = [f"a/{path}", f"b/{path}"]
-        command = [*exact, "diff", *options, "--minimal", f"-U{context}", "--", *files]
+        plain = "no-index no-prefix no-color no-ext-diff no-textconv full-index text minimal"
+        options = [f"--{name}" for name in plain.split()]
+        command = [*exact, "diff", *options, f"-U{context}", "--", f"a/{path}", f"b/{path}"]
         status, stdout, reason = run(command, Path(folder), BARE)
     if status not in (0, 1):
         raise PatchError(f"git diff failed: {reason}")

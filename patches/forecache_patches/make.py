@@ -11,9 +11,8 @@ from . import gitrepo
 from .blobs import blob_id, read_hooked
 from .errors import SeriesError, TreeError
 from .insertion import insert, split_lines
-from .patchfile import FilePatch, Patch, format_patch, parse_hunks
-from .series import SERIES_FILE, Series
-from .writing import write_new
+from .patchfile import FilePatch, Patch, parse_hunks
+from .series import Series, write_series
 
 
 def make(
@@ -45,9 +44,7 @@ def make(
     old = {path: kept.contents(path, content)[-1] for path, content in pinned.items()}
     new = {path: read_hooked(root, path) for path in pinned}
     patch = build_patch(series, len(kept) + 1, title, description, old, new)
-    names = [*(other.name for other in kept.patches), patch.name]
-    write_new(series.folder / patch.name, format_patch(patch))
-    write_new(series.folder / SERIES_FILE, "".join(f"{name}\n" for name in names).encode())
+    write_series(series.folder, [other.name for other in kept.patches], [patch])
     if redo and series.patches[-1].name != patch.name:
         (series.folder / series.patches[-1].name).unlink()
     return series.folder / patch.name

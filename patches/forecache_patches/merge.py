@@ -1,8 +1,8 @@
 """A series on a file that has moved on from the pinned one: its lines carried over, and found there again.
 
 A patch only inserts, so the three-way merge is simple: a hunk goes between the same two lines as in the pinned file, if
-the fork has both of them unchanged and side by side; else it is a conflict. Nothing is accepted that could not be told
-apart and taken out again: what ``find`` makes of the result must be the level and the very bytes that it was made of.
+the fork has both of them unchanged and side by side; else it is a conflict. A merge is accepted only if it can be
+undone: ``find`` must read the level and the very bytes of the fork from the result.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _taken_out(content: bytes, insertions: tuple[Insertion, ...]) -> bytes | Non
 
 
 def _same_lines(base: list[bytes], fork: list[bytes]) -> dict[int, int]:
-    """Where the lines of ``base`` that ``fork`` left as they were stand in it; the ends of both correspond."""
+    """For every line of ``base`` that ``fork`` kept, its number there. Their starts and ends correspond."""
     shorter = min(len(base), len(fork))
     head = next((at for at in range(shorter) if base[at] != fork[at]), shorter)
     rest = shorter - head

@@ -113,6 +113,15 @@ def _files(name: str, lines: Sequence[bytes]) -> list[tuple[str, tuple[Insertion
     return files
 
 
+def hunk_head(line: bytes) -> tuple[int, int, int, int, bytes] | None:
+    """``a, b, c, d`` of ``@@ -a,b +c,d @@`` and what stands behind it; None: another line."""
+    match = _HUNK.fullmatch(line)
+    if match is None:
+        return None
+    a, b, c, d = (1 if group is None else int(group) for group in match.groups()[:4])
+    return a, b, c, d, match[5]
+
+
 def parse_hunks(where: str, lines: Sequence[bytes], section_text: bool = False) -> tuple[tuple[Insertion, ...], int]:
     """Hunks from the front of ``lines``: the insertions, and how many lines they took.
 
@@ -127,13 +136,13 @@ def parse_hunks(where: str, lines: Sequence[bytes], section_text: bool = False) 
     insertions: list[Insertion] = []
     at = shift = 0
     last = -1
-    while at < len(lines) and (match := _HUNK.fullmatch(lines[at])):
-        after, removed, target, count = (int(group) if group is not None else 1 for group in match.groups()[:4])
+    while at < len(lines) and (head := hunk_head(lines[at])):
+        after, removed, target, count, behind = head
         if removed:
             raise SeriesError(
                 f"{where}: line {after} of the pre-image is changed or removed; a patch may only insert lines"
             )
-        if match.group(5) and not section_text:
+        if behind and not section_text:
             raise SeriesError(f"{where}: text behind the position of the hunk after line {after}")
         body = lines[at + 1 : at + 1 + count]
         for line in body:

@@ -1,32 +1,22 @@
-"""Proof of a draft: two trees of the hub's files, without and with the change, and what tests and linters say of them.
-
-A tree is the pin, or the pin with the package of the newest wheel on the Python index in the place of its own (wheels
-carry no tests). Both trees hold our tests, so that these can be seen to fail without the change.
-"""
+"""Proof of a draft: what tests and linters say of the hub's files without and with the change."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from . import gitrepo, wheel
 from .check import repeated
-from .checkout import checkout
 from .drafts import Draft, Hub
-from .errors import CheckoutError, DraftError, PatchError
+from .errors import DraftError, PatchError
 from .insertion import split_lines
-from .lock import Wheel
 from .submit import applied, build
+from .trees import Fetch, Trees, trees
 
-BASES = ("pin", "newest")
-Fetch = Callable[[str, Path], Path]
 Outcomes = dict[tuple[str, str], str]  # "passed", "failed" or "skipped" by (file, test)
 
 
@@ -39,92 +29,11 @@ class Proof:
     failures: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Trees:
-    """The same files ``without`` and ``with_`` the change, both with our tests.
-
-    ``base`` says which files, ``checkout`` is the git checkout at the pin that they come from.
-    """
-
-    base: str
-    checkout: Path
-    without: Path
-    with_: Path
-
-
-@contextmanager
-def trees(draft: Draft, base: str, pinned: Path | None = None, fetch: Fetch = wheel.fetch) -> Iterator[Trees]:
-    """The two trees, in a folder of their own that goes at the end.
-
-    Args:
-        draft: what makes the difference.
-        base: ``"pin"`` or ``"newest"``.
-        pinned: a git checkout of the hub at the pin, read only; None fetches one.
-        fetch: how a wheel is downloaded.
-
-    Raises:
-        CheckoutError: the repository or the index cannot be reached, or ``pinned`` is not at the pin.
-        DraftError: the draft does not fit these files.
-    """
-    if base not in BASES:
-        raise DraftError(f"base = {base!r}: must be {' or '.join(map(repr, BASES))}")
-    with TemporaryDirectory(prefix="forecache-draft-") as temporary:
-        folder = Path(temporary)
-        source = pinned or checkout(draft.hub.upstream, folder / "checkout", "git").root
-        require_pin(draft, source)
-        without, with_ = folder / "without", folder / "with"
-        shutil.copytree(source, without, ignore=shutil.ignore_patterns(".git", "__pycache__"))
-        label = f"pin {draft.hub.upstream.pin}"
-        if base == "newest":
-            shutil.rmtree(without / draft.hub.root)
-            label = overlay(draft.hub, without, folder, fetch)
-        tests, change = draft.tests(without), draft.change(without)
-        _write(without, tests)
-        shutil.copytree(without, with_)
-        _write(with_, change)
-        yield Trees(label, source, without, with_)
-
-
-def require_pin(draft: Draft, root: Path) -> None:
-    """Check that ``root`` is at the pin and that its files are as committed there.
-
-    Raises:
-        CheckoutError: they are not.
-    """
-    if gitrepo.head(root) != draft.hub.upstream.commit:
-        raise CheckoutError(f"{root} is not at {draft.hub.upstream.pin}, the pin of {draft.hub.name}")
-    if changed := gitrepo.call(root, "status", "--porcelain"):
-        what = changed.decode(errors="replace").splitlines()[0].strip()
-        raise CheckoutError(f"{root} has changes that are not committed: {what}")
-
-
-def overlay(hub: Hub, root: Path, folder: Path, fetch: Fetch) -> str:
-    """Put the package of the newest wheel where the repository has it; returns its name and version.
-
-    Raises:
-        CheckoutError: the hub is not on the index, or the index cannot be reached.
-    """
-    if not hub.package:
-        raise CheckoutError(f"{hub.name} is not on the Python index: there is no newest version to check against")
-    (folder / "wheel").mkdir()
-    file = fetch(hub.package, folder / "wheel")
-    package, version = file.name.split("-")[:2]
-    whole = Wheel(package, version, "", prefix=hub.wheel, root=hub.root, licence_files=(), differs=())
-    wheel.extract(file, hub.upstream, whole, root)
-    return f"{hub.package} {version}"
-
-
-def _write(root: Path, contents: dict[str, bytes]) -> None:
-    for path, content in contents.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(content)
-
-
 def prove(draft: Draft, base: str, pinned: Path | None = None, fetch: Fetch = wheel.fetch) -> Proof:
     """Apply, then style, the hub's tests and ours, without and with the change.
 
     Raises:
-        CheckoutError, DraftError: see :func:`trees`.
+        CheckoutError, DraftError: see :func:`.trees.trees`.
         PatchError: the package cannot be imported here, or pytest does not run.
     """
     proof = Proof()
@@ -141,9 +50,12 @@ def prove(draft: Draft, base: str, pinned: Path | None = None, fetch: Fetch = wh
         python = [path for path in (*change, *tests) if path.endswith(".py")]
         for tool, command in draft.hub.style.items():
             _prove_style(tool, command, python, both, proof)
-        before, after = (_run(draft.hub, root, [*draft.own_tests, *tests]) for root in _both(both))
-        _prove_own(draft.own_tests, _but(before, tests), _but(after, tests), proof)
-        _prove_ours(draft.must_fail, _of(before, tests), _of(after, tests), proof)
+        before, after = (_run(draft.hub, root, [*draft.own_tests, *tests]) for root in both.both)
+        # theirs are all but ours: a test that a class inherits is reported under the file that it is written in
+        theirs = _of(before, tests, mine=False), _of(after, tests, mine=False)
+        _prove_own(draft.own_tests, *theirs, proof)
+        ours = _of(before, tests, mine=True), _of(after, tests, mine=True)
+        _prove_ours(draft.must_fail, *ours, proof)
     return proof
 
 
@@ -154,22 +66,18 @@ def numbers(draft: Draft, base: str, pinned: Path | None = None, fetch: Fetch = 
     ``hub.toml``.
 
     Raises:
-        CheckoutError, DraftError: see :func:`trees`; the draft has no ``figures.py``.
+        CheckoutError, DraftError: see :func:`.trees.trees`; the draft has no ``figures.py``.
         PatchError: it failed.
     """
     script = draft.folder / "figures.py"
     if not script.is_file():
         raise DraftError(f"{draft.name} has no figures.py")
     with trees(draft, base, pinned, fetch) as both:
-        roots = [str(root / draft.hub.python_path) for root in _both(both)]
+        roots = [str(root / draft.hub.python_path) for root in both.both]
         result = _python([str(script.absolute()), *roots], both.with_, draft.folder.parent)
         if result.returncode:
             raise PatchError(f"figures.py of {draft.name} failed: {_last(result.stderr)}")
         return f"{draft.name} on {both.base}\n{result.stdout}"
-
-
-def _both(both: Trees) -> tuple[Path, Path]:
-    return both.without, both.with_
 
 
 def _paths(draft: Draft) -> list[str]:
@@ -203,7 +111,7 @@ def _shared_lines(draft: Draft, both: Trees) -> list[tuple[str, str]]:
 
 def _prove_import(hub: Hub, both: Trees) -> None:
     """The trees, and no installed package, must be what the tests import."""
-    for root in _both(both):
+    for root in both.both:
         result = _python(["-c", f"import {hub.module}; print({hub.module}.__file__)"], root, root / hub.python_path)
         if result.returncode:
             raise PatchError(f"cannot import {hub.module} of {both.base} here: {_last(result.stderr)}")
@@ -271,13 +179,9 @@ def _names(tests: Sequence[tuple[str, str]]) -> str:
     return ", ".join("::".join(test) for test in tests)
 
 
-def _of(outcomes: Outcomes, paths: Sequence[str]) -> Outcomes:
-    return {test: outcome for test, outcome in outcomes.items() if test[0] in paths}
-
-
-def _but(outcomes: Outcomes, paths: Sequence[str]) -> Outcomes:
-    """All others: a test that a class inherits is reported under the file that it is written in."""
-    return {test: outcome for test, outcome in outcomes.items() if test[0] not in paths}
+def _of(outcomes: Outcomes, paths: Sequence[str], mine: bool) -> Outcomes:
+    """Those in ``paths``, or all others."""
+    return {test: outcome for test, outcome in outcomes.items() if (test[0] in paths) == mine}
 
 
 def _run(hub: Hub, root: Path, paths: Sequence[str]) -> Outcomes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from .blobs import blob_id
 from .errors import SeriesError
 from .insertion import insert, remove
 from .lock import SERIES_ROOT, Upstream
-from .patchfile import FilePatch, Patch, parse_patch
+from .patchfile import FilePatch, Patch, format_patch, parse_patch
+from .writing import write_new
 
 SERIES_FILE = "series"
 _NUMBERED = re.compile(r"(\d{4})-[a-z0-9][a-z0-9.-]*\.patch")
@@ -71,6 +73,18 @@ def load_series(upstream: Upstream, root: Path = SERIES_ROOT) -> Series:
     patches = tuple(parse_patch(name, _read(folder / name)) for name in names)
     _check_chain(upstream, patches)
     return Series(upstream, folder, patches)
+
+
+def write_series(folder: Path, kept: Sequence[str], new: Sequence[Patch]) -> None:
+    """Write the ``new`` patches into ``folder`` and list them behind those that are ``kept``.
+
+    Raises:
+        SeriesError: a patch cannot be stored; nothing was written. PatchError: a file cannot be written.
+    """
+    texts = {patch.name: format_patch(patch) for patch in new}
+    for name, text in texts.items():
+        write_new(folder / name, text)
+    write_new(folder / SERIES_FILE, "".join(f"{name}\n" for name in (*kept, *texts)).encode())
 
 
 def _read(file: Path) -> bytes:

@@ -18,8 +18,8 @@ from .series import Series
 class FileState:
     """One hooked file.
 
-    ``levels`` are those that it agrees with: more than one if some patches do not touch it, none if it is in no state
-    that the tool knows (``problem`` says why). ``at(k)`` is its content with the first k patches.
+    ``levels`` are the levels at which the file has this content: more than one where a patch does not touch it, none
+    where the tool does not know the content (``problem`` says why). ``at(k)`` is its content with the first k patches.
     """
 
     path: str

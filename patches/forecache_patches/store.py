@@ -10,8 +10,8 @@ from . import gitrepo, wheel
 from .blobs import read_hooked
 from .drafts import EDITS, Hub
 from .edits import Edit, format_edits, make_edits
-from .errors import CheckoutError, DraftError
-from .prove import Fetch, overlay
+from .errors import DraftError
+from .trees import Fetch, overlay, require_head
 from .writing import write_new
 
 
@@ -27,8 +27,7 @@ def store(hub: Hub, root: Path, folder: Path, fetch: Fetch = wheel.fetch) -> lis
         CheckoutError: ``root`` is not at the pin, or the index cannot be reached.
         DraftError: nothing was changed, a file was removed, or an edit cannot be anchored in the newest version.
     """
-    if gitrepo.head(root) != hub.upstream.commit:
-        raise CheckoutError(f"{root} is not at {hub.upstream.pin}, the pin of {hub.name}")
+    require_head(hub, root)
     listing = gitrepo.call(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
     states = {entry[3:]: entry[:2].strip() for entry in os.fsdecode(listing).split("\0") if entry}
     if not states or set(states.values()) - {"M", "??", "A"}:

@@ -57,8 +57,9 @@ def alone(root: Path) -> Iterator[None]:
 
 
 def tidy(root: Path, paths: Iterable[str]) -> None:
-    """Remove what a killed :func:`write_all` has left beside the files; only :func:`alone`, which sees to it that none
-    is at work.
+    """Remove the temporary files that a killed :func:`write_all` left beside the files.
+
+    To be called inside :func:`alone` only: there no other command is using them.
     """
     for path in paths:
         name = re.compile(re.escape(f".{Path(path).name}.") + r"\w{8}\.partial")

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,15 +14,16 @@ import torch
 
 pytest.importorskip("diffusers", reason="needs the extra `frontier`")
 
-from benchmarks.frontier import network, sampling
-from benchmarks.frontier.caches import HiCachePP, Weighted
-from benchmarks.frontier.measure import distance
+from benchmarks.flows import forms, solvers
+from benchmarks.flows.caches import HiCachePP, Weighted
+from benchmarks.flows.grids import GRIDS, Grid, level, ratios
+from benchmarks.flows.methods import Candidate, Method
+from benchmarks.flows.problems import Problem, normal
+from benchmarks.flows.sampling import Batch, distance
 from benchmarks.zoo import __main__ as command
-from benchmarks.zoo import forms, generators, halves, methods, networks, report, results, solvers, steering
-from benchmarks.zoo.grids import GRIDS, Grid, level, ratios
+from benchmarks.zoo import generators, halves, methods, networks, report, results, steering
 from benchmarks.zoo.measure import Bench, Row
-from benchmarks.zoo.mixtures import Mixture, normal
-from benchmarks.zoo.problems import Batch, Problem
+from benchmarks.zoo.mixtures import Mixture
 from benchmarks.zoo.results import Cell, Results
 from forecache import Forecaster, schedule
 from forecache.rules import Hermite, Reuse, Taylor
@@ -63,17 +65,17 @@ def log_density(flow: Mixture, x: torch.Tensor, alpha: float, sigma: float) -> t
 
 # --- closed-form networks ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("modes", [1, 5])
-@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 3.0), (0.6, 0.8), (0.3, 0.7)])
-def test_the_denoiser_is_the_gradient_of_the_log_density(modes, alpha, sigma):
+def test_the_denoiser_is_the_gradient_of_the_log_density(modes):
     """``alpha E[y | x] = x + sigma^2 grad log p(x)`` (Tweedie), by central differences."""
     flow, h = Mixture(modes, 7, power=0.5, spread=0.4), 1e-5
     x = torch.stack([normal(seed, 7) for seed in SEEDS])
-    slopes = [
-        (log_density(flow, x + h * e, alpha, sigma) - log_density(flow, x - h * e, alpha, sigma)) / (2 * h)
-        for e in torch.eye(7, dtype=torch.float64)
-    ]
-    wanted = (x + sigma**2 * torch.stack(slopes, 1)) / alpha
-    assert torch.allclose(flow.data(x, alpha, sigma), wanted, atol=1e-7)
+    for alpha, sigma in ((1.0, 3.0), (0.6, 0.8), (0.3, 0.7)):
+        slopes = [
+            (log_density(flow, x + h * e, alpha, sigma) - log_density(flow, x - h * e, alpha, sigma)) / (2 * h)
+            for e in torch.eye(7, dtype=torch.float64)
+        ]
+        wanted = (x + sigma**2 * torch.stack(slopes, 1)) / alpha
+        assert torch.allclose(flow.data(x, alpha, sigma), wanted, atol=1e-7)
 
 
 def test_guidance_pulls_away_from_the_other_classes():
@@ -92,12 +94,12 @@ def test_data_have_mean_square_one():
 
 # --- forms ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 14.0), (0.6, 0.8), (0.25, 0.75)])
-def test_an_output_stands_for_the_data_and_noise_that_it_was_made_of(form, alpha, sigma):
+def test_an_output_stands_for_the_data_and_noise_that_it_was_made_of(form):
     data, noise = normal(0, 2, 6)[:, None]
-    x = alpha * data + sigma * noise
-    found = forms.split(form, forms.output(form, data, x, alpha, sigma), x, alpha, sigma)
-    assert torch.allclose(found[0], data) and torch.allclose(found[1], noise)
+    for alpha, sigma in ((1.0, 14.0), (0.6, 0.8), (0.25, 0.75)):
+        x = alpha * data + sigma * noise
+        found = forms.split(form, forms.output(form, data, x, alpha, sigma), x, alpha, sigma)
+        assert torch.allclose(found[0], data) and torch.allclose(found[1], noise)
 
 
 def test_steps_as_they_are_known():
@@ -111,20 +113,20 @@ def test_steps_as_they_are_known():
 def test_every_form_makes_the_same_run(grid):
     flow = Mixture(5, 6, spread=0.4)
     forms_of = halves.forms_of(GRIDS[grid](12))
-    found = [Batch(problem(flow, grid, form), SEEDS).sample() for form in forms_of]
+    found = [Batch(problem(flow, grid, form), SEEDS).uncached for form in forms_of]
     for other in found[1:]:
         assert torch.allclose(other, found[0], rtol=1e-9, atol=1e-9)
 
 
 # --- grids ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", sorted(GRIDS))
-@pytest.mark.parametrize("steps", [5, 12, 25, 50])
-def test_grids_have_their_steps_and_one_direction(name, steps):
-    grid = GRIDS[name](steps)
-    assert len(grid.s) == len(grid.times) == steps + 1
-    assert len(schedule.effective_steps(grid.times)) == steps
-    noise = [s / (a + s) for a, s in grid.levels]
-    assert all(b < a for a, b in itertools.pairwise(noise)), "less noise at every step"
+def test_grids_have_their_steps_and_one_direction(name):
+    for steps in (5, 12, 25, 50):
+        grid = GRIDS[name](steps)
+        assert len(grid.s) == len(grid.times) == steps + 1
+        assert len(schedule.effective_steps(grid.times)) == steps
+        noise = [s / (a + s) for a, s in grid.levels]
+        assert all(b < a for a, b in itertools.pairwise(noise)), "less noise at every step"
 
 
 def test_published_ends():
@@ -156,17 +158,17 @@ def exact(flow: Mixture, x: torch.Tensor, here: tuple[float, float], there: tupl
 def test_the_fine_solution_is_the_solution(grid):
     flow = Mixture(1, 32, power=0.5, spread=1.0)
     batch = Batch(problem(flow, grid, halves.forms_of(GRIDS[grid](12))[0], 12), SEEDS)
-    levels = batch.grid.levels
-    wanted = exact(flow, batch.problem.start(SEEDS, batch.grid), levels[0], levels[-1])
+    levels = batch.problem.own_grid.levels
+    wanted = exact(flow, batch.problem.start(SEEDS, batch.problem.own_grid), levels[0], levels[-1])
     assert distance(batch.fine, wanted).max() < 1.5e-3
-    assert distance(batch.uncached[1], wanted).min() > 10 * distance(batch.fine, wanted).max()
+    assert distance(batch.uncached, wanted).min() > 10 * distance(batch.fine, wanted).max()
 
 
 def test_the_fine_solution_knows_where_guidance_switches():
     flow = Mixture(6, 8, spread=0.4, classes=3)
     here = problem(flow, "even", "velocity", 10, (0.8, 1.0), 3.0)
     coarse, fine = (Batch(replace(here, steps=steps), SEEDS) for steps in (10, 400))
-    assert here.edges(coarse.grid) == [3], "noise .8 is guided still"
+    assert here.edges(here.own_grid) == [3], "noise .8 is guided still"
     seen: list[tuple[float, bool]] = []
     watched = replace(here, network=lambda *given: seen.append((given[2], given[4])) or here.network(*given))
     assert torch.equal(Batch(watched, SEEDS).fine, Batch(here, SEEDS).fine)
@@ -175,10 +177,16 @@ def test_the_fine_solution_knows_where_guidance_switches():
     assert distance(Batch(replace(here, interval=None), SEEDS).fine, fine.fine).max() > 1e-2, "it is the switch"
 
 
-@pytest.mark.parametrize("chart", ["flow", "ve", "vp"])
+EVERYWHERE = [(solvers.euler, 1), (solvers.ab2, 2), (solvers.lms, 2.5), (solvers.dpm, 2), (solvers.unipc, 3)]
+ON_FLOWS = [
+    (solvers.flow_dpm, 2), (partial(solvers.flow_dpm, solver_type="heun"), 2), (partial(solvers.flow_dpm, order=3), 2),
+    (solvers.flow_unipc, 3), (partial(solvers.flow_unipc, order=3), 2),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("solver", "order"),
-    [(solvers.euler, 1), (solvers.ab2, 2), (solvers.lms, 2.5), (solvers.dpm, 2), (solvers.unipc, 3)],
+    ("chart", "solver", "order"),
+    [("flow", *each) for each in EVERYWHERE + ON_FLOWS] + [(c, *each) for c in ("ve", "vp") for each in EVERYWHERE],
 )
 def test_solvers_converge(chart, solver, order):
     """Even in log(alpha / sigma) from -3 to 3, which is uneven in s; twice the steps, 2^-order of the error.
@@ -192,8 +200,9 @@ def test_solvers_converge(chart, solver, order):
         s = tuple((1 / (1 + np.exp(-half)) if chart == "flow" else np.exp(-half)).tolist())
         batch, made = Batch(here, SEEDS), Grid(chart, s, s)
         wanted = exact(flow, here.start(SEEDS, made), made.levels[0], made.levels[-1])
-        errors.append(float(np.median(distance(solver(batch, made), wanted))))
-        assert batch.calls == steps
+        run = batch.solve(solver, made)
+        errors.append(float(np.median(distance(run.end, wanted))))
+        assert set(run.calls) == {steps}
     orders = np.log2(np.array(errors[:-1]) / errors[1:])
     assert (orders > order - 0.3).all() and (orders < order + 1.2).all(), (errors, orders)
 
@@ -201,9 +210,9 @@ def test_solvers_converge(chart, solver, order):
 def test_a_solver_that_starts_anew_every_step_is_eulers():
     flow = Mixture(4, 6, spread=0.4)
     batch, grid = Batch(problem(flow, "karras148", "eps"), SEEDS), GRIDS["karras148"](10)
-    wanted = solvers.euler(batch, grid)
+    wanted = batch.solve(solvers.euler, grid).end
     for solver in (solvers.ab2, solvers.lms, solvers.dpm):
-        assert torch.allclose(solver(batch, grid, range(10)), wanted, rtol=1e-9)
+        assert torch.allclose(batch.solve(solver, grid, restart=range(10)).end, wanted, rtol=1e-9)
 
 
 def test_a_cache_that_computes_every_step_changes_nothing_and_values_are_shared():
@@ -212,11 +221,12 @@ def test_a_cache_that_computes_every_step_changes_nothing_and_values_are_shared(
     here = problem(flow, "leading", "v")
     counted = replace(here, network=lambda *given: seen.append(1) or here.network(*given))
     batch = Batch(counted, SEEDS)
-    end, before = batch.uncached[1], batch.calls
-    assert torch.equal(batch.sample(Forecaster("auto", times=batch.grid.times, computed=range(12))), end)
-    assert batch.calls - before == 12 and len(seen) == 12, "counted, though the network did not run again"
-    late = Forecaster("linear", times=batch.grid.times, computed=(0, 1, 2, 5, 8, 11))
-    assert not torch.equal(batch.sample(late), end)
+    end = batch.uncached
+    run = batch.sample(Forecaster("auto", times=here.times, computed=range(12)))
+    assert torch.equal(run.end, end)
+    assert set(run.calls) == {12} and len(seen) == 12, "counted, though the network did not run again"
+    late = Forecaster("linear", times=here.times, computed=(0, 1, 2, 5, 8, 11))
+    assert not torch.equal(batch.sample(late).end, end)
     assert len(seen) == 12 + 3, "the first three were known"
 
 
@@ -238,7 +248,7 @@ def test_rows_keep_the_budget_and_choose_on_other_seeds():
 
 def test_a_row_with_another_number_of_calls_is_refused(monkeypatch):
     bench = Bench(problem(Mixture(2, 4), "even", "velocity"), range(2), range(10, 12))
-    wrong = methods.Method("wrong", "ours", [methods.Candidate("", lambda batch: methods.Run(batch.sample(), 1.0))])
+    wrong = Method("wrong", "ours", [Candidate("", lambda batch: batch.sample())])
     monkeypatch.setitem(command.PARTS, "ours", (lambda problem, calls: [wrong],))
     with pytest.raises(RuntimeError, match="12 calls of 6"):
         bench.rows(6, "ours")
@@ -250,16 +260,16 @@ def test_the_share_that_a_rule_served():
     for i in range(12):
         cache.step(i, lambda i=i: value * 0.9**i)
     rules = [step.rules["v"] for step in cache.trace.steps if step.kind == "forecast"]
-    assert 0 < methods.served(cache, "dmd") == sum(rule == "dmd" for rule in rules) / len(rules) < 1
+    assert 0 < methods.share_served(cache, "dmd") == sum(rule == "dmd" for rule in rules) / len(rules) < 1
 
 
-@pytest.mark.parametrize(("steps", "calls"), [(50, 9), (50, 19), (25, 7), (12, 5), (49, 15)])
-def test_schedules_have_exactly_the_calls(steps, calls):
-    fixed, spread = methods.schedules(steps, calls)
-    for found in (fixed, spread, methods.ramps(steps, calls)):
-        assert found
-        for each in found:
-            assert len(set(each)) == calls and min(each) == 0 and max(each) < steps
+def test_schedules_have_exactly_the_calls():
+    for steps, calls in ((50, 9), (50, 19), (25, 7), (12, 5), (49, 15)):
+        fixed, spread = methods.schedules(steps, calls)
+        for found in (fixed, spread, methods.ramps(steps, calls)):
+            assert found
+            for each in found:
+                assert len(set(each)) == calls and min(each) == 0 and max(each) < steps
 
 
 # --- halves -----------------------------------------------------------------------------------------------------------
@@ -354,7 +364,7 @@ def test_a_network_that_takes_long_gets_fewer_seeds(tmp_path, monkeypatch):
         return Bench(problem, seeds, choosing)
 
     monkeypatch.setattr(command, "Bench", bench)
-    here = replace(problem(Mixture(2, 4), "even", "velocity"), dear=True)
+    here = replace(problem(Mixture(2, 4), "even", "velocity"), slow=True)
     found = Results(tmp_path / "zoo.jsonl")
     for _ in range(2):
         command.measure(here, 0, 5, (6,), found, "")
@@ -424,26 +434,11 @@ def made_up(side: int = 8, hidden: int = 6, width: int = 5) -> list[torch.Tensor
     """Arrays in the order and the shapes of a published score network."""
     patches = (side // networks.PATCH) ** 2
     block = [
-        (width, patches),
-        (width,),
-        (patches, width),
-        (patches,),
-        (width, hidden),
-        (width,),
-        (hidden, width),
-        (hidden,),
-    ]
-    block += [(hidden, patches)] * 4
-    block[8:] = [(hidden, patches), (hidden, patches), (patches, hidden), (patches, hidden)]
-    shapes = [
-        (hidden, 2, 4, 4),
-        (hidden, 1, 1),
-        (1, hidden, 4, 4),
-        (1, 1, 1),
-        *block * 4,
-        (hidden, patches),
-        (hidden, patches),
-    ]
+        (width, patches), (width,), (patches, width), (patches,), (width, hidden), (width,), (hidden, width), (hidden,),
+        (hidden, patches), (hidden, patches), (patches, hidden), (patches, hidden),
+    ]  # fmt: skip
+    ends = [(hidden, 2, 4, 4), (hidden, 1, 1), (1, hidden, 4, 4), (1, 1, 1)]
+    shapes = [*ends, *block * 4, (hidden, patches), (hidden, patches)]
     return [0.3 * normal(k, *shape).float() for k, shape in enumerate(shapes)] + [torch.tensor(10.0)]
 
 
@@ -513,7 +508,7 @@ def test_the_uncached_run_is_trellis_own(checkouts):
     """Its sampler, with its guidance interval and shift, around the reference network."""
     seeds = range(2)
     here = generators.trellis_structure(checkouts("trellis", patched=True, source="wheel"))[1]
-    ours = Batch(here, seeds).uncached[1]
+    ours = Batch(here, seeds).uncached
     stage = here.network.__self__
     for k, seed in enumerate(seeds):
         cond = stage.pipe.get_cond([solids.picture(solids.solid(seed)[1], pictures.PICTURE)])
@@ -522,17 +517,11 @@ def test_the_uncached_run_is_trellis_own(checkouts):
         assert float((theirs[0] - ours[k]).norm() / theirs.norm()) < 1e-5
 
 
-def test_the_uncached_run_is_the_frontiers(patched):
-    """Hunyuan3D-2.1's reference network: the same loop in other words, guidance interval included."""
-    seeds = range(2)
-    flows = {flow.key: flow for flow in network.problems(patched).values()}
+def test_hunyuans_problems_are_the_frontiers_under_the_zoos_names(patched):
     ours = {each.key: each for each in generators.hunyuan21(patched)}
     assert set(ours) == {
         "hunyuan21-even-49-velocity-guided", "hunyuan21-shift3-25-velocity-interval",
         "hunyuan21-shift3-12-velocity-interval", "hunyuan21-shift5-12-velocity-interval",
     }  # fmt: skip
     assert ours["hunyuan21-even-49-velocity-guided"].budgets == (15, 11, 9)
-    theirs = sampling.sample(flows["hunyuan12shift3"], seeds).latents
-    here = Batch(ours["hunyuan21-shift3-12-velocity-interval"], seeds)
-    assert distance(here.uncached[1], theirs).max() < 1e-5
-    assert here.problem.edges(here.grid) == flows["hunyuan12shift3"].edges(flows["hunyuan12shift3"].times)
+    assert all(each.slow and each.group == generators.GROUP and each.strength == 3 for each in ours.values())

@@ -15,16 +15,13 @@ import pytest
 import torch
 
 import gpu_controls
-from benchmarks.gpu import cases, measure, results, safety
+from benchmarks.gpu import cases, measure, problems, results, safety
 from benchmarks.gpu.__main__ import CHECKOUTS, main
 from benchmarks.gpu.clocks import Clock
 from forecache import Forecaster
 from forecache.snapshots import Snapshots
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 REPEATS = 7
 SLACK = 64 << 20  # bytes of work buffers
@@ -36,9 +33,9 @@ def device() -> torch.device:
     return torch.device("cuda", 0)
 
 
-def place(device: torch.device, size: str) -> cases.Place:
+def place(device: torch.device, size: str) -> problems.Place:
     folders = {name: os.environ.get(f"FORECACHE_{name.upper()}") for name in CHECKOUTS}
-    return cases.Place(device, size, {name: Path(folder) for name, folder in folders.items() if folder})
+    return problems.Place(device, size, {name: Path(folder) for name, folder in folders.items() if folder})
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +86,7 @@ def test_a_file_of_results_is_written_and_read(tmp_path: Path) -> None:
     options = ["--device", "cuda", "--size", "tiny", "--repeats", "1", "--rule", "auto", "--out", str(tmp_path)]
     assert main(options) == 0
     (path,) = tmp_path.glob("*.json")
-    about = results.read(path)["environment"]
+    about = results.load(path)["environment"]
     assert about["device"] == torch.cuda.get_device_name(0) and about["cuda"] == (
         torch.version.cuda or torch.version.hip
     )

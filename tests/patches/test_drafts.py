@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import forecache_patches as patches
 from forecache_cli.main import app
 from forecache_patches import blobs, edits, hook
-from forecache_patches.prove import trees
+from forecache_patches.trees import trees
 
 pytestmark = pytest.mark.usefixtures("bare_pytest")
 

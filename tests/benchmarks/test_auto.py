@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.frontier import flows
+from benchmarks.flows import closed
 from benchmarks.studies import auto
-from forecache.schedule import effective_steps
 
 
 def test_every_row_keeps_the_budget_and_the_first_is_the_default():
     found = auto.rows()
-    effective = effective_steps(flows.gaussian().times)
+    effective = range(closed.gaussian().steps)
     for _, spread, _ in found.values():
         assert len(spread(effective, 9)) == 9
     assert next(iter(found)) == "auto"
@@ -20,7 +19,7 @@ def test_every_row_keeps_the_budget_and_the_first_is_the_default():
 
 def test_what_its_parts_are_worth_on_a_flow_without_scatter():
     """As good as the parabola, which is right there; with the corrector a third less than without."""
-    lines = auto.table(flows.gaussian(), range(4), (11,)).splitlines()
+    lines = auto.table(closed.gaussian(), range(4), (11,)).splitlines()
     median = {line.split("|")[1].strip(): float(line.split("|")[2].split("/")[0]) for line in lines[4:]}
     assert median["auto"] <= 1.05 * median["candidates: always the parabola"]
     assert median["candidates: always the parabola"] < 0.95 * median["candidates: always the line"]  # controls

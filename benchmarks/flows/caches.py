@@ -19,7 +19,7 @@ Compute = Callable[..., torch.Tensor]
 
 
 class Cache(ABC):
-    """The three calls on a given schedule, and ``step`` on top of them. Values are ``[B, ...]``."""
+    """A cache on a given schedule, called as a ``Forecaster`` is. Values are ``[B, ...]``."""
 
     def __init__(self, computed: Collection[int]) -> None:
         self.computed = frozenset(computed)
@@ -160,19 +160,6 @@ class Spectrum(Weighted):
         self.skipped += 1
         self.full += 1
         return spectrum_weights(np.array(self.steps), float(i), self.share)
-
-
-def ramp(effective: Collection[int], warmup: int, growth: float) -> tuple[int, ...]:
-    """Spectrum's schedule as published: as ``forecache.schedule.ramp``, but the last step is not forced."""
-    computed, gap, skipped = [], 2.0, 0
-    for k, i in enumerate(effective):
-        if k < warmup or (skipped + 1) % int(gap) == 0:
-            gap += growth * (k >= warmup)
-            computed.append(i)
-            skipped = 0
-        else:
-            skipped += 1
-    return tuple(computed)
 
 
 class EasyCache:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.flows import closed, sampling, solvers
+from benchmarks.flows import hunyuan21 as network
+from benchmarks.flows.caches import EasyCache, HiCachePP, Spectrum, spectrum_weights
+from benchmarks.flows.grids import GRIDS, flow
+from benchmarks.flows.network import Network
+from benchmarks.flows.problems import Problem, combine, noise
+from benchmarks.flows.sampling import Batch, distance
+from benchmarks.flows.schedules import closest, fixed_schedules, ramp
 from benchmarks.frontier import __main__ as command
-from benchmarks.frontier import flows, measure, methods, network, report, sampling, solvers
-from benchmarks.frontier.caches import EasyCache, HiCachePP, Spectrum, ramp, spectrum_weights
-from benchmarks.frontier.problems import Network, Problem, combine, shifted
+from benchmarks.frontier import measure, methods, report
 from benchmarks.studies import limits, refresh
 from forecache import Forecaster, Guided, schedule
 from forecache.rules import Linear, Reuse
@@ -23,83 +29,56 @@ from forecache_lab.metrics import resampling
 SEEDS = range(4)
 
 
-def edged(steps: int = 12, shift: float = 3.0) -> Problem:
+def edged(steps: int = 12, shift: float = 3.0, **settings) -> Problem:
     """A flow of two branches with guidance at noise >= 0.5."""
 
-    def branches(x, t, seeds, guided):
+    def branches(x, t, sigma, seeds, guided):
         cond = torch.cos(3 * x) - t * x
         return Guided(cond, torch.sin(2 * x) * (1 + t)) if guided else cond
 
-    def start(seeds):
-        return torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-    return Problem("edged", "two branches", shifted(steps, shift), start, branches, (6,), shift, 3.0, (0.0, 0.5))
+    settings = {"interval": (0.5, 1.0), "strength": 3.0, "title": "two branches", **settings}
+    return Problem("edged", "velocity", flow(shift), steps, (6,), lambda seeds: noise(seeds, 8), branches, **settings)
 
 
 # --- flows and solvers ------------------------------------------------------------------------------------------------
 def test_the_closed_form_solution_solves_the_flow():
-    problem = flows.gaussian(power=0.5, dtype=torch.float64)
+    problem = closed.gaussian(power=0.5, dtype=torch.float64)
     times = (0.0, 0.3, 0.7, 1.0)
     exact = problem.exact(SEEDS, times)
-    assert torch.equal(exact[0], problem.start(SEEDS))
-    fine = np.linspace(0, 1, 8_001)
-    net, x = Network(problem, SEEDS), problem.start(SEEDS)
-    for t, after in itertools.pairwise(fine.tolist()):
-        x = x + (after - t) * net.velocity(x, t)
-    assert measure.distance(x, exact[-1]).max() < 5e-4
+    assert torch.equal(exact[0], problem.noise(SEEDS))
+    end = Batch(problem, SEEDS).solve(solvers.euler, GRIDS["even"](8_000)).end
+    assert distance(end, exact[-1]).max() < 5e-4
     h = 1e-5
     slope = (problem.exact(SEEDS, [0.7 + h])[0] - problem.exact(SEEDS, [0.7 - h])[0]) / (2 * h)
-    assert torch.allclose(slope, net.velocity(exact[2], 0.7), atol=1e-7), "v is dx/dt on the solution"
+    assert torch.allclose(slope, Network(problem, SEEDS).slope(exact[2], 0.7), atol=1e-7), "v is dx/dt on the solution"
 
 
-@pytest.mark.parametrize(
-    ("solver", "options", "order"),
-    [
-        (solvers.euler, {}, 1), (solvers.ab2, {}, 2), (solvers.ab2, {"second": True}, 2), (solvers.dpm_solver, {}, 2),
-        (solvers.dpm_solver, {"solver_type": "heun"}, 2), (solvers.dpm_solver, {"order": 3}, 2),
-        (solvers.unipc, {}, 2), (solvers.unipc, {"order": 3}, 2),
-    ],
-)  # fmt: skip
-def test_convergence_orders(solver, options, order):
-    """On log((1 - n) / n) from -3 to 3, whose even spacing is uneven in t; twice the steps, 2^-order of the error."""
-    problem = flows.gaussian(power=0.3, dtype=torch.float64)
-    net, errors = Network(problem, SEEDS), []
-    for steps in (32, 64, 128):
-        grid = (1 / (1 + np.exp(-np.linspace(-3, 3, steps + 1)))).tolist()
-        first, last = problem.exact(SEEDS, (grid[0], grid[-1]))
-        errors.append(np.median(measure.distance(solver(net.velocity, first, grid, **options), last)))
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert np.all(orders > order - 0.3) and np.all(orders < order + 1.2), (errors, orders)
-
-
-@pytest.mark.parametrize("solver", [solvers.euler, solvers.ab2, solvers.dpm_solver, solvers.unipc])
+@pytest.mark.parametrize("solver", [solvers.euler, solvers.ab2, solvers.flow_dpm, solvers.flow_unipc])
 def test_solvers_from_noise_to_data(solver):
     """Also from n = 1, where log((1 - n) / n) is not finite, to n = 0; the coarse grids that are compared."""
-    problem = flows.gaussian(power=0.3)
-    exact = sampling.solution(problem, SEEDS)[-1]
-    results = [sampling.solve(problem, SEEDS, solver, shifted(steps, 3.0)) for steps in (10, 40)]
-    errors = [np.median(measure.distance(each.latents, exact)) for each in results]
+    batch = Batch(closed.gaussian(power=0.3), SEEDS)
+    results = [batch.solve(solver, GRIDS["shift3"](steps)) for steps in (10, 40)]
+    errors = [np.median(batch.distances(each.end, "error")) for each in results]
     assert errors[1] < errors[0] / 3 and errors[1] < 0.12, errors
     assert [set(each.calls.tolist()) for each in results] == [{10}, {40}], "one call a step"
 
 
-def test_grids():
-    assert shifted(10, 1.0) == pytest.approx(np.linspace(0, 1, 11))
+def test_edges():
     problem = edged(25)
-    assert problem.edges(problem.times) == [19], "25 steps, shift 3: guided are 0..18 (TRELLIS)"
+    assert problem.edges(problem.own_grid) == [19], "25 steps, shift 3: guided are 0..18 (TRELLIS)"
     twelve = edged(12)
-    assert twelve.edges(twelve.times) == [10], "12 steps: 0..9, the last of them at noise 0.5 exactly"
+    assert twelve.edges(twelve.own_grid) == [10], "12 steps: 0..9, the last of them at noise 0.5 exactly"
     assert 1 - twelve.times[9] == pytest.approx(0.5)
 
 
 def test_the_reference_is_fine_and_knows_the_edge():
-    coarse, fine = (sampling.solution(edged(), SEEDS, steps) for steps in (400, 6400))
+    coarse, fine = (Batch(edged(parts=parts), SEEDS).states for parts in (34, 534))
     assert coarse.shape == (13, 4, 8)
     assert float((coarse - fine).norm() / fine.norm()) < 2e-4
-    closed, marched = flows.gaussian(), flows.gaussian()
-    object.__setattr__(marched, "exact", None)
-    off = sampling.solution(closed, SEEDS) - sampling.solution(marched, SEEDS)
-    assert float(off.norm()) < 0.01 * float(sampling.solution(closed, SEEDS).norm())
+    exact = closed.gaussian()
+    marched = Batch(replace(exact, exact=None), SEEDS).states
+    off = Batch(exact, SEEDS).states - marched
+    assert float(off.norm()) < 0.01 * float(marched.norm())
 
 
 # --- the loop and its counts ------------------------------------------------------------------------------------------
@@ -107,17 +86,17 @@ def test_calls_are_counted_at_the_network():
     problem = edged()
     seen = []
 
-    def branches(x, t, seeds, guided, inner=problem.branches):
+    def branches(x, t, sigma, seeds, guided):
         seen.append((len(x), guided))
-        return inner(x, t, seeds, guided)
+        return problem.network(x, t, sigma, seeds, guided)
 
-    object.__setattr__(problem, "branches", branches)
-    full = sampling.sample(problem, SEEDS)
+    batch = Batch(replace(problem, network=branches), SEEDS)
+    full = batch.sample()
     assert len(seen) == 12 and full.calls.tolist() == [12] * 4 == full.cond.tolist()
     assert full.uncond.tolist() == [10] * 4
-    again = sampling.sample(problem, SEEDS)
+    again = batch.sample()
     assert len(seen) == 12 and again.calls.tolist() == [12] * 4, "remembered values are counted too"
-    assert torch.equal(full.latents, again.latents)
+    assert torch.equal(full.end, again.end)
 
     class Pushed:
         """Every step computed, but the first value is not the network's: what follows is off the known path."""
@@ -125,11 +104,11 @@ def test_calls_are_counted_at_the_network():
         def step(self, i, compute, state=None):
             return compute() + (i == 0)
 
-    assert not torch.allclose(sampling.sample(problem, SEEDS, Pushed()).latents, full.latents)
+    assert not torch.allclose(batch.sample(Pushed()).end, full.end)
     assert len(seen) == 12 + 11, "the first state is known, the others are not"
     seen.clear()
     cache = Forecaster(Linear(1), times=problem.times, calls=6)
-    part = sampling.sample(problem, SEEDS, cache)
+    part = batch.sample(cache)
     assert part.calls.tolist() == [6] * 4 and cache.trace.computed == 6
     assert len(seen) == 5, "the first step was known"
 
@@ -138,27 +117,19 @@ def test_calls_are_counted_at_the_network():
 def test_streams_over_a_guidance_edge(streams):
     """Forecasting both branches as reuse is the combined velocity's reuse, except where guidance switches."""
     problem = edged()
-    full = sampling.sample(problem, SEEDS).latents
-    edges = problem.edges(problem.times) if streams == "edges" else ()
+    batch = Batch(problem, SEEDS)
+    edges = problem.edges(problem.own_grid) if streams == "edges" else ()
     every = Forecaster(Reuse(), times=problem.times, computed=range(12), edges=edges)
-    assert torch.allclose(sampling.sample(problem, SEEDS, every, streams).latents, full)
+    assert torch.allclose(batch.sample(every, streams).end, batch.uncached)
     cache = Forecaster(Linear(2), times=problem.times, calls=8, edges=edges)
-    result = sampling.sample(problem, SEEDS, cache, streams)
+    result = batch.sample(cache, streams)
     assert result.calls.tolist() == [8] * 4
-    assert measure.distance(result.latents, full).max() < 0.5
-
-
-def test_a_still_step_is_free():
-    problem = flows.gaussian(10)
-    still = Problem("still", "", (*problem.times, 1.0), problem.start, problem.branches, (3,), exact=problem.exact)
-    assert sampling.sample(still, SEEDS).calls.tolist() == [10] * 4
-    assert sampling.sample(still, SEEDS, Forecaster("linear", times=still.times, calls=4)).calls.tolist() == [4] * 4
-    assert sampling.solution(still, SEEDS).shape[0] == 12
+    assert batch.distances(result.end, "drift").max() < 0.5
 
 
 def test_the_reference_runner_lands_on_the_solution():
-    problem = flows.gaussian(10)
-    plan = methods.calibration(problem, range(2), "reference", "combined", methods.Making()).plan(10)
+    batch = Batch(closed.gaussian(10), range(2))
+    plan = methods.calibration(batch, "reference", "combined", methods.Making()).plan(10)
     assert plan.computed == tuple(range(10))
 
     secants = []
@@ -168,16 +139,16 @@ def test_the_reference_runner_lands_on_the_solution():
             secants.append(compute())
             return secants[-1]
 
-    final = sampling.reference_runner(problem)(0, Recorder())
-    moved = problem.start([0]) + 0.1 * torch.stack(secants).sum(0)
+    final = sampling.reference_runner(batch)(0, Recorder())
+    moved = batch.problem.noise([0]) + 0.1 * torch.stack(secants).sum(0)
     assert torch.allclose(moved, final, atol=1e-5)
 
 
 # --- baselines --------------------------------------------------------------------------------------------------------
 def test_easycache_payload_on_a_straight_flow():
     """``x + (v_a - x_a)`` on constant v: ``(1 + h)^k v`` after k skips, not v."""
-    problem = flows.straight(10)
-    v = problem.branches(None, 0.0, SEEDS, False)
+    problem = closed.straight(10)
+    v = problem.network(None, 0.0, 1.0, SEEDS, False)
     served = []
 
     class Watched(EasyCache):
@@ -185,25 +156,25 @@ def test_easycache_payload_on_a_straight_flow():
             served.append(super().step(i, compute, state))
             return served[-1]
 
-    result = sampling.sample(problem, SEEDS, Watched(9, tau=1.0, warmup=2))
+    result = Batch(problem, SEEDS).sample(Watched(9, tau=1.0, warmup=2))
     assert result.calls.tolist() == [3] * 4, "the output does not change, so the gate never opens"
     for skips, value in enumerate(served[1:9]):
         assert torch.allclose(value, 1.1**skips * v, rtol=1e-5)
     assert torch.allclose(served[9], v)
-    reuse = sampling.sample(problem, SEEDS, EasyCache(9, tau=1.0, warmup=2, payload="reuse"))
-    assert torch.allclose(reuse.latents, sampling.sample(problem, SEEDS).latents, rtol=1e-5)
+    reuse = Batch(problem, SEEDS).sample(EasyCache(9, tau=1.0, warmup=2, payload="reuse"))
+    assert torch.allclose(reuse.end, Batch(problem, SEEDS).sample().end, rtol=1e-5)
 
 
 def test_easycache_conditions_have_their_own_gate():
-    problem = flows.mixture(20)
-    together = sampling.sample(problem, SEEDS, EasyCache(19, 0.1, 3))
-    apart = [sampling.sample(problem, [seed], EasyCache(19, 0.1, 3)) for seed in SEEDS]
+    problem = closed.mixture(20)
+    together = Batch(problem, SEEDS).sample(EasyCache(19, 0.1, 3))
+    apart = [Batch(problem, [seed]).sample(EasyCache(19, 0.1, 3)) for seed in SEEDS]
     assert together.calls.tolist() == [int(each.calls[0]) for each in apart]
     assert len(set(together.calls.tolist())) > 1
-    assert torch.allclose(together.latents, torch.cat([each.latents for each in apart]), atol=1e-3)
-    every = sampling.sample(problem, SEEDS, EasyCache(19, 0.0, 3))
+    assert torch.allclose(together.end, torch.cat([each.end for each in apart]), atol=1e-3)
+    every = Batch(problem, SEEDS).sample(EasyCache(19, 0.0, 3))
     assert every.calls.tolist() == [20] * 4
-    assert torch.allclose(every.latents, sampling.sample(problem, SEEDS).latents)
+    assert torch.allclose(every.end, Batch(problem, SEEDS).sample().end)
 
 
 def test_spectrum_in_its_published_form():
@@ -226,27 +197,26 @@ def test_spectrum_in_its_published_form():
 
 
 def test_hicache_plus_plus_is_its_own_package_per_sample():
-    problem, computed = flows.mixture(30), (0, 1, 2, 3, 8, 13, 18, 23, 28, 29)
-    both = sampling.sample(problem, range(2), HiCachePP(computed))
-    apart = [sampling.sample(problem, [seed], HiCachePP(computed)) for seed in range(2)]
-    assert torch.allclose(both.latents, torch.cat([each.latents for each in apart]), atol=1e-4)
+    problem, computed = closed.mixture(30), (0, 1, 2, 3, 8, 13, 18, 23, 28, 29)
+    both = Batch(problem, range(2)).sample(HiCachePP(computed))
+    apart = [Batch(problem, [seed]).sample(HiCachePP(computed)) for seed in range(2)]
+    assert torch.allclose(both.end, torch.cat([each.end for each in apart]), atol=1e-4)
     cache = HiCachePP(computed)
-    sampling.sample(problem, range(2), cache)
+    Batch(problem, range(2)).sample(cache)
     counts = [state["telemetry"]["method_counts"] for state in cache.states]
     assert all(each["dmd"] > 0 and each["hermite"] > 0 for each in counts), "DMD, and Hermite in its warm-up"
 
 
-@pytest.mark.parametrize("calls", [5, 7, 9, 11, 15])
-def test_fixed_interval_schedules_of_a_budget(calls):
-    found = methods.fixed_schedules(range(49), calls)
-    assert found and {len(each) for each in found} == {calls}
-    assert all(each[0] == 0 and each[-1] == 48 for each in found)
-    brute = {s for w in range(50) for k in range(1, 50) if len(s := schedule.fixed_interval(range(49), k, w)) == calls}
-    assert set(found) == brute
+def test_fixed_interval_schedules_of_a_budget():
+    every = {schedule.fixed_interval(range(49), k, warmup) for warmup in range(50) for k in range(1, 50)}
+    for calls in (5, 7, 9, 11, 15):
+        found = fixed_schedules(range(49), calls)
+        assert found and set(found) == {each for each in every if len(each) == calls}
+        assert all(each[0] == 0 and each[-1] == 48 for each in found)
 
 
 def test_a_budget_without_a_schedule_gets_the_next_larger_one():
-    assert methods.closest({(0, 1): "a", (0, 1, 2, 3): "b", (0, 1, 2, 3, 4): "c"}, 3) == {(0, 1, 2, 3): "b"}
+    assert closest({(0, 1): "a", (0, 1, 2, 3): "b", (0, 1, 2, 3, 4): "c"}, 3) == {(0, 1, 2, 3): "b"}
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -260,7 +230,7 @@ def test_bootstrap():
 
 def test_calibration_and_test_conditions_are_disjoint():
     with pytest.raises(ValueError, match="disjoint"):
-        measure.Bench(flows.gaussian(), range(4), range(3, 6))
+        measure.Bench(closed.gaussian(), range(4), range(3, 6))
     assert abs(TEST_SEED - CALIBRATION_SEED) >= 10_000
 
 
@@ -290,7 +260,7 @@ def test_rows_of_a_budget(tmp_path):
 
 
 def test_geometry_is_compared_with_both_targets():
-    problem = flows.mixture(20)
+    problem = closed.mixture(20)
     bench = measure.Bench(problem, range(100, 102), range(2), meshes=1)
     row = bench.uncached()
     assert row.geometry["drift"][0]["volume_iou"] == 1
@@ -313,46 +283,48 @@ def hunyuan(patched):
 
 def test_the_uncached_loop_is_the_pipelines(hunyuan):
     problem, seeds = hunyuan["hunyuan50"], [TEST_SEED, TEST_SEED + 1]
-    ours = sampling.sample(problem, seeds)
+    ours = Batch(problem, seeds).sample()
     pipe = problem.decode.__self__.pipe
     theirs = pipe(
         image=[solids.picture(solids.solid(seed)[1], PICTURE)[None] for seed in seeds],
         generator=[torch.Generator().manual_seed(seed) for seed in seeds], num_inference_steps=50,
         guidance_scale=hunyuan21.GUIDANCE, output_type="latent", enable_pbar=False,
     )  # fmt: skip
-    assert measure.distance(ours.latents, theirs).max() < 1e-5
-    assert ours.calls.tolist() == [49, 49] == ours.uncond.tolist(), "the step with dt = 0 is free"
-    assert len(problem.decode(ours.latents[0]).faces) > 100
+    assert distance(ours.end, theirs).max() < 1e-5
+    assert ours.calls.tolist() == [49, 49] == ours.uncond.tolist(), (
+        "of 50: the step with dt = 0 does not move the state"
+    )
+    assert len(problem.decode(ours.end[0]).faces) > 100
 
 
 def test_guided_parts_of_the_shifted_grids(hunyuan):
     for key, guided in {"hunyuan25shift3": 19, "hunyuan12shift3": 10, "hunyuan12shift5": 11}.items():
         problem = hunyuan[key]
-        assert problem.edges(problem.times) == [guided]
-        x = problem.start([TEST_SEED])
-        inside, outside = (problem.branches(x, 0.4, [TEST_SEED], on) for on in (True, False))
+        assert problem.edges(problem.own_grid) == [guided]
+        x = problem.noise([TEST_SEED])
+        inside, outside = (problem.network(x, 0.4, 0.6, [TEST_SEED], on) for on in (True, False))
         assert torch.allclose(inside.cond, outside, atol=1e-5)
-        assert not torch.allclose(combine(inside, problem.scale), outside, atol=1e-2)
+        assert not torch.allclose(combine(inside, problem.strength), outside, atol=1e-2)
 
 
 @pytest.mark.parametrize("how", ["move", "insert"])
 def test_an_early_refresh_keeps_the_budget(how):
-    problem = flows.gaussian(20)
+    problem = closed.gaussian(20)
     settings = {"times": problem.times, "computed": (0, 2, 7, 12, 17, 19)}
     eager, never = refresh.Refreshing(how, {2: 0.0}, **settings), refresh.Refreshing("never", {2: 0.0}, **settings)
     for cache in (eager, never):
-        sampling.sample(problem, [0], cache)
+        Batch(problem, [0]).sample(cache)
     steps = [[s.index for s in cache.trace.steps if s.kind == "computed"] for cache in (eager, never)]
     assert steps[1] == [0, 2, 7, 12, 17, 19] and never.refreshed == 0
     assert steps[0] == ([0, 2, 4, 12, 17, 19] if how == "move" else [0, 2, 4, 7, 12, 19]) and eager.refreshed == 1
 
 
 def test_weights_of_other_snapshots_are_not_served():
-    problem = flows.gaussian(20)
-    made = methods.calibration(problem, range(100, 104), "uncached", "combined", methods.Making()).plan(6)
+    problem = closed.gaussian(20)
+    made = methods.calibration(Batch(problem, range(100, 104)), "uncached", "combined", methods.Making()).plan(6)
     limits = {made.computed[1]: 0.0}
     cache = refresh.Refreshing("move", limits, times=problem.times, plan=made, made_for=made.made_for)
-    sampling.sample(problem, [0], cache)
+    Batch(problem, [0]).sample(cache)
     moved = min(s.index for s in cache.trace.steps if s.kind == "computed" and s.index not in made.computed)
     rules = {s.index: s.rules["v"] for s in cache.trace.steps if s.kind == "forecast"}
     assert all((rule == "plan") == (i < moved) for i, rule in rules.items())
@@ -360,15 +332,12 @@ def test_weights_of_other_snapshots_are_not_served():
 
 
 def test_the_span_of_the_calls_bounds_every_choice_of_weights():
-    problem = flows.gaussian()
-    plan = methods.calibration(problem, range(100, 104), "uncached", "combined", methods.Making()).plan(6)
+    problem = closed.gaussian()
+    plan = methods.calibration(Batch(problem, range(100, 104)), "uncached", "combined", methods.Making()).plan(6)
     for seed in range(3):
-        drift, least = limits.left(problem, plan, seed)
+        drift, least = limits.drift_and_least(problem, plan, seed)
         assert 0 < least < drift
-        other = sample_with(problem, seed, Forecaster("auto", times=problem.times, computed=plan.computed))
+        batch = Batch(problem, [seed])
+        cache = Forecaster("auto", times=problem.times, computed=plan.computed)
+        other = batch.distances(batch.sample(cache).end, "drift")[0]
         assert least < 0.2 and drift < other  # control: another rule on the same steps is further off
-
-
-def sample_with(problem, seed, cache):
-    uncached, cached = (sampling.sample(problem, [seed], each).latents for each in (None, cache))
-    return float((cached - uncached).norm() / uncached.norm())

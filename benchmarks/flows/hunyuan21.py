@@ -6,18 +6,20 @@ As the upstream's pipeline does it: noise of the seed's generator, ``model(x, t,
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from forecache import Guided
 from forecache_lab.generators.reference import hunyuan21, solids
 from forecache_lab.generators.reference.pictures import PICTURE
 
-from .flows import BUDGETS
-from .problems import Problem, Seeds, shifted
+from .closed import BUDGETS
+from .grids import GRIDS
+from .problems import Problem, Seeds, noise
+from .sampling import FINE
 
 ROWS = 16  # of the network's batch: the fastest per row on a CPU
 OCTREE = 64
@@ -39,12 +41,11 @@ class Hunyuan21:
                     self._tokens[seed] = self.pipe.conditioner(image=picture)["main"][0]
         return torch.stack([self._tokens[seed] for seed in seeds])
 
-    def start(self, seeds: Seeds) -> torch.Tensor:
+    def noise(self, seeds: Seeds) -> torch.Tensor:
         """Noise ``[B, 64, 64]``."""
-        shape = (hunyuan21.TOKENS, hunyuan21.CHANNELS)
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        return noise(seeds, hunyuan21.TOKENS, hunyuan21.CHANNELS)
 
-    def branches(self, x: torch.Tensor, t: float, seeds: Seeds, guided: bool) -> torch.Tensor | Guided:
+    def branches(self, x: torch.Tensor, t: float, sigma: float, seeds: Seeds, guided: bool) -> torch.Tensor | Guided:
         """Conditional and, if ``guided``, unconditional velocity."""
         cond = self.tokens(seeds)
         if not guided:
@@ -64,26 +65,28 @@ class Hunyuan21:
 
 
 def problems(checkout: Path) -> dict[str, Problem]:
-    """The settings on the network: Hunyuan's own grid, and shifted grids with a guidance interval (TRELLIS)."""
+    """The settings on the network: Hunyuan's own grid, without its last step, which has dt = 0, and shifted grids with
+    a guidance interval (TRELLIS).
+
+    Raises:
+        FileNotFoundError: no such checkout.
+    """
     model = Hunyuan21(hunyuan21.build(hunyuan21.load(checkout)))
 
-    def problem(key: str, title: str, **settings: Any) -> Problem:
-        settings |= {"decode": model.decode, "scale": hunyuan21.GUIDANCE}
+    def problem(
+        key: str, title: str, grid: str, steps: int, budgets: tuple[int, ...], interval: tuple[float, float]
+    ) -> Problem:
         return Problem(
-            key, f"Hunyuan3D-2.1 reference network, {title}", start=model.start, branches=model.branches, **settings
-        )
-
-    made = [
-        problem(
-            "hunyuan50", "50 steps (the last has dt = 0), guidance 3",
-            times=(*np.linspace(0, 1, 50).tolist(), 1.0), interval=(0.0, 1.0), budgets=BUDGETS,
-        )
-    ]  # fmt: skip
-    for steps, shift, budgets in ((25, 3.0, (5, 7, 9, 12)), (12, 3.0, (5, 6, 7, 8)), (12, 5.0, (5, 6, 7, 8))):
-        made.append(
-            problem(
-                f"hunyuan{steps}shift{shift:g}", f"{steps} steps, shift {shift:g}, guidance 3 at noise >= 0.5",
-                times=shifted(steps, shift), interval=(0.0, 0.5), shift=shift, budgets=budgets,
-            )
+            key, "velocity", GRIDS[grid], steps, budgets, model.noise, model.branches, interval,
+            strength=hunyuan21.GUIDANCE, title=f"Hunyuan3D-2.1 reference network, {title}",
+            parts=math.ceil(FINE / steps),
+            decode=model.decode,
         )  # fmt: skip
+
+    whole = "50 steps (the last has dt = 0), guidance 3"
+    made = [problem("hunyuan50", whole, "even", 49, BUDGETS, (0.0, 1.0))]
+    for steps, shift, budgets in ((25, 3, (5, 7, 9, 12)), (12, 3, (5, 6, 7, 8)), (12, 5, (5, 6, 7, 8))):
+        title = f"{steps} steps, shift {shift}, guidance 3 at noise >= 0.5"
+        key = f"hunyuan{steps}shift{shift}"
+        made.append(problem(key, title, f"shift{shift}", steps, budgets, (0.5, 1.0)))
     return {each.key: each for each in made}

@@ -1,0 +1,1 @@
+"""Flows, samplers that integrate them, and published caches: what the zoo and the frontier measure with."""
