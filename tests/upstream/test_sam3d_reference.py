@@ -13,6 +13,8 @@ from forecache_lab.metrics import pose
 from forecache_lab.metrics.combined import combined
 from upstream_helpers import check_objects_of_pictures
 
+pytestmark = pytest.mark.long
+
 CONDITIONS = range(TEST_SEED, TEST_SEED + 6)
 
 
