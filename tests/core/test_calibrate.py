@@ -393,6 +393,7 @@ def refined(rounds: int, **options) -> Plan:
     return calibrate(run, times=GRID, calls=7, seeds=range(16), refine=rounds, **options)
 
 
+@pytest.mark.long
 def test_refinement_lands_closer_on_runs_that_it_has_not_seen():
     plain, better = refined(0), refined(2)
     assert plain.computed == better.computed and plain.weights != better.weights
@@ -404,6 +405,7 @@ def test_refinement_lands_closer_on_runs_that_it_has_not_seen():
         assert abs(sum(weights.velocity) - 1) < 1e-9 and sum(map(abs, weights.velocity)) <= 4 + 1e-9
 
 
+@pytest.mark.long
 def test_refinement_of_branches_apart():
     options = {"times": GRID, "calls": 6, "seeds": CALIBRATION, "guidance_scale": 3.0}
     plain, better = calibrate(guided, **options), calibrate(guided, refine=1, **options)

@@ -15,6 +15,8 @@ from forecache_docs import elsewhere
 from forecache_docs.commands import commands
 from lab_browser import chromium, requested
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = (
     "forecache",

@@ -204,6 +204,7 @@ def test_handlers_are_put_back_and_the_signal_arrives() -> None:
     assert done and before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
+@pytest.mark.long
 def test_a_calibration_that_is_broken_off_goes_on_to_the_same_plan(tmp_path: Path) -> None:
     (tmp_path / "flow.py").write_text(FLOW)
 

@@ -91,6 +91,7 @@ def few(tmp_path) -> Path:
     return tmp_path / "few.txt"
 
 
+@pytest.mark.long
 def test_two_processes_give_the_files_of_one_and_a_killed_worker_loses_nothing(many, alone, tmp_path):
     """One of the two is killed when most is done; one process makes the rest."""
     out = tmp_path / "run"
@@ -130,6 +131,7 @@ def test_two_processes_give_the_files_of_one_and_a_killed_worker_loses_nothing(m
     assert [entry["prompt"] for entry in entries.values()] == [f"number {k}" for k in range(MANY)]
 
 
+@pytest.mark.long
 def test_a_local_ray_cluster_gives_the_files_of_one_process(many, alone, tmp_path):
     """In a process of its own: on a small machine Ray may take minutes to come up, or never do."""
     pytest.importorskip("ray", reason="needs the extra `ray`")

@@ -21,6 +21,8 @@ from matrix import diffusers_host
 from matrix.hosts import STEPS, Outcome, lived
 from matrix.pairs import Row, pairwise, turned
 
+pytestmark = pytest.mark.long
+
 MODULES = ("diffusers_host", "generators_host", "hubs_host")
 ROWS = {}
 for module in MODULES:

@@ -209,6 +209,7 @@ def test_bad_settings_are_refused_when_enabled(pipe, settings, error):
     assert pipe.forecache is None
 
 
+@pytest.mark.long
 def test_drift_tells_right_from_wrong(pipe):
     """Medians over test conditions, 50 steps: every rule < reuse < wrong sign, and a bound that the control exceeds."""
     seeds, drift = range(6), {}
@@ -223,6 +224,7 @@ def test_drift_tells_right_from_wrong(pipe):
         assert drift[name] < BOUND < drift["wrong"], drift
 
 
+@pytest.mark.long
 def test_shipped_plans_drift_less_than_the_same_calls_without_one(pipe, calls):
     seeds, drift = range(6), {}
     references = [run(pipe, (seed,), 50) for seed in seeds]
@@ -238,6 +240,7 @@ def test_shipped_plans_drift_less_than_the_same_calls_without_one(pipe, calls):
     assert drift["plan"] < drift["auto"] and drift["plan"] < 0.4 * drift["reuse"], drift
 
 
+@pytest.mark.long
 def test_the_corrector_is_on_and_half_the_calls_drift_less(pipe):
     check_corrector(partial(adapter.enabled, pipe), lambda: run(pipe), lambda handle: [handle.trace], calls=12)
     with adapter.enabled(pipe, plan=PLANS / "hunyuan21-11.json") as handle:

@@ -15,6 +15,8 @@ from forecache_lab.session.measurement import Method, run, same, summary
 from forecache_lab.session.stages import Stages
 from upstream_helpers import check_objects_of_pictures
 
+pytestmark = pytest.mark.long
+
 CONDITIONS = range(TEST_SEED, TEST_SEED + 6)
 
 

@@ -239,6 +239,7 @@ def test_a_sparse_tensor_survives(sample, pipe, coords):
     assert len(out.samples.layout) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("steps", [12, 25])
 def test_drift_across_the_guidance_edge(sample, uncached, pipe, stage, steps):
@@ -497,6 +498,7 @@ def test_enable_is_symmetric(pipe):
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_plan_is_made_and_served_through_the_sampler(pipe, sample, uncached, tmp_path, stage):
     def run(seed, cache):

@@ -261,6 +261,7 @@ def test_off_and_few_steps(pipe, sample):
     assert "off" in handle.traces["shape_slat_512"].notes[0]
 
 
+@pytest.mark.long
 def test_the_stage_session_writes_a_table(checkouts, tmp_path, monkeypatch, capsys):
     from forecache_lab import session
     from forecache_lab.generators.trellis2 import Trellis2

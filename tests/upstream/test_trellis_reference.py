@@ -9,6 +9,8 @@ import torch
 from forecache_lab.generators.reference import PLANS, TEST_SEED, solids, trellis, trellis_latents
 from upstream_helpers import check_objects_of_pictures, relative
 
+pytestmark = pytest.mark.long
+
 STEPS = 12
 SOLIDS = range(6)
 
