@@ -33,22 +33,12 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = "adapters|benchmarks|cli|core|docs|lab|patches|pr_drafts|tests"
 PLACEHOLDER = re.compile(r"/(?!README|LICENSE|NOTICE|CHANGELOG)[A-Z][A-Z-]+(?![a-z])")  # results/DEVICE-DATE.json
 SHELL = ("", "bash", "sh", "console")
-#: where the ``enable`` of an adapter is defined, read and not imported: the hubs take seconds
-ENABLE = {
-    "hunyuan21": "hunyuan.py",
-    "hunyuan2": "hunyuan.py",
-    "trellis": "staged.py",
-    "trellis2": "staged.py",
-    "sam3d": "generators.py",
-    "fastsam3d": "generators.py",
-    "diffusers": "diffusers/__init__.py",
-    "cache_dit": "cache_dit/enable.py",
-}
+README_LINES = 150  # what one reads in three minutes
 
 
 def pages():
     """Every page that a reader meets."""
-    found = [ROOT / name for name in ("README.md", "CHANGELOG.md", "pr_drafts/README.md")]
+    found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "pr_drafts/README.md")]
     return [*found, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
 
 
@@ -252,14 +242,6 @@ def check_links(page):
 
 
 # --- Python -----------------------------------------------------------------------------------------------------------
-def parameters(source, name):
-    """Names of the parameters of a function or method in a file, and whether it takes settings beside them."""
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return {each.arg for each in (*node.args.args, *node.args.kwonlyargs)}, node.args.kwarg is not None
-    raise AssertionError(f"{source} has no {name}")
-
-
 def settings(adapter):
     """What an adapter's ``**settings`` may hold."""
     if adapter != "cache_dit":
@@ -275,8 +257,13 @@ def keywords_of(function, imported):
         module = imported.get(function.value.id, "")
         adapter = module.removeprefix("forecache_adapters.")
         if module != adapter and function.attr in ("enable", "enabled"):
-            named, more = parameters(ROOT / "adapters" / "forecache_adapters" / ENABLE[adapter], "enable")
-            return named | (settings(adapter) if more else set())
+            try:
+                enable = importlib.import_module(module).enable
+            except ImportError:  # a hub that is not installed
+                return None
+            named = inspect.signature(enable).parameters.values()
+            more = any(each.kind is each.VAR_KEYWORD for each in named)
+            return {each.name for each in named} | (settings(adapter) if more else set())
         return None
     target = imported.get(function.id, "") if isinstance(function, ast.Name) else ""
     if not target.startswith("forecache."):
