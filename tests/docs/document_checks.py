@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import itertools
 import re
+import runpy
 import shlex
 import sys
 import types
@@ -33,7 +34,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = "adapters|benchmarks|cli|core|docs|lab|patches|pr_drafts|tests"
 PLACEHOLDER = re.compile(r"/(?!README|LICENSE|NOTICE|CHANGELOG)[A-Z][A-Z-]+(?![a-z])")  # results/DEVICE-DATE.json
 SHELL = ("", "bash", "sh", "console")
-README_LINES = 150  # what one reads in three minutes
+#: where the ``enable`` of a hub's adapter is defined, read and not imported: the hubs take seconds
+HUBS = {"diffusers": "diffusers/__init__.py", "cache_dit": "cache_dit/enable.py"}
 
 
 def pages():
@@ -118,7 +120,7 @@ def sessions():
     before = sys.modules.get("nox")
     sys.modules["nox"] = stand_in
     try:
-        exec(compile((ROOT / "noxfile.py").read_text(encoding="utf-8"), "noxfile.py", "exec"), {"__name__": "noxfile"})
+        runpy.run_path(str(ROOT / "noxfile.py"))
     finally:
         sys.modules.pop("nox")
         if before is not None:
@@ -242,6 +244,22 @@ def check_links(page):
 
 
 # --- Python -----------------------------------------------------------------------------------------------------------
+def parameters(source, name):
+    """Names of the parameters of a function or method in a file, and whether it takes settings beside them."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return {each.arg for each in (*node.args.args, *node.args.kwonlyargs)}, node.args.kwarg is not None
+    raise AssertionError(f"{source} has no {name}")
+
+
+def enable_of(adapter):
+    """Names of the parameters of an adapter's ``enable``, and whether it takes settings beside them."""
+    if adapter in HUBS:
+        return parameters(ROOT / "adapters" / "forecache_adapters" / HUBS[adapter], "enable")
+    given = inspect.signature(importlib.import_module(f"forecache_adapters.{adapter}").enable).parameters.values()
+    return {each.name for each in given}, any(each.kind is each.VAR_KEYWORD for each in given)
+
+
 def settings(adapter):
     """What an adapter's ``**settings`` may hold."""
     if adapter != "cache_dit":
@@ -257,13 +275,8 @@ def keywords_of(function, imported):
         module = imported.get(function.value.id, "")
         adapter = module.removeprefix("forecache_adapters.")
         if module != adapter and function.attr in ("enable", "enabled"):
-            try:
-                enable = importlib.import_module(module).enable
-            except ImportError:  # a hub that is not installed
-                return None
-            named = inspect.signature(enable).parameters.values()
-            more = any(each.kind is each.VAR_KEYWORD for each in named)
-            return {each.name for each in named} | (settings(adapter) if more else set())
+            named, more = enable_of(adapter)
+            return named | (settings(adapter) if more else set())
         return None
     target = imported.get(function.id, "") if isinstance(function, ast.Name) else ""
     if not target.startswith("forecache."):

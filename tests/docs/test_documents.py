@@ -22,7 +22,14 @@ def test_messages_of_the_troubleshooting_page_exist_and_are_tested(check):
 
 
 def test_the_readme_is_read_in_three_minutes():
-    assert len(Page(ROOT / "README.md").text.splitlines()) <= checks.README_LINES
+    assert len(Page(ROOT / "README.md").text.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("name", ["frontier", "results", "zoo"])
+def test_a_page_of_findings_is_short(name):
+    """The tables of all rows are in benchmarks/results."""
+    lines = Page(ROOT / "docs" / f"{name}.md").text.splitlines()
+    assert len(" ".join(lines).split()) <= 2500 and sum(line.startswith("|") for line in lines) <= 30
 
 
 def test_pages_are_read_at_all():
