@@ -34,8 +34,6 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = "adapters|benchmarks|cli|core|docs|lab|patches|pr_drafts|tests"
 PLACEHOLDER = re.compile(r"/(?!README|LICENSE|NOTICE|CHANGELOG)[A-Z][A-Z-]+(?![a-z])")  # results/DEVICE-DATE.json
 SHELL = ("", "bash", "sh", "console")
-#: where the ``enable`` of a hub's adapter is defined, read and not imported: the hubs take seconds
-HUBS = {"diffusers": "diffusers/__init__.py", "cache_dit": "cache_dit/enable.py"}
 
 
 def pages():
@@ -244,18 +242,9 @@ def check_links(page):
 
 
 # --- Python -----------------------------------------------------------------------------------------------------------
-def parameters(source, name):
-    """Names of the parameters of a function or method in a file, and whether it takes settings beside them."""
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return {each.arg for each in (*node.args.args, *node.args.kwonlyargs)}, node.args.kwarg is not None
-    raise AssertionError(f"{source} has no {name}")
-
-
+@functools.cache
 def enable_of(adapter):
     """Names of the parameters of an adapter's ``enable``, and whether it takes settings beside them."""
-    if adapter in HUBS:
-        return parameters(ROOT / "adapters" / "forecache_adapters" / HUBS[adapter], "enable")
     given = inspect.signature(importlib.import_module(f"forecache_adapters.{adapter}").enable).parameters.values()
     return {each.name for each in given}, any(each.kind is each.VAR_KEYWORD for each in given)
 
@@ -275,7 +264,10 @@ def keywords_of(function, imported):
         module = imported.get(function.value.id, "")
         adapter = module.removeprefix("forecache_adapters.")
         if module != adapter and function.attr in ("enable", "enabled"):
-            named, more = enable_of(adapter)
+            try:
+                named, more = enable_of(adapter)
+            except ImportError:  # a hub that is not installed
+                return None
             return named | (settings(adapter) if more else set())
         return None
     target = imported.get(function.id, "") if isinstance(function, ast.Name) else ""
