@@ -36,6 +36,6 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!forecache).*"),  # other packages: a build needs no network
     # types of private attributes and aliases, which signatures name
-    ("py:class", r"forecache(\.plan\.GroupWeights|\.basis\.hermite\.Number|_patches\.edits\.Edit)"),
-    ("py:class", r"forecache_adapters\.(hunyuan|flow_euler|ode_run|ode_solver|diffusers)\..*"),
+    ("py:class", r"forecache(\.plan\.GroupWeights|\.rules\.hermite\.Number|_patches\.edits\.Edit)"),
+    ("py:class", r"forecache_adapters\.(families|diffusers)\..*"),
 ]

@@ -21,13 +21,24 @@ def test_messages_of_the_troubleshooting_page_exist_and_are_tested(check):
     assert check(Page(ROOT / "docs" / "troubleshooting.md")) == []
 
 
+def test_the_readme_is_read_in_three_minutes():
+    assert len(Page(ROOT / "README.md").text.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("name", ["frontier", "results", "zoo"])
+def test_a_page_of_findings_is_short(name):
+    """The tables of all rows are in benchmarks/results."""
+    lines = Page(ROOT / "docs" / f"{name}.md").text.splitlines()
+    assert len(" ".join(lines).split()) <= 2500 and sum(line.startswith("|") for line in lines) <= 30
+
+
 def test_pages_are_read_at_all():
-    readme = Page(ROOT / "README.md")
-    lines = [" ".join(words) for words in checks.command_lines(readme)]
+    readme, generate = Page(ROOT / "README.md"), Page(ROOT / "docs" / "generate.md")
+    lines = [" ".join(words) for page in (readme, generate) for words in checks.command_lines(page)]
     assert "pip install nox" in lines and "nox -s hunyuan21_dmd" in lines
     assert any(line.startswith("forecache generate --model black-forest-labs/FLUX.1-dev") for line in lines)
-    assert any(line.endswith("--steps 28 --calls 12 --baseline") for line in lines), "continued lines"
-    assert len([1 for language, _ in readme.blocks if language == "python"]) >= 5 and len(readme.links) > 5
+    assert any(line.endswith("--steps 50 --calls 18 --set true_cfg_scale=4.0") for line in lines), "continued lines"
+    assert len([1 for language, _ in readme.blocks if language == "python"]) >= 3 and len(readme.links) > 5
     assert {"tests", "docs", "demo", "hunyuan21_dmd", "pr_cachedit"} <= checks.sessions()
     assert ("patch", "apply") in checks.commands() and "--lock" in checks.commands()["patch", "apply"].flags
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from document_checks import ROOT, Page
 from typer.testing import CliRunner
 
 import first_steps
@@ -20,7 +19,7 @@ from forty_line_adapter import disable, enable
 from small_generator import SmallGenerator
 from twenty_line_basis import Wave
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+EXAMPLES = ROOT / "docs" / "examples"
 
 
 class Backwards(Rule):
@@ -44,6 +43,35 @@ def test_the_counts_of_lines_are_true():
     assert lines_of("twenty_line_basis.py") <= 20
     assert lines_of("forty_line_adapter.py") <= 40
     assert lines_of("superresolution.py") > 40, "it counts"
+
+
+# --- what the README shows --------------------------------------------------------------------------------------------
+def test_the_readmes_sampler_and_rule_run_as_they_stand(capsys):
+    sampler, rule, _ = [content for language, content in Page(ROOT / "README.md").blocks if language == "python"]
+    names = {}
+    exec(sampler, names)
+    assert capsys.readouterr().out == "15\n"
+    exec(rule, names)
+
+    def sample(**settings):
+        x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+        cache, grid = Forecaster(times=names["grid"], **settings), names["grid"]
+        for i in range(len(grid) - 1):
+            x = x + (grid[i + 1] - grid[i]) * cache.step(i, lambda x=x, i=i: names["model"](x, grid[i]), state=x)
+        return x
+
+    plain, mine = sample(interval=1), sample(basis=names["Tail"](), calls=15)
+    assert torch.equal(mine, sample(basis="linear", calls=15)), "the rule is a line"
+    assert 0 < (mine - plain).norm() < 0.2 * (sample(basis="reuse", calls=15) - plain).norm()
+
+
+def test_the_rule_of_the_contributing_page_runs_as_it_stands(capsys):
+    (whole,) = [content for language, content in Page(ROOT / "CONTRIBUTING.md").blocks if language == "python"]
+    exec(whole, {})
+    assert capsys.readouterr().out == "6 of 30 steps computed\n"
+    assert len(whole.split("class Decay")[1].split("cache = ")[0].splitlines()) <= 20
+    with pytest.raises(AssertionError):
+        exec(whole.replace("1 - share, share", "1 + share, -share"), {})  # the wrong sign
 
 
 # --- a basis in 20 lines ----------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ class Api(SphinxDirective):
         first = self.options.get("first", [])
         for name in [*first, *(name for name in public.__all__ if name not in first)]:
             value, title = getattr(public, name), f"{module}.{name}"
+            if inspect.ismodule(value):
+                continue  # has a section of its own
             if inspect.isclass(value) and (elsewhere := known.setdefault(id(value), title)) != title:
                 lines += ["", f"``{name}`` is :class:`{elsewhere}`.", ""]
             else:

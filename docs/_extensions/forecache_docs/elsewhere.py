@@ -12,10 +12,12 @@ ROOT = Path(__file__).parents[3]
 #: file of the repository -> its page; the file of that name in docs/ is only a place in the table of contents
 PAGES = {
     "README.md": "project/readme",
+    "CONTRIBUTING.md": "project/contributing",
     "CHANGELOG.md": "project/changelog",
     "pr_drafts/README.md": "project/submissions",
     "benchmarks/dit_imagenet/README.md": "project/dit_imagenet",
     "benchmarks/zoo/README.md": "project/zoo",
+    "benchmarks/results/README.md": "project/tables",
 }
 LINK = re.compile(r"(\]\()([^()\s]+)(\))")
 
