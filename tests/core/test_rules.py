@@ -407,6 +407,21 @@ def test_auto_follows_the_bend_where_it_shows_and_not_the_scatter() -> None:
         Auto(())
 
 
+def test_auto_keeps_to_half_the_slope_where_the_second_differences_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest bend is opposite to the one before: the line did a little better so far and is not believed."""
+    v = bent(0.3, 0.0)
+    v[-1, 1] -= 4.0
+    times, g = tuple(STEPS.tolist()), gram(v)
+    assert auto.alternates(times, g) and not auto.alternates(times, gram(bent(0.3, 0.0)))
+    assert not auto.alternates(times[:3], g[:3, :3])
+    assert Auto().chosen(STEPS, g) is HALF
+    assert Auto().chosen(STEPS, gram(bent(1.0, 0.0))) is PARABOLA  # the bends agree
+    straight = np.outer(STEPS, np.ones(3)) + 1e-12 * bent(0.0, 1.0)  # whose bends are round-off
+    assert Auto().chosen(STEPS, gram(straight)) is not HALF
+    monkeypatch.setattr(auto, "DOUBT", 1.0)
+    assert Auto().chosen(STEPS + 1.0, g) is LINE  # control, of times that nothing is remembered of
+
+
 def test_errors_are_added_up_with_their_signs() -> None:
     """A line misses a bend on one side, step after step; scatter comes from both sides and leaves little of itself."""
     v = bent(2.0, 1.0)

@@ -13,6 +13,7 @@ from .linear import Linear
 from .rule import Rule, remembered
 
 MEMORY = 4  # newest forward errors that are added up
+DOUBT = 4.0  # how many times better a rule must have done than the first, where the second differences alternate
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Auto(Rule):
 
         ``|| e_{n-m+1} + ... + e_n || / m``,    the newest ``m <= 4`` errors that its window allows,
 
-    from the Gram matrix alone. Until the first candidate has an error to show, it serves: a line of half the slope,
-    since the first snapshots say least of where a curve goes. ``candidates`` may be any rules:
+    from the Gram matrix alone. The first candidate, a line of half the slope, is the cautious one. It serves until it
+    has an error to show, since the first snapshots say least of where a curve goes. Where the two newest second
+    differences point against one another (:func:`alternates`), any other must score :data:`DOUBT` times as well.
+    ``candidates`` may be any rules:
     ``Auto((Linear(1), Exponential()))`` takes exponentials where they did better than a line.
 
     Raises:
@@ -55,11 +58,36 @@ class Auto(Rule):
 
 @remembered
 def smallest(gram: Array, times: tuple[float, ...], candidates: tuple[Rule, ...]) -> int:
-    """Which candidate has the smallest score; the earlier one of two that are equal."""
+    """Which candidate has the smallest score, the earlier one of two that are equal; see :class:`Auto`."""
     if len(times) <= candidates[0].floor:
         return 0
     scored = [k for k, rule in enumerate(candidates) if len(times) > rule.floor]
-    return min(scored, key=lambda k: coherent_error(candidates[k], times, gram))
+    doubt = DOUBT if alternates(times, gram) else 1.0
+    return min(scored, key=lambda k: coherent_error(candidates[k], times, gram) * (doubt if k else 1.0))
+
+
+def alternates(times: tuple[float, ...], gram: Array) -> bool:
+    """Whether the two newest second divided differences have a negative dot product; ``False`` before four snapshots.
+
+    The curve then bends one way and at once the other: the run rings, or its snapshots are noise, and the next bend
+    is not one to extrapolate.
+    """
+    if len(times) < 4:
+        return False
+    older, newer = bends(times[-4:])
+    return bool(older @ gram[-4:, -4:] @ newer < 0)
+
+
+@lru_cache(maxsize=1024)
+def bends(times: tuple[float, ...]) -> Array:
+    """The two second divided differences of four snapshots as weights ``[2, 4]``."""
+    return np.stack([np.r_[0.0, second(times[1:])], np.r_[second(times[:3]), 0.0]][::-1])
+
+
+def second(times: tuple[float, ...]) -> Array:
+    """``v[t_0, t_1, t_2]`` as weights of three snapshots."""
+    a, b, c = times
+    return np.array([1 / ((a - b) * (a - c)), 1 / ((b - a) * (b - c)), 1 / ((c - a) * (c - b))])
 
 
 def coherent_error(rule: Rule, times: tuple[float, ...], gram: Array) -> float:
