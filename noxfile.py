@@ -152,7 +152,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """start: the test suite, against the installed wheel. -- ARGUMENTS go to pytest."""
+    """start: the test suite, against the installed wheel. -- -m "not gpu": also the tests that take minutes."""
     install(session, "test")
     # a file's tests stay together: they share a checkout and a pipeline. A lost worker ends all: xdist would wait on
     how = ("-n2", "--dist=loadfile", "--max-worker-restart=0")
