@@ -234,8 +234,8 @@ def test_rescale_stays_exact_on_forecast_steps(pipe, sample):
 
     def watch(model, x_t, t, *args, **kwargs):
         out = inside(model, x_t, t, *args, **kwargs)
-        branches = handle.runs.innermost.server.histories
-        if kwargs["guidance_interval"][0] <= t and len(branches) == 2 and handle.runs.innermost.i in (2, 4, 6, 8):
+        branches = handle._runs[-1].server.histories
+        if kwargs["guidance_interval"][0] <= t and len(branches) == 2 and handle._runs[-1].i in (2, 4, 6, 8):
             cond, uncond = (branches[name].trace.steps[-1].kind for name in ("cond", "uncond"))
             assert cond == uncond == "forecast"
             x_0 = sampler._pred_to_xstart(x_t, t, out)

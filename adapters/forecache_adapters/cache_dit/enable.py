@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -103,8 +104,9 @@ class OfTarget(Piece):
         except BaseException as error:
             if "_context_manager" in vars(target):
                 cache_dit.disable_cache(target)
-            for piece, _ in handle.parts:
-                piece.detach()
+            for worn, _ in handle.parts:
+                if (piece := worn()) is not None:
+                    piece.detach()
             handle.parts = []
             if not isinstance(error, AssertionError):
                 raise
@@ -123,9 +125,10 @@ class OfTarget(Piece):
         if target is None or own(target) is not handle:
             return
         handle.close()
-        for piece, added in reversed(handle.parts):
-            each = piece.target
-            if each is None:
+        for worn, added in reversed(handle.parts):
+            piece = worn()
+            each = None if piece is None else piece.target
+            if piece is None or each is None:
                 continue
             piece.detach()
             for name in added:
@@ -164,7 +167,7 @@ def wear(part: Any, handle: Handle, methods: Mapping[str, Any], added: set[str])
     """Put functions around methods of a part of the target. ``added``: the modules that cache-dit added to it."""
     piece = Worn(part, handle, methods, private=SETS)
     piece.attach()
-    handle.parts.append((piece, added))
+    handle.parts.append((weakref.ref(piece), added))
 
 
 def patched(network: torch.nn.Module) -> int:

@@ -37,7 +37,8 @@ class Handle(handle.Handle):
     def __init__(self, target: Any) -> None:
         self.within = not isinstance(target, torch.nn.Module)  #: a pipeline, whose calls are its runs
         self.owner = weakref.ref(target)
-        self.parts: list[tuple[Worn, set[str]]] = []  # what they wear, and the modules that cache-dit added
+        # what parts wear, which they alone keep (it knows their forward), and the modules that cache-dit added
+        self.parts: list[tuple[weakref.ref[Worn], set[str]]] = []
         self.runs: list[Any] = []
         self.remarks: list[str] = []  # of the newest run as a whole
         self.lock = threading.RLock()  # cache-dit exchanges a transformer's blocks while it runs
