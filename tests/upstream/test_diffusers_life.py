@@ -285,5 +285,6 @@ def test_a_bare_transformer_fetches_nothing_at_a_forecast_step(cache_first):
     assert Fetches.times == 2 * CALLS
     adapter.disable(network)
     assert torch.equal(loop(network, euler()), reference)
+    assert Fetches.times > 2 * CALLS, "what was set up is there again, or still"
     hooks.remove_hook_from_module(network)
     assert torch.equal(loop(network, euler()), reference)
