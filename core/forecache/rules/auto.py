@@ -9,7 +9,7 @@ import numpy as np
 
 from ..snapshots import Array
 from .guard import guarded
-from .linear import Linear
+from .linear import Linear, lagrange
 from .rule import Rule, remembered
 
 MEMORY = 4  # newest forward errors that are added up
@@ -80,14 +80,13 @@ def alternates(times: tuple[float, ...], gram: Array) -> bool:
 
 @lru_cache(maxsize=1024)
 def bends(times: tuple[float, ...]) -> Array:
-    """The two second divided differences of four snapshots as weights ``[2, 4]``."""
-    return np.stack([np.r_[0.0, second(times[1:])], np.r_[second(times[:3]), 0.0]][::-1])
-
-
-def second(times: tuple[float, ...]) -> Array:
-    """``v[t_0, t_1, t_2]`` as weights of three snapshots."""
-    a, b, c = times
-    return np.array([1 / ((a - b) * (a - c)), 1 / ((b - a) * (b - c)), 1 / ((c - a) * (c - b))])
+    """What a line misses the two newest of four snapshots by, as weights ``[2, 4]``: the second divided differences
+    times ``(t_k - t_{k-1}) (t_k - t_{k-2}) > 0``.
+    """
+    missed = np.eye(4)[2:]
+    for row, k in zip(missed, (2, 3), strict=True):
+        row[k - 2 : k] = -lagrange(np.array(times[k - 2 : k]), times[k], 1)
+    return missed
 
 
 def coherent_error(rule: Rule, times: tuple[float, ...], gram: Array) -> float:
